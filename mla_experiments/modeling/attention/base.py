@@ -1,0 +1,132 @@
+"""The contract that every attention mechanism keeps.
+
+A mechanism is one class in one file. It states its hyper-parameters (`resolve`), its arithmetic (`forward`), and
+what it costs (`cache_elements_per_token`, `flops`). Training, generation, evaluation, benchmarks and the contract
+tests work for it because it stands in the registry.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ...errors import UserError
+
+
+class Attention(nn.Module, ABC):
+    """Causal self-attention of one decoder layer.
+
+    Args:
+        hidden_size: width of the decoder, D.
+        num_attention_heads: query heads, H.
+        layer_idx: which layer of the cache this one reads and writes.
+        rotary: whether positions enter by RoPE; without it the attention knows no positions.
+        rope_interleave: layout of rotary pairs, see `rope.rotate`.
+        options: the mechanism's own hyper-parameters, see its `resolve`.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_attention_heads: int,
+        *,
+        layer_idx: int = 0,
+        rotary: bool = True,
+        rope_interleave: bool = False,
+        **options: int | None,
+    ):
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.num_heads = num_attention_heads
+        self.layer_idx = layer_idx
+        self.rotary = rotary
+        self.rope_interleave = rope_interleave
+        for name, value in self.resolve(hidden_size, num_attention_heads, rotary=rotary, **options).items():
+            setattr(self, name, value)
+
+    @classmethod
+    @abstractmethod
+    def resolve(
+        cls, hidden_size: int, num_attention_heads: int, *, rotary: bool = True, **options: Any
+    ) -> dict[str, int | None]:
+        """Return the mechanism's own hyper-parameters, complete: what is not given derives from the size.
+
+        The keyword arguments of an implementation are the options that the mechanism knows.
+
+        Raises:
+            UserError: a value that cannot work, with its field.
+        """
+
+    @classmethod
+    @abstractmethod
+    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+        """Return how many dimensions of a key RoPE turns, given resolved options."""
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Mix each position with those before it.
+
+        Args:
+            hidden_states: `[B, T, D]`.
+            position_embeddings: cosines and sines, each `[B or 1, T, rotary_dim / 2]`; None without RoPE.
+            attention_mask: see `kernels.attend`.
+            past_key_values: a transformers cache, read and extended by T tokens at `layer_idx`.
+
+        Returns:
+            `[B, T, D]`.
+        """
+
+    @abstractmethod
+    def cache_elements_per_token(self) -> int:
+        """Return how many numbers this layer keeps in the cache for one token of one sequence."""
+
+    @abstractmethod
+    def flops(self, num_tokens: int, context: int) -> int:
+        """Return the matrix-multiplication FLOPs of one forward pass of this layer.
+
+        Two per multiply-add; every one of `num_tokens` new tokens is scored against all `context` tokens (itself
+        and the cached ones included), which is what is computed where causality is a mask. Norms, softmax and
+        rotation are not counted, as in torch's FLOP counter.
+        """
+
+    def cache(
+        self, past_key_values: Cache | None, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append to this layer's cache, where there is one, and return all that is kept: `[B, G, S, ...]`."""
+        if past_key_values is None:
+            return key, value
+        return past_key_values.update(key, value, self.layer_idx)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `condition`."""
+    if not condition:
+        raise UserError(message)
+
+
+def head_width(hidden_size: int, num_attention_heads: int) -> int:
+    """Return hidden_size / num_attention_heads, refusing heads that do not divide the width."""
+    require(
+        num_attention_heads >= 1 and hidden_size % num_attention_heads == 0,
+        f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}; "
+        "choose a divisor of the width.",
+    )
+    return hidden_size // num_attention_heads
+
+
+def split_heads(x: torch.Tensor, width: int) -> torch.Tensor:
+    """`[B, T, H·D]` to `[B, H, T, D]`, D = width."""
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
+    """`[B, H, T, D]` to `[B, T, H·D]`."""
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,90 @@
+"""Multi-head attention (Vaswani et al. 2017, Attention Is All You Need, §3.2.2) with rotary positions, as in Llama.
+
+Every head has its own query, key and value:
+
+    q_i = W_i^Q h,  k_i = W_i^K h,  v_i = W_i^V h,      o = W^O [o_1; ...; o_H]
+    o_i = Σ_s softmax_s(q_i · k_i,s / sqrt(d_h)) v_i,s
+
+Cached per token: keys and values of all heads, 2 · H · d_h numbers. The class is written for any number G of
+key-value heads, G = H here; `gqa.py` and `mqa.py` choose another G and change nothing else.
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ...kernels import attend
+from .base import Attention, head_width, merge_heads, require, split_heads
+from .rope import rotate
+
+
+class MHA(Attention):
+    """Multi-head attention: G = H key-value heads."""
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs):
+        super().__init__(hidden_size, num_attention_heads, **kwargs)
+        query_width = self.num_heads * self.head_dim
+        key_width = self.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
+        self.k_proj = nn.Linear(hidden_size, key_width, bias=False)
+        self.v_proj = nn.Linear(hidden_size, key_width, bias=False)
+        self.o_proj = nn.Linear(query_width, hidden_size, bias=False)
+
+    @classmethod
+    def resolve(cls, hidden_size, num_attention_heads, *, rotary=True, head_dim=None, num_key_value_heads=None):
+        """`head_dim` (default: width / heads) and `num_key_value_heads` (equal to the heads)."""
+        require(
+            num_key_value_heads in (None, num_attention_heads),
+            f"num_key_value_heads={num_key_value_heads} is not num_attention_heads={num_attention_heads}; "
+            'for shared key-value heads choose attention="gqa" or "mqa".',
+        )
+        return cls._resolve_groups(hidden_size, num_attention_heads, rotary, head_dim, num_attention_heads)
+
+    @classmethod
+    def _resolve_groups(cls, hidden_size, num_attention_heads, rotary, head_dim, num_key_value_heads):
+        if head_dim is None:
+            head_dim = head_width(hidden_size, num_attention_heads)
+        require(
+            num_key_value_heads >= 1 and num_attention_heads % num_key_value_heads == 0,
+            f"num_key_value_heads={num_key_value_heads} does not divide "
+            f"num_attention_heads={num_attention_heads}; choose a divisor of the heads.",
+        )
+        require(
+            head_dim >= 1 and not (rotary and head_dim % 2),
+            f"head_dim={head_dim} is the rotary dimension and must be positive and even; "
+            "change hidden_size or num_attention_heads.",
+        )
+        return {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads}
+
+    @classmethod
+    def rotary_dim(cls, options):
+        """RoPE turns whole keys."""
+        return options["head_dim"]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Project, rotate, remember, attend, project: see `Attention.forward`."""
+        query = split_heads(self.q_proj(hidden_states), self.head_dim)  # [B, H, T, D]
+        key = split_heads(self.k_proj(hidden_states), self.head_dim)  # [B, G, T, D]
+        value = split_heads(self.v_proj(hidden_states), self.head_dim)  # [B, G, T, D]
+        if self.rotary:
+            query = rotate(query, position_embeddings, self.rope_interleave)
+            key = rotate(key, position_embeddings, self.rope_interleave)
+        key, value = self.cache(past_key_values, key, value)  # [B, G, S, D]
+        output = attend(query, key, value, attention_mask, self.head_dim**-0.5)  # [B, H, T, D]
+        return self.o_proj(merge_heads(output))  # [B, T, hidden_size]
+
+    def cache_elements_per_token(self) -> int:
+        """2 · G · d_h: one key and one value per key-value head."""
+        return 2 * self.num_key_value_heads * self.head_dim
+
+    def flops(self, num_tokens: int, context: int) -> int:
+        """Four projections, then scores and sums over the context; see `Attention.flops`."""
+        projections = 2 * self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_key_value_heads)
+        attention = 2 * context * self.num_heads * 2 * self.head_dim
+        return num_tokens * (projections + attention)

@@ -1,0 +1,155 @@
+"""Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, §2.1.2-2.1.3, eq. 9-19).
+
+Unlike `mha.py`, keys and values are not kept: they are re-made from one low-rank latent a token. RoPE cannot pass
+through that factorisation, so a small rotary key, shared by all heads, carries positions beside it ("decoupled"):
+
+    c = RMSNorm(W^DKV h)             the latent, d_c numbers                             (eq. 9)
+    k_i = [W_i^UK c; k^R],  k^R = RoPE(W^KR h)     key of head i: content and position   (eq. 10, 15-16)
+    v_i = W_i^UV c                                                                      (eq. 11)
+    q_i = [q_i^C; q_i^R],   q_i^R = RoPE(W_i^QR ·)  from h, or from a latent of its own   (eq. 12-14)
+    o_i = Σ_s softmax_s(q_i · k_i,s / sqrt(d_nope + d_R)) v_i,s,    o = W^O [o_1; ...]    (eq. 17-19)
+
+Cached per token: c and k^R, d_c + d_R numbers, whatever the number of heads. Names of weights and the order of
+their rows are those of transformers' `DeepseekV3Attention`.
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ...kernels import attend
+from .base import Attention, head_width, merge_heads, require, split_heads
+from .rope import rotate
+
+LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
+
+
+class MLA(Attention):
+    """Multi-head latent attention with decoupled RoPE and full or low-rank queries."""
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs):
+        super().__init__(hidden_size, num_attention_heads, **kwargs)
+        self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        query_width = self.num_heads * self.qk_head_dim
+        if self.q_lora_rank is None:
+            self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(hidden_size, self.q_lora_rank, bias=False)
+            self.q_a_layernorm = nn.RMSNorm(self.q_lora_rank, eps=LATENT_NORM_EPS)
+            self.q_b_proj = nn.Linear(self.q_lora_rank, query_width, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
+        self.kv_b_proj = nn.Linear(
+            self.kv_lora_rank, self.num_heads * (self.qk_nope_head_dim + self.v_head_dim), bias=False
+        )
+        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
+
+    @classmethod
+    def resolve(
+        cls,
+        hidden_size,
+        num_attention_heads,
+        *,
+        rotary=True,
+        q_lora_rank=None,
+        kv_lora_rank=None,
+        qk_nope_head_dim=None,
+        qk_rope_head_dim=None,
+        v_head_dim=None,
+    ):
+        """Defaults are DeepSeek-V2's proportions (§2.1.4): d_c = 4 d_h and d_R = d_h / 2, with d_h = width / heads.
+
+        `kv_lora_rank` is d_c, `qk_rope_head_dim` d_R (0 without RoPE), `qk_nope_head_dim` and `v_head_dim` the
+        content widths of a head's key and value (d_h), `q_lora_rank` the rank of the queries, None for full ones.
+        """
+        options = {
+            "q_lora_rank": q_lora_rank,
+            "kv_lora_rank": kv_lora_rank,
+            "qk_nope_head_dim": qk_nope_head_dim,
+            "qk_rope_head_dim": qk_rope_head_dim,
+            "v_head_dim": v_head_dim,
+        }
+        width = head_width(hidden_size, num_attention_heads)
+        derived = {
+            "kv_lora_rank": 4 * width,
+            "qk_nope_head_dim": width,
+            "qk_rope_head_dim": max(2, width // 4 * 2) if rotary else 0,
+            "v_head_dim": width,
+        }
+        options |= {name: value for name, value in derived.items() if options[name] is None}
+        for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+            require(options[name] is None or options[name] >= 1, f"{name}={options[name]} must be at least 1.")
+        d_rope = options["qk_rope_head_dim"]
+        if rotary:
+            require(d_rope >= 2 and d_rope % 2 == 0, f"qk_rope_head_dim={d_rope} must be positive and even.")
+        else:
+            require(d_rope == 0, f'qk_rope_head_dim={d_rope} must be 0 with positions="learned".')
+        return options
+
+    @classmethod
+    def rotary_dim(cls, options):
+        """RoPE turns only the shared rotary key."""
+        return options["qk_rope_head_dim"]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        """Compress, remember, expand, attend, project: see `Attention.forward`."""
+        query = self.queries(hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
+        latent = self.latents(hidden_states, position_embeddings)  # [B, 1, T, d_c + d_R]
+        # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
+        latent, _ = self.cache(past_key_values, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
+        key, value = self.expand(latent)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
+        output = attend(query, key, value, attention_mask, self.qk_head_dim**-0.5)  # [B, H, T, d_v]
+        return self.o_proj(merge_heads(output))  # [B, T, hidden_size]
+
+    def queries(self, hidden_states, position_embeddings):
+        """Return `[B, H, T, d_nope + d_R]`: content, then the rotated part."""
+        if self.q_lora_rank is None:
+            flat = self.q_proj(hidden_states)
+        else:
+            flat = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+        query = split_heads(flat, self.qk_head_dim)
+        if not self.rotary:
+            return query
+        q_nope, q_rope = query.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
+        return torch.cat((q_nope, rotate(q_rope, position_embeddings, self.rope_interleave)), dim=-1)
+
+    def latents(self, hidden_states, position_embeddings):
+        """Return what is cached, `[B, 1, T, d_c + d_R]`: the normalised latent, then the rotated shared key."""
+        compressed = self.kv_a_proj_with_mqa(hidden_states)
+        c_kv, k_rope = compressed.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
+        c_kv = self.kv_a_layernorm(c_kv).unsqueeze(1)
+        if not self.rotary:
+            return c_kv
+        k_rope = rotate(k_rope.unsqueeze(1), position_embeddings, self.rope_interleave)
+        return torch.cat((c_kv, k_rope), dim=-1)
+
+    def expand(self, latent):
+        """Return every head's key `[B, H, S, d_nope + d_R]` and value `[B, H, S, d_v]` from the latents."""
+        c_kv, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
+        content = split_heads(self.kv_b_proj(c_kv.squeeze(1)), self.qk_nope_head_dim + self.v_head_dim)
+        k_nope, value = content.split((self.qk_nope_head_dim, self.v_head_dim), dim=-1)
+        key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
+        return key, value
+
+    def cache_elements_per_token(self) -> int:
+        """d_c + d_R: the latent and one rotary key, for all heads together."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def flops(self, num_tokens: int, context: int) -> int:
+        """Projections of the new tokens, expansion of the whole context, attention; see `Attention.flops`."""
+        query_width = self.num_heads * self.qk_head_dim
+        if self.q_lora_rank is None:
+            queries = self.hidden_size * query_width
+        else:
+            queries = self.q_lora_rank * (self.hidden_size + query_width)
+        compress = self.hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim)
+        output = self.num_heads * self.v_head_dim * self.hidden_size
+        expand = self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        attention = self.num_heads * (self.qk_head_dim + self.v_head_dim)
+        return 2 * (num_tokens * (queries + compress + output + context * attention) + context * expand)

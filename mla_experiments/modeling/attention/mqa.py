@@ -1,0 +1,21 @@
+"""Multi-query attention (Shazeer 2019, Fast Transformer Decoding, §3): GQA with one group.
+
+All H query heads read the same key and value. Cached per token: 2 · d_h numbers, the least of any mechanism that
+keeps whole keys and values.
+"""
+
+from .base import require
+from .gqa import GQA
+
+
+class MQA(GQA):
+    """Multi-query attention: one key-value head for all query heads."""
+
+    @classmethod
+    def resolve(cls, hidden_size, num_attention_heads, *, rotary=True, head_dim=None, num_key_value_heads=None):
+        """`head_dim` (default: width / heads); `num_key_value_heads` is 1."""
+        require(
+            num_key_value_heads in (None, 1),
+            f'num_key_value_heads={num_key_value_heads} is not 1; for more groups choose attention="gqa".',
+        )
+        return cls._resolve_groups(hidden_size, num_attention_heads, rotary, head_dim, 1)

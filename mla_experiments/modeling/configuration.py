@@ -1,0 +1,97 @@
+"""The configuration of a decoder: its size, its positions, and one attention mechanism chosen by name."""
+
+import inspect
+
+from transformers import PreTrainedConfig
+
+from ..errors import UserError
+from .attention import ATTENTION
+from .attention.base import require
+
+POSITIONS = ("rope", "learned")
+
+
+class DecoderConfig(PreTrainedConfig):
+    """Everything that determines a decoder's weights and arithmetic.
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the SwiGLU MLP; None means 8/3 of the width, rounded up to a multiple of 32
+            (Shazeer 2020, GLU Variants, §3: three matrices of 8/3 cost as much as two of 4).
+        num_hidden_layers: number of blocks.
+        num_attention_heads: query heads.
+        max_position_embeddings: the longest sequence, in tokens.
+        attention: name of a registered mechanism.
+        attention_options: the mechanism's own hyper-parameters; what is left out derives from the size.
+        positions: "rope", or "learned" absolute positions added to the embeddings.
+        rope_theta: base of the rotary frequencies.
+        rope_interleave: False for Llama's half-split rotary pairs, True for DeepSeek's interleaved ones.
+        rms_norm_eps: added to the mean square in every norm of the block.
+        initializer_range: standard deviation of every matrix and embedding at the start.
+        tie_word_embeddings: whether the output projection is the embedding.
+
+    Raises:
+        UserError: a value that cannot work, named with its field.
+    """
+
+    model_type = "mla_experiments"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    vocab_size: int = 10_000
+    hidden_size: int = 512
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 16
+    max_position_embeddings: int = 1024
+    attention: str = "mla"
+    attention_options: dict | None = None
+    positions: str = "rope"
+    rope_theta: float = 10_000.0
+    rope_interleave: bool = False
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, f"{name}={value!r} must be a positive integer.")
+        if self.intermediate_size is None:
+            self.intermediate_size = -(-8 * self.hidden_size // 3 // 32) * 32
+        require(self.intermediate_size >= 1, f"intermediate_size={self.intermediate_size} must be at least 1.")
+        require(
+            self.positions in POSITIONS,
+            f"positions={self.positions!r} is unknown; choose {' or '.join(POSITIONS)}.",
+        )
+        self.attention_options = self._resolve_attention()
+        super().__post_init__(**kwargs)
+
+    def _resolve_attention(self) -> dict:
+        require(
+            self.attention in ATTENTION,
+            f"attention={self.attention!r} is unknown; choose one of {', '.join(ATTENTION)}.",
+        )
+        mechanism = ATTENTION[self.attention]
+        given = self.attention_options or {}
+        known = set(inspect.signature(mechanism.resolve).parameters) - {
+            "hidden_size",
+            "num_attention_heads",
+            "rotary",
+        }
+        if unknown := sorted(set(given) - known):
+            raise UserError(
+                f"attention_options has {', '.join(unknown)}, unknown to attention={self.attention!r}; "
+                f"it knows {', '.join(sorted(known))}."
+            )
+        return mechanism.resolve(self.hidden_size, self.num_attention_heads, rotary=self.positions == "rope", **given)

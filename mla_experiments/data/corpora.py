@@ -1,0 +1,163 @@
+"""The corpus folder: train, validation and test documents, disjoint, memory-mapped, with their counts."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Value
+from datasets.arrow_writer import ArrowWriter
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..manifest import is_current, new_folder, read_manifest
+from .sources import SPLITS, WIKITEXT_HUB_NAMES, open_corpus
+
+MADE_BY = "python data/download_data.py"
+HELD_OUT_SHARE = 0.1  # of the characters, for validation and for test each, where a corpus has no splits of its own
+HELD_OUT_MOST = 2_000_000  # characters of a held-out split; more would only make evaluation slow
+FEATURES = Features({"text": Value("large_string")})
+
+FALLBACK_WARNING = """
+{line}
+WARNING: WikiText-103 could not be fetched: {reason}
+Using the small offline sample (wiki-sample, 107 Wikipedia articles) INSTEAD. Results are NOT on WikiText.
+{line}
+"""
+
+
+def prepare_corpus(folder: Path, corpus: str = "auto", text_column: str = "text") -> dict:
+    """Write the corpus to `folder`, one memory-mapped data set a split, and return its manifest.
+
+    Args:
+        folder: where to; what is there from another corpus is replaced once the new one is whole.
+        corpus: "auto" (WikiText-103, or the offline sample where the hub cannot be reached), or see `open_corpus`.
+        text_column: which column holds the text of JSON lines, parquet and hub data sets.
+
+    Raises:
+        UserError: the corpus cannot be had, is empty, or is too small to split.
+    """
+    if corpus != "auto":
+        return _prepare(folder, corpus, text_column)
+    try:
+        return _prepare(folder, "wikitext-103", text_column)
+    except UserError as error:
+        print(FALLBACK_WARNING.format(line="=" * 100, reason=error), flush=True)
+        return _prepare(folder, "wiki-sample", text_column)
+
+
+def load_corpus(folder: Path) -> DatasetDict:
+    """Return the splits of a prepared corpus, each with a column `text`, a document a row."""
+    read_manifest(folder, MADE_BY)
+    return DatasetDict({split: Dataset.load_from_disk(str(Path(folder) / split)) for split in SPLITS})
+
+
+def _prepare(folder: Path, corpus: str, text_column: str) -> dict:
+    request = {"corpus": corpus, "text_column": text_column, "source": _fingerprint(corpus)}
+    if is_current(folder, request):
+        print(f"{folder} already holds {corpus}; nothing to do.")
+        return read_manifest(folder, MADE_BY)
+    with new_folder(folder, request) as (scratch, manifest):
+        documents = {
+            split: _write_documents(scratch / f"{split}.arrow", texts, f"{corpus}: reading {split}")
+            for split, texts in open_corpus(corpus, text_column).items()
+        }
+        splits = _complete_splits(documents, corpus)
+        manifest |= {"corpus": corpus, "splits": {}}
+        for split, dataset in splits.items():
+            dataset.save_to_disk(str(scratch / split))
+            manifest["splits"][split] = _count(dataset)
+        for leftover in scratch.glob("*.arrow"):
+            leftover.unlink()
+        digest = "".join(counts["hash"] for counts in manifest["splits"].values())
+        manifest["hash"] = hashlib.sha256(digest.encode()).hexdigest()
+    return manifest
+
+
+def _fingerprint(corpus: str) -> list | None:
+    """Names, sizes and times of the files of a local corpus, so that a changed file is read again."""
+    path = Path(corpus)
+    if corpus == "wiki-sample" or corpus in WIKITEXT_HUB_NAMES or not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _write_documents(path: Path, texts: Iterable[str], description: str) -> Dataset:
+    """Write the documents that hold any text to an Arrow file, a few at a time, and map it into memory."""
+    with ArrowWriter(path=str(path), features=FEATURES) as writer:
+        for batch in _batches(tqdm((text for text in texts if text.strip()), description, unit=" documents")):
+            writer.write_table(pa.table({"text": pa.array(batch, pa.large_string())}))
+        if len(writer) == 0:
+            writer.write_table(pa.table({"text": pa.array([], pa.large_string())}))
+        writer.finalize()
+    return Dataset.from_file(str(path))
+
+
+def _batches(texts: Iterable[str], most_characters: int = 4_000_000) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= most_characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _complete_splits(documents: dict[str, Dataset], corpus: str) -> dict[str, Dataset]:
+    """Take the splits that are missing out of the training documents, and refuse any that is empty."""
+    if len(documents["train"]) == 0:
+        raise UserError(f"corpus={corpus} holds no text; give one that does")
+    missing = [split for split in SPLITS if split not in documents]
+    if missing:
+        documents = {**documents, **_hold_out(documents["train"], missing, corpus)}
+    for split in SPLITS:
+        if len(documents[split]) == 0:
+            raise UserError(f"corpus={corpus} has an empty split {split}; give one that holds text")
+    return {split: documents[split] for split in SPLITS}
+
+
+def _hold_out(train: Dataset, missing: list[str], corpus: str) -> dict[str, Dataset]:
+    """Choose held-out documents in the order of their hashes: stable, and equal texts never part.
+
+    The choice depends on the documents alone, not on their order, and no text stands in two splits.
+    """
+    groups: dict[bytes, list[int]] = {}  # hash of a text -> the rows that hold it
+    lengths: dict[bytes, int] = {}
+    for row, text in enumerate(text for batch in train.iter(batch_size=100) for text in batch["text"]):
+        key = hashlib.sha256(text.encode()).digest()
+        groups.setdefault(key, []).append(row)
+        lengths[key] = lengths.get(key, 0) + len(text)
+    if len(groups) <= len(missing):
+        raise UserError(
+            f"corpus={corpus} has too few documents ({len(groups)}) to hold out {' and '.join(missing)}; "
+            "give more text, or text in more files"
+        )
+    quota = min(HELD_OUT_SHARE * sum(lengths.values()), HELD_OUT_MOST)
+    order = sorted(groups, reverse=True)
+    chosen: dict[str, list[int]] = {}
+    for still_needed, split in zip(range(len(missing), 0, -1), missing, strict=True):
+        rows, size = [], 0
+        while not rows or (size < quota and len(order) > still_needed):
+            key = order.pop()
+            rows += groups[key]
+            size += lengths[key]
+        chosen[split] = rows
+    chosen["train"] = [row for key in order for row in groups[key]]
+    return {split: train.select(sorted(rows)) for split, rows in chosen.items()}
+
+
+def _count(dataset: Dataset) -> dict:
+    """Documents, words (split at white space), characters and UTF-8 bytes of the original text, and its hash."""
+    counts = {"documents": len(dataset), "words": 0, "characters": 0, "bytes": 0}
+    digest = hashlib.sha256()
+    for batch in dataset.iter(batch_size=100):
+        for text in batch["text"]:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+            counts["words"] += len(text.split())
+            counts["characters"] += len(text)
+            counts["bytes"] += len(encoded)
+    return counts | {"hash": digest.hexdigest()}

@@ -1,0 +1,144 @@
+"""Packed tokens: documents joined by the end-of-document token and cut into rows of equal length.
+
+Row r holds `input_ids` = tokens [rL, rL + L) and `labels` = tokens [rL + 1, rL + L + 1) of the joined stream, so that
+every token but the first is predicted exactly once. What is left at the end and fills no row is the remainder.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from ..errors import UserError
+from ..manifest import is_current, new_folder, read_manifest
+from .corpora import MADE_BY as CORPUS_MADE_BY
+from .corpora import load_corpus
+from .sources import SPLITS
+from .tokenizer import MADE_BY as TOKENIZER_MADE_BY
+from .tokenizer import load_tokenizer
+
+MADE_BY = "python data/construct_dataset.py"
+BATCH_CHARACTERS = 2_000_000  # tokenised at once, by all cores; bounds the memory
+
+
+def prepare_tokens(
+    folder: Path, corpus_folder: Path, tokenizer_folder: Path, sequence_length: int = 1024, seed: int = 0
+) -> dict:
+    """Tokenise and pack every split, shuffle the rows of the training split, and save them memory-mapped.
+
+    Args:
+        folder: where to; one `datasets` folder a split.
+        corpus_folder: a prepared corpus.
+        tokenizer_folder: the tokenizer trained on it.
+        sequence_length: tokens in a row, L.
+        seed: of the shuffle, recorded in the manifest.
+
+    Returns:
+        The manifest: for each split rows, tokens and remainder (tokens at the end that fill no row).
+
+    Raises:
+        UserError: a stage before is missing, or a split has fewer tokens than one row.
+    """
+    corpus = read_manifest(corpus_folder, CORPUS_MADE_BY)
+    tokenizer_manifest = read_manifest(tokenizer_folder, TOKENIZER_MADE_BY)
+    if sequence_length < 1:
+        raise UserError(f"sequence_length={sequence_length} must be at least 1")
+    request = {
+        "sequence_length": sequence_length,
+        "seed": seed,
+        "corpus_hash": corpus["hash"],
+        "tokenizer_hash": tokenizer_manifest["hash"],
+    }
+    if is_current(folder, request):
+        print(f"{folder} already holds these tokens of {corpus['corpus']}; nothing to do.")
+        return read_manifest(folder, MADE_BY)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    with new_folder(folder, request) as (scratch, manifest):
+        manifest |= {**request, "corpus": corpus["corpus"], "vocab_size": len(tokenizer), "splits": {}}
+        for split, documents in load_corpus(corpus_folder).items():
+            path = scratch / f"{split}.arrow"
+            progress = tqdm(total=corpus["splits"][split]["characters"], desc=f"packing {split}",
+                            unit=" characters", unit_scale=True)  # fmt: skip
+            with progress:
+                counts = pack(token_batches(documents, tokenizer, progress), path, sequence_length, len(tokenizer))
+            if counts["rows"] == 0:
+                raise UserError(
+                    f"sequence_length={sequence_length} needs {sequence_length + 1} tokens, but split {split} of "
+                    f"{corpus['corpus']} has {counts['tokens']}; choose a shorter --sequence-length or more text"
+                )
+            rows = Dataset.from_file(str(path))
+            (rows.shuffle(seed=seed) if split == "train" else rows).save_to_disk(str(scratch / split))
+            path.unlink()
+            manifest["splits"][split] = counts
+    return manifest
+
+
+def token_batches(documents: Dataset, tokenizer: PreTrainedTokenizerFast, progress: tqdm) -> Iterator[np.ndarray]:
+    """Yield the tokens of some documents at a time, the end-of-document token before the first and after each."""
+    end = tokenizer.eos_token_id
+    yield np.array([end], dtype=np.uint32)
+    for texts in text_batches(documents):
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        yield np.concatenate([np.array([*ids, end], dtype=np.uint32) for ids in encoded])
+        progress.update(sum(map(len, texts)))
+
+
+def text_batches(documents: Dataset) -> Iterator[list[str]]:
+    """Yield the texts in groups of about `BATCH_CHARACTERS` characters."""
+    texts, size = [], 0
+    for batch in documents.iter(batch_size=20):
+        for text in batch["text"]:
+            texts.append(text)
+            size += len(text)
+            if size >= BATCH_CHARACTERS:
+                yield texts
+                texts, size = [], 0
+    if texts:
+        yield texts
+
+
+def pack(batches: Iterator[np.ndarray], path: Path, sequence_length: int, vocab_size: int) -> dict[str, int]:
+    """Write the joined tokens to an Arrow file as rows of `input_ids` and `labels`; return what was counted."""
+    element = pa.uint16() if vocab_size <= 1 << 16 else pa.uint32()
+    features = Features(dict.fromkeys(("input_ids", "labels"), List(Value(str(element)), length=sequence_length)))
+    num_tokens = num_rows = 0
+    left = np.empty(0, dtype=np.uint32)  # tokens not yet written, the last label of the last row among them
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for batch in batches:
+            num_tokens += len(batch)
+            left = np.concatenate([left, batch])
+            rows = max(0, (len(left) - 1) // sequence_length)
+            if rows == 0:
+                continue
+            cut = rows * sequence_length
+            columns = [
+                pa.FixedSizeListArray.from_arrays(pa.array(part.astype(element.to_pandas_dtype())), sequence_length)
+                for part in (left[:cut], left[1 : cut + 1])
+            ]
+            writer.write_table(pa.table(columns, names=["input_ids", "labels"]))
+            left = left[cut:]
+            num_rows += rows
+        if num_rows:
+            writer.finalize()
+    return {"rows": num_rows, "tokens": num_tokens, "remainder": num_tokens - 1 - num_rows * sequence_length}
+
+
+def load_tokens(folder: Path, tokenizer_folder: Path) -> tuple[DatasetDict, dict]:
+    """Return the packed splits, memory-mapped, and their manifest.
+
+    Raises:
+        UserError: there are none, or another tokenizer than the one in `tokenizer_folder` made them.
+    """
+    manifest = read_manifest(folder, MADE_BY)
+    tokenizer_hash = read_manifest(tokenizer_folder, TOKENIZER_MADE_BY)["hash"]
+    if manifest["tokenizer_hash"] != tokenizer_hash:
+        raise UserError(
+            f"{folder} was made by tokenizer {manifest['tokenizer_hash'][:12]}, but {tokenizer_folder} holds "
+            f"{tokenizer_hash[:12]}; pack again with: {MADE_BY}"
+        )
+    return DatasetDict({split: Dataset.load_from_disk(str(Path(folder) / split)) for split in SPLITS}), manifest

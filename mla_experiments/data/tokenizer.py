@@ -1,0 +1,86 @@
+"""A byte-level BPE tokenizer, trained on the training split alone with the `tokenizers` library.
+
+Byte-level BPE (Radford et al. 2019, GPT-2, §2.2) starts from the 256 bytes, so that no text is out of vocabulary and
+decoding gives back every character. Pre-tokenisation is GPT-2's.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ..errors import UserError
+from ..manifest import file_hash, is_current, new_folder, read_manifest
+from .corpora import load_corpus
+from .corpora import MADE_BY as CORPUS_MADE_BY
+
+MADE_BY = "python data/hftokenizer.py"
+END_OF_DOCUMENT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 256 + 1  # the bytes and the end of a document
+
+
+def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_000) -> dict:
+    """Train a tokenizer on the training split and save it as a folder that `AutoTokenizer` loads.
+
+    Args:
+        folder: where to.
+        corpus_folder: a prepared corpus.
+        vocab_size: entries in all, the bytes and the end-of-document token included.
+
+    Raises:
+        UserError: no corpus, or a vocabulary smaller than the bytes or larger than the corpus supports.
+    """
+    corpus = read_manifest(corpus_folder, CORPUS_MADE_BY)
+    request = {"vocab_size": vocab_size, "corpus_hash": corpus["hash"]}
+    if is_current(folder, request):
+        print(f"{folder} already holds this tokenizer of {corpus['corpus']}; nothing to do.")
+        return read_manifest(folder, MADE_BY)
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"vocab_size={vocab_size} is below {SMALLEST_VOCABULARY}, the 256 bytes and the end of a document")
+    documents = load_corpus(corpus_folder)["train"]
+    texts = tqdm(documents.iter(batch_size=100), "training the tokenizer", -(-len(documents) // 100), unit=" batches")
+    tokenizer = train_bpe((batch["text"] for batch in texts), vocab_size)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise UserError(
+            f"vocab_size={vocab_size} is more than the corpus {corpus['corpus']} supports "
+            f"({tokenizer.get_vocab_size()} entries); choose --vocab-size {tokenizer.get_vocab_size()} or less"
+        )
+    with new_folder(folder, request) as (scratch, manifest):
+        as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
+        manifest |= {"corpus": corpus["corpus"], "vocab_size": vocab_size, "hash": file_hash(scratch / "tokenizer.json")}
+    return manifest
+
+
+def train_bpe(texts, vocab_size: int) -> Tokenizer:
+    """Return a byte-level BPE tokenizer trained on an iterator over texts or lists of texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def as_transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Wrap a tokenizer so that text never turns into the end-of-document token and decoding changes nothing."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_DOCUMENT,
+        bos_token=END_OF_DOCUMENT,
+        pad_token=END_OF_DOCUMENT,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer saved in a folder: `data/tokenizer`, or a trained model's own."""
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise UserError(f"{folder} holds no tokenizer (tokenizer.json); make one with: {MADE_BY}")
+    return AutoTokenizer.from_pretrained(str(folder))

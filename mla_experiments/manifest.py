@@ -1,0 +1,87 @@
+"""Folders that say what made them: each stage writes one whole folder with a `manifest.json`, or leaves none.
+
+A manifest holds the stage's `request` (what was asked for, hashes of what it was made from included), the `hash` of
+the content, and whatever facts later stages need. A stage whose folder already answers the same request does nothing.
+"""
+
+import contextlib
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def read_manifest(folder: Path, made_by: str) -> dict:
+    """Return the manifest of `folder`.
+
+    Raises:
+        UserError: there is none, or it cannot be read; `made_by` is the command that makes the folder.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is not there yet; make it with: {made_by}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is damaged; delete {folder} and make it again with: {made_by}") from None
+
+
+def is_current(folder: Path, request: dict) -> bool:
+    """Return whether `folder` was made, whole, for this very request."""
+    try:
+        return read_manifest(folder, "")["request"] == json.loads(json.dumps(request))
+    except (UserError, KeyError):
+        return False
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
+    """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place.
+
+    What stood there before is replaced only once the new folder is complete.
+    """
+    folder = Path(folder)
+    scratch = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    manifest = {"request": request, "versions": library_versions()}
+    try:
+        yield scratch, manifest
+        write_json(scratch / MANIFEST, manifest)
+        replaced = folder.with_name(folder.name + ".replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        scratch.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    """Write JSON so that the file is always either the old one or the new one, whole."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of what influences a result."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "datasets", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -59,7 +59,13 @@ def prepare_tokens(
         return read_manifest(folder, MADE_BY)
     tokenizer = load_tokenizer(tokenizer_folder)
     with new_folder(folder, request) as (scratch, manifest):
-        manifest |= {**request, "corpus": corpus["corpus"], "vocab_size": len(tokenizer), "splits": {}}
+        manifest |= {
+            **request,
+            "corpus": corpus["corpus"],
+            "vocab_size": len(tokenizer),
+            "end_of_document": tokenizer.eos_token_id,
+            "splits": {},
+        }
         for split, documents in load_corpus(corpus_folder).items():
             path = scratch / f"{split}.arrow"
             progress = tqdm(total=corpus["splits"][split]["characters"], desc=f"packing {split}",

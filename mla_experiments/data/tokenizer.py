@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import UserError
 from ..manifest import file_hash, is_current, new_folder, read_manifest
-from .corpora import load_corpus
 from .corpora import MADE_BY as CORPUS_MADE_BY
+from .corpora import load_corpus
 
 MADE_BY = "python data/hftokenizer.py"
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -37,7 +37,9 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
         print(f"{folder} already holds this tokenizer of {corpus['corpus']}; nothing to do.")
         return read_manifest(folder, MADE_BY)
     if vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(f"vocab_size={vocab_size} is below {SMALLEST_VOCABULARY}, the 256 bytes and the end of a document")
+        raise UserError(
+            f"vocab_size={vocab_size} is below {SMALLEST_VOCABULARY}, the 256 bytes and the end of a document"
+        )
     documents = load_corpus(corpus_folder)["train"]
     texts = tqdm(documents.iter(batch_size=100), "training the tokenizer", -(-len(documents) // 100), unit=" batches")
     tokenizer = train_bpe((batch["text"] for batch in texts), vocab_size)
@@ -48,7 +50,11 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
         )
     with new_folder(folder, request) as (scratch, manifest):
         as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
-        manifest |= {"corpus": corpus["corpus"], "vocab_size": vocab_size, "hash": file_hash(scratch / "tokenizer.json")}
+        manifest |= {
+            "corpus": corpus["corpus"],
+            "vocab_size": vocab_size,
+            "hash": file_hash(scratch / "tokenizer.json"),
+        }
     return manifest
 
 

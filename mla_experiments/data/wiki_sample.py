@@ -16,7 +16,9 @@ ARCHIVE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302
 TABLE = re.compile(r"\{\|(?:(?!\{\|).)*?\|\}", re.DOTALL)  # an innermost table
 GALLERY = re.compile(r"<(gallery|timeline|imagemap|source|score|math)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 REFERENCE = re.compile(r"<ref\b[^>]*/>|<ref\b.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
-FILE_LINK = re.compile(r"\[\[(?:File|Image|Category|[a-z]{2,3}(?:-[a-z]+)?):(?:[^\[\]]|\[\[[^\[\]]*\]\]|\[[^\[\]]*\])*\]\]", re.I)
+FILE_LINK = re.compile(
+    r"\[\[(?:File|Image|Category|[a-z]{2,3}(?:-[a-z]+)?):(?:[^\[\]]|\[\[[^\[\]]*\]\]|\[[^\[\]]*\])*\]\]", re.I
+)
 TAG = re.compile(r"<[^<>]{1,200}>")
 EMPHASIS = re.compile(r"'{2,5}")
 HEADING = re.compile(r"(={2,6})\s*(.*?)\s*\1$")

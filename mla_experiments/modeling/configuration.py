@@ -36,7 +36,7 @@ class DecoderConfig(PreTrainedConfig):
     """
 
     model_type = "mla_experiments"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     vocab_size: int = 10_000
     hidden_size: int = 512

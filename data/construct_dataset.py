@@ -1,0 +1,11 @@
+"""Tokenise the corpus and pack it: `mla-experiments data tokens`. See `python construct_dataset.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this clone, installed or not
+
+from mla_experiments.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["data", "tokens", "--data-dir", str(Path(__file__).resolve().parent), *sys.argv[1:]]))

@@ -1,0 +1,11 @@
+"""Fetch a corpus and split it: `mla-experiments data download`. See `python download_data.py --help`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of this clone, installed or not
+
+from mla_experiments.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["data", "download", "--data-dir", str(Path(__file__).resolve().parent), *sys.argv[1:]]))

@@ -1,0 +1,254 @@
+"""The command line: one sub-command a stage, each printing what it wrote and what to run next.
+
+Flags are the fields of dataclasses, parsed by transformers' HfArgumentParser, so that those of its Trainer keep their
+names. `--config FILE` reads the same flags from YAML; what stands on the command line goes before it.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from .errors import Stopped, UserError
+
+
+@dataclass
+class DataArguments:
+    """From a corpus to packed tokens."""
+
+    corpus: str = field(
+        default="auto",
+        metadata={
+            "help": "auto (WikiText-103, or wiki-sample offline), wikitext-2, wikitext-103, wiki-sample, "
+            "hub:NAME[:CONFIG], or the path of a text, JSON-lines or parquet file, or of a folder of them"
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
+    vocab_size: int = field(default=10_000, metadata={"help": "entries of the tokenizer, all included"})
+    sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row"})
+    shuffle_seed: int = field(default=0, metadata={"help": "of the order of training rows"})
+    data_dir: str = field(default="data", metadata={"help": "folder for corpus/, tokenizer/ and tokens/"})
+
+
+@dataclass
+class EvaluationArguments:
+    """Which models to evaluate, and on what."""
+
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "folders of models, or names under WEIGHTS_DIR; all if not given"}
+    )
+    corpus: str | None = field(
+        default=None, metadata={"help": "held-out text to evaluate on (a path); by default validation and test splits"}
+    )
+    text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
+    data_dir: str = field(default="data", metadata={"help": "holds the prepared corpus"})
+    weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
+    output_dir: str = field(default=".", metadata={"help": "where results.json and results.md go"})
+
+
+@dataclass
+class GenerationArguments:
+    """Which model continues which text."""
+
+    model: str = field(metadata={"help": "folder of a trained model, or its name under WEIGHTS_DIR"})
+    prompt: str = field(default="", metadata={"help": "the text to continue"})
+    max_new_tokens: int = field(default=100, metadata={"help": "length of the continuation in tokens"})
+    temperature: float = field(default=0.8, metadata={"help": "0 always takes the likeliest token"})
+    top_k: int = field(default=50, metadata={"help": "sample among this many likeliest tokens"})
+    seed: int = field(default=0, metadata={"help": "of the sampling"})
+    weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
+
+
+def data(argv: list[str]) -> None:
+    """Prepare data: `data` runs all three stages, `data download|tokenizer|tokens` one of them."""
+    from .data import prepare_corpus, prepare_tokenizer, prepare_tokens
+
+    stages = ("download", "tokenizer", "tokens")
+    chosen = stages
+    if argv and not argv[0].startswith("-"):
+        stage, *argv = argv
+        if stage not in stages:
+            raise UserError(f"data stage {stage} is unknown; choose {', '.join(stages)}, or none for all")
+        chosen = (stage,)
+    (given,) = parse([DataArguments], argv, f"data {chosen[0] if len(chosen) == 1 else ''}".strip(), data.__doc__)
+    folder = Path(given["data_dir"])
+    corpus, tokenizer, tokens = (folder / name for name in ("corpus", "tokenizer", "tokens"))
+    if "download" in chosen:
+        counts = prepare_corpus(corpus, given["corpus"], given["text_column"])["splits"]
+        sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
+        wrote(corpus, sizes, "python hftokenizer.py", len(chosen) == 1)
+    if "tokenizer" in chosen:
+        manifest = prepare_tokenizer(tokenizer, corpus, given["vocab_size"])
+        wrote(tokenizer, f"{manifest['vocab_size']:,} entries", "python construct_dataset.py", len(chosen) == 1)
+    if "tokens" in chosen:
+        manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
+        rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
+        wrote(tokens, f"rows of {manifest['sequence_length']} tokens: {rows}", "cd ..; python train_model.py")
+
+
+def train(argv: list[str]) -> None:
+    """Train decoders with different attention, one after another, on the packed tokens."""
+    from transformers import TrainingArguments
+
+    from .report import draw_curves
+    from .training import PRESETS, RunArguments, train, trainer_defaults
+    from .training.allocator import keep_freed_memory
+    from .training.settings import preset_name
+
+    classes = [RunArguments, TrainingArguments]
+    first, _ = parse(classes, argv, "train", train.__doc__, trainer_defaults())
+    preset = preset_name(first["preset"])
+    if first["preset"] == "auto":
+        print(f"No --preset given: taking {preset}; --preset reference or --preset demo chooses.")
+    defaults = trainer_defaults() | PRESETS[preset]
+    run_values, trainer_flags = parse(classes, argv, "train", train.__doc__, defaults)
+    arguments = RunArguments(**run_values)
+    keep_freed_memory()
+    runs = Path(arguments.weights_dir) / arguments.run
+    figures = Path(arguments.figures_dir) / arguments.run
+    folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
+    draw_curves(runs, figures)
+    wrote(", ".join(map(str, folders)), f"curves in {figures}", "python eval_model.py")
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluate trained models on held-out text: perplexities, bits per byte, cache, size."""
+    from .evaluation import evaluate_models
+
+    models = []
+    while argv and not argv[0].startswith("-"):
+        models.append(argv.pop(0))
+    (given,) = parse([EvaluationArguments], argv, "eval", evaluate.__doc__)
+    given["models"] = models or given["models"]
+    results = evaluate_models(**given)
+    print(results.table())
+    written = results.save(Path(given["output_dir"]))
+    wrote(", ".join(map(str, written)), f"{len(results.rows)} models", "mla-experiments generate --model NAME")
+
+
+def generate(argv: list[str]) -> None:
+    """Continue a prompt with a trained model."""
+    from .evaluation.generation import continue_text
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--model", *argv]
+    (given,) = parse([GenerationArguments], argv, "generate", generate.__doc__)
+    for piece in continue_text(**given):
+        print(piece, end="", flush=True)
+    print()
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "data": data,
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a sub-command and return the exit code: 0, 2 for input that cannot work, 130 when stopped."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mla-experiments COMMAND [--config FILE.yaml] [--flag VALUE ...]\n\n" + (__doc__ or "") + "\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}")
+        print("\nmla-experiments COMMAND --help lists the flags of each.")
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise UserError(f"command {argv[0]} is unknown; choose one of {', '.join(COMMANDS)}")
+        COMMANDS[argv[0]](list(argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped)
+        return 130
+    except KeyboardInterrupt:
+        print("\nStopped at once. A training run goes on from its last checkpoint with --resume.")
+        return 130
+    return 0
+
+
+def parse(classes: list[type], argv: list[str], command: str, description: str, defaults: dict | None = None):
+    """Return the flags of each dataclass as a dictionary.
+
+    Args:
+        classes: dataclasses whose fields are the flags.
+        argv: the command line after the sub-command; `--config FILE` in it is replaced by the file's flags.
+        command: the sub-command, for the messages.
+        description: what it does, for `--help`.
+        defaults: in place of the fields' own.
+
+    Raises:
+        UserError: unknown flag, or a value of the wrong type.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message):
+            raise UserError(f"{message}; see mla-experiments {command} --help")
+
+    parser = Parser(classes, prog=f"mla-experiments {command}", description=description, allow_abbrev=False)
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{name: value for name, value in (defaults or {}).items() if name in known})
+    values = vars(parser.parse_args(with_config(argv, known)))
+    return [{f.name: values[f.name] for f in fields(cls) if f.init} for cls in classes]
+
+
+def with_config(argv: list[str], known: set[str]) -> list[str]:
+    """Put the flags of `--config FILE` where it stands; keys that belong to other sub-commands are left out."""
+    if "--config" not in argv:
+        return argv
+    import yaml
+
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise UserError("--config needs a file; give one, such as experiments/demo.yaml")
+    path = Path(argv[place + 1])
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"config={path} cannot be read ({reason}); give a YAML file of flags") from None
+    if not isinstance(content, dict):
+        raise UserError(f"config={path} is not a list of `flag: value` lines; see experiments/demo.yaml")
+    flags = []
+    for name, value in content.items():
+        if name in known:
+            flags += [f"--{name}", *as_strings(value)]
+        elif name not in flags_of_all_commands():
+            near = difflib.get_close_matches(name, flags_of_all_commands() | known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; see mla-experiments COMMAND --help"
+            raise UserError(f"config={path} has the unknown flag {name}{hint}")
+    return [*flags, *argv[:place], *argv[place + 2 :]]
+
+
+def as_strings(value) -> list[str]:
+    """A YAML value as it would stand on the command line."""
+    import json
+
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def flags_of_all_commands() -> set[str]:
+    """Return the names of the flags of every sub-command."""
+    from transformers import TrainingArguments
+
+    from .training import RunArguments
+
+    classes = (DataArguments, EvaluationArguments, GenerationArguments, RunArguments, TrainingArguments)
+    return {f.name for cls in classes for f in fields(cls) if f.init}
+
+
+def wrote(what: Path | str, details: str, following: str, say_next: bool = True) -> None:
+    """Say what was written and what to run next."""
+    print(f"Wrote {what} ({details})." + (f"\nNext: {following}" if say_next else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""What happens beside the training steps: progress, metrics, curves, whole checkpoints, and stopping in good order."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from . import checkpoints
+
+
+class Progress(TrainerCallback):
+    """A bar counted in tokens: loss, tokens per second, time left."""
+
+    def __init__(self, name: str, tokens_per_step: int):
+        self.name, self.tokens_per_step = name, tokens_per_step
+        self.losses: dict[str, str] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar where a resumed run left it."""
+        self.bar = tqdm(
+            desc=self.name,
+            total=state.max_steps * self.tokens_per_step,
+            initial=state.global_step * self.tokens_per_step,
+            unit=" tokens",
+            unit_scale=True,
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Count the step's tokens."""
+        self.bar.update(self.tokens_per_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the newest losses."""
+        names = {"loss": "loss", "eval_loss": "validation"}
+        self.losses |= {names[key]: f"{value:.3f}" for key, value in logs.items() if key in names}
+        self.bar.set_postfix(self.losses)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+
+class Metrics(TrainerCallback):
+    """Keeps every logged value as a line of JSON, and has the curves redrawn at every validation."""
+
+    def __init__(self, path: Path, tokens_per_step: int, draw: Callable[[], None]):
+        self.path, self.tokens_per_step, self.draw = path, tokens_per_step, draw
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Begin the file with what the checkpoint remembers: nothing for a new run."""
+        if state.is_world_process_zero:
+            self.path.write_text("".join(self.line(entry) for entry in state.log_history), encoding="utf-8")
+
+    def on_log(self, args, state, control, **kwargs):
+        """Append the newest entry; the Trainer's summary at the end is none of a step."""
+        if state.is_world_process_zero and "train_runtime" not in state.log_history[-1]:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self.line(state.log_history[-1]))
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        """Redraw."""
+        if state.is_world_process_zero:
+            self.draw()
+
+    def line(self, entry: dict) -> str:
+        """One entry of the Trainer's log with its tokens, as a line."""
+        timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
+        kept = {name: value for name, value in entry.items() if name not in timing}
+        return json.dumps({"step": entry["step"], "tokens": entry["step"] * self.tokens_per_step} | kept) + "\n"
+
+
+class Clock(TrainerCallback):
+    """Measures the seconds spent in training steps, validation and saving left out."""
+
+    def __init__(self):
+        self.seconds, self.steps, self.begun = 0.0, 0, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """A step begins."""
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """The first step warms up and is not counted."""
+        if state.global_step > 1:
+            self.seconds += time.perf_counter() - self.begun
+            self.steps += 1
+
+
+class SealCheckpoints(TrainerCallback):
+    """Marks each checkpoint as whole once all of it is written."""
+
+    def on_save(self, args, state, control, **kwargs):
+        """Write the checksums."""
+        if state.is_world_process_zero:
+            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class StopInGoodOrder(TrainerCallback):
+    """On Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.asked = False
+        self.previous = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Listen, where this is the main thread (a notebook's is)."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.previous[number] = signal.signal(number, self.ask)
+            except ValueError:
+                return
+
+    def ask(self, number, frame):
+        """Remember the wish, and let the next signal end the process at once."""
+        self.asked = True
+        print("\nStopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
+        self.restore()
+
+    def restore(self):
+        """Put the handlers back that were there before."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Save and stop if asked to."""
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Listen no more."""
+        self.restore()

@@ -1,0 +1,229 @@
+"""A training run: one mechanism, one folder `weights/[RUN/]ATTENTION/`.
+
+The folder holds `run.json` (what determines the run, and how far it is), `metrics.jsonl`, sealed checkpoints while
+training, and at the end the weights as safetensors with config and tokenizer, which `from_pretrained` loads.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+
+from ..data import load_tokenizer, load_tokens
+from ..errors import Stopped, UserError
+from ..manifest import library_versions, write_json
+from ..modeling import DecoderForCausalLM
+from ..modeling.attention import ATTENTION
+from . import checkpoints
+from .callbacks import Clock, Metrics, Progress, SealCheckpoints, StopInGoodOrder
+from .settings import RunArguments, mixed_precision
+from .stream import PackedRows, TrainingStream
+from .trainer import StreamTrainer
+
+RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
+MOST_VALIDATION_TOKENS = 1_000_000  # while training; the evaluation afterwards reads the whole split
+DETERMINING = (
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
+    "lr_scheduler_type", "lr_scheduler_kwargs", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
+    """Train every mechanism asked for, one after another, and return their folders.
+
+    Args:
+        arguments: complete, the preset's values filled in.
+        trainer_flags: keyword arguments of TrainingArguments.
+        draw: called with the folder of runs whenever there is a new validation loss.
+
+    Raises:
+        UserError: input that cannot work, or a run that would overwrite another; nothing has been changed then.
+        Stopped: the user asked to stop; a checkpoint is saved.
+    """
+    for name in arguments.attention:
+        if name not in ATTENTION:
+            raise UserError(f"attention={name} is unknown; choose among {', '.join(ATTENTION)}")
+    data_dir, root = Path(arguments.data_dir), Path(arguments.weights_dir) / arguments.run
+    tokens, manifest = load_tokens(data_dir / "tokens", data_dir / "tokenizer")
+    runs = [Run(root / name, name, arguments, trainer_flags, manifest) for name in dict.fromkeys(arguments.attention)]
+    todo = [run for run in runs if not run.is_finished]
+    for run in todo:
+        run.check_folder(arguments.overwrite, arguments.resume)
+    if arguments.resume and todo and not any(run.folder.exists() for run in runs):
+        raise UserError(f"--resume finds nothing to resume under {root}; leave it out to train anew")
+    for run in runs:
+        if run.is_finished:
+            print(f"{run.folder} is already trained with this configuration; nothing to do.")
+        else:
+            run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
+    return [run.folder for run in runs]
+
+
+class Run:
+    """One mechanism to train into one folder."""
+
+    def __init__(self, folder: Path, attention: str, arguments: RunArguments, trainer_flags: dict, manifest: dict):
+        self.folder, self.attention, self.arguments = folder, attention, arguments
+        self.tokens_per_step = arguments.batch_size * arguments.sequence_length
+        self.trainer_arguments = self._trainer_arguments(trainer_flags)
+        self.config = arguments.model_config(attention, manifest["vocab_size"], manifest["end_of_document"])
+        self.corpus = manifest["corpus"]
+        self.identity = self._identity(manifest)
+
+    def _trainer_arguments(self, flags: dict) -> TrainingArguments:
+        """Turn budgets in tokens into steps, and the effective batch into accumulation."""
+        run = self.arguments
+        for name in ("train_tokens", "batch_size", "sequence_length"):
+            if getattr(run, name) < 1:
+                raise UserError(f"{name}={getattr(run, name)} must be at least 1")
+        flags = {**flags, **mixed_precision(run.precision), "output_dir": str(self.folder)}
+        if flags.get("max_steps", -1) <= 0:
+            flags["max_steps"] = -(-run.train_tokens // self.tokens_per_step)
+        if not flags.get("warmup_steps"):
+            flags["warmup_steps"] = min(-(-run.warmup_tokens // self.tokens_per_step), flags["max_steps"] - 1)
+        flags |= {"disable_tqdm": True, "remove_unused_columns": False, "prediction_loss_only": True}
+        accumulation = flags.pop("gradient_accumulation_steps")
+        arguments = TrainingArguments(**flags)
+        at_once = arguments.train_batch_size * arguments.world_size
+        arguments.gradient_accumulation_steps = accumulation or max(1, run.batch_size // at_once)
+        if at_once * arguments.gradient_accumulation_steps != run.batch_size:
+            raise UserError(
+                f"batch_size={run.batch_size} is not the product of per_device_train_batch_size="
+                f"{arguments.per_device_train_batch_size}, {arguments.world_size} device(s) and "
+                f"gradient_accumulation_steps={accumulation or 'a whole number'}; change one of them"
+            )
+        return arguments
+
+    def _identity(self, manifest: dict) -> dict:
+        """What determines the weights; two runs with equal identities are the same run."""
+        own = self.trainer_arguments.to_dict()
+        drop = ("transformers_version", "_name_or_path", "dtype", "architectures")
+        identity = {
+            "model": {name: value for name, value in self.config.to_diff_dict().items() if name not in drop},
+            "tokens": manifest["request"],
+            "steps": self.trainer_arguments.max_steps,
+            "warmup_steps": self.trainer_arguments.warmup_steps,
+            "batch_size": self.arguments.batch_size,
+            "sequence_length": self.arguments.sequence_length,
+            **{name: own[name] for name in DETERMINING},
+        }
+        return json.loads(json.dumps(identity, default=str))
+
+    @property
+    def recorded(self) -> dict:
+        """What the folder says of itself; empty where there is no run."""
+        try:
+            return json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether this very run stands here, complete, and is not to be replaced."""
+        recorded = self.recorded
+        return (
+            not self.arguments.overwrite
+            and recorded.get("identity") == self.identity
+            and recorded.get("status") == "finished"
+            and (self.folder / "model.safetensors").is_file()
+        )
+
+    def check_folder(self, overwrite: bool, resume: bool) -> None:
+        """Refuse to train over what is there, unless told to.
+
+        Raises:
+            UserError: another run, or an unfinished one, stands in the folder.
+        """
+        if overwrite or not self.folder.exists() or not any(self.folder.iterdir()):
+            return
+        recorded = self.recorded
+        ways = "choose --run NAME to keep both, or --overwrite to replace it"
+        if not recorded:
+            raise UserError(f"{self.folder} holds files that no run here made; {ways}")
+        if recorded["identity"] != self.identity:
+            changed = ", ".join(differences(recorded["identity"], self.identity))
+            raise UserError(f"{self.folder} holds a run that differs in {changed}; {ways}")
+        if not resume:
+            raise UserError(f"{self.folder} holds this run, unfinished; go on with --resume, or {ways}")
+
+    def train(self, tokens, tokenizer, draw: Callable[[Path], None]) -> None:
+        """Train from the last whole checkpoint, or from the start, and save the weights."""
+        if self.arguments.overwrite:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = checkpoints.last_whole(self.folder) if self.arguments.resume else None
+        self.record(status="running")
+        trainer, clock = self._trainer(tokens, tokenizer, draw)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        step = trainer.state.global_step
+        if step < self.trainer_arguments.max_steps:
+            raise Stopped(
+                f"Stopped at step {step} of {self.trainer_arguments.max_steps}; {self.folder}/checkpoint-{step} is "
+                "saved. Go on with the same command and --resume."
+            )
+        if not trainer.is_world_process_zero():
+            return
+        tokenizer.save_pretrained(self.folder)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder)
+        speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
+        self.record(status="finished", train_tokens_per_second=speed)
+        draw(self.folder.parent)
+
+    def _trainer(self, tokens, tokenizer, draw):
+        arguments = self.trainer_arguments
+        set_seed(arguments.seed)
+        model = DecoderForCausalLM(self.config)
+        validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
+        most = max(1, MOST_VALIDATION_TOKENS // self.arguments.sequence_length)
+        num_sequences = arguments.max_steps * self.arguments.batch_size
+        rows = PackedRows(tokens["train"], self.arguments.sequence_length)
+        clock = Clock()
+        trainer = StreamTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=TrainingStream(rows, num_sequences, arguments.seed),
+            eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
+            processing_class=tokenizer,
+            callbacks=[
+                Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
+                Progress(self.attention, self.tokens_per_step),
+                clock,
+                SealCheckpoints(),
+                StopInGoodOrder(),
+            ],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        return trainer, clock
+
+    def record(self, **facts) -> None:
+        """Write `run.json`."""
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
+        write_json(
+            self.folder / RUN_FILE,
+            {
+                "attention": self.attention,
+                "corpus": self.corpus,
+                "device": device,
+                "versions": library_versions(),
+                "identity": self.identity,
+                **facts,
+            },
+        )
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Return what differs between two nested dictionaries, as "name (old, now new)"."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} ({before}, now {after})")
+    return found

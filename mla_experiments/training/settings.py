@@ -1,0 +1,145 @@
+"""What a training run is told: its own arguments, the presets, and other defaults for transformers' Trainer."""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+
+from ..errors import UserError
+from ..modeling import DecoderConfig
+
+PRESETS = {
+    # The mission's configuration: for a GPU (about 35 M parameters, 100 M tokens).
+    "reference": {
+        "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8, "sequence_length": 1024,
+        "train_tokens": 100_000_000, "warmup_tokens": 2_000_000, "batch_size": 48,
+        "learning_rate": 1e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8,
+    },
+    # Small enough that four mechanisms train on 2 CPU cores in minutes.
+    "demo": {
+        "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4, "sequence_length": 256,
+        "train_tokens": 1_500_000, "warmup_tokens": 100_000, "batch_size": 8,
+        "learning_rate": 3e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 16,
+    },
+}  # fmt: skip
+
+
+@dataclass
+class RunArguments:
+    """What to train. Arguments left out come from the preset; those of transformers' TrainingArguments serve too."""
+
+    _argument_group_name = "run"
+
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "mqa", "mla"],
+        metadata={"help": "mechanisms to train, one after another: mha gqa mqa mla"},
+    )
+    preset: str = field(
+        default="auto",
+        metadata={"help": "sizes to start from: reference, demo, or auto (reference with an accelerator)"},
+    )
+    data_dir: str = field(default="data", metadata={"help": "where data/construct_dataset.py left the tokens"})
+    weights_dir: str = field(default="weights", metadata={"help": "where runs, checkpoints and weights go"})
+    figures_dir: str = field(default="figures", metadata={"help": "where the loss curves go"})
+    run: str = field(default="", metadata={"help": "keep this training apart, under weights/RUN and figures/RUN"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last whole checkpoint"})
+    overwrite: bool = field(default=False, metadata={"help": "train anew where another run stands, replacing it"})
+
+    train_tokens: int = field(default=0, metadata={"help": "tokens to train on, repeats counted"})
+    warmup_tokens: int = field(default=0, metadata={"help": "tokens over which the learning rate rises"})
+    batch_size: int = field(default=0, metadata={"help": "sequences per optimiser step, over all devices"})
+    sequence_length: int = field(default=0, metadata={"help": "tokens per sequence; divides that of the packed rows"})
+    precision: str = field(
+        default="auto", metadata={"help": "bf16, fp16 (with loss scaling), f32, or auto (what the device does well)"}
+    )
+
+    hidden_size: int = field(default=0, metadata={"help": "width of the residual stream"})
+    num_hidden_layers: int = field(default=0, metadata={"help": "number of blocks"})
+    num_attention_heads: int = field(default=0, metadata={"help": "query heads"})
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "width of the MLP; 8/3 of the width if not given"}
+    )
+    positions: str = field(default="rope", metadata={"help": "rope, or learned absolute positions"})
+    tie_word_embeddings: bool = field(default=False, metadata={"help": "share input and output embeddings"})
+    attention_options: str = field(
+        default="{}", metadata={"help": 'hyper-parameters by mechanism, JSON: {"mla": {"kv_lora_rank": 64}}'}
+    )
+
+    def model_config(self, attention: str, vocab_size: int, end_of_document: int) -> DecoderConfig:
+        """Return the configuration of one variant.
+
+        Raises:
+            UserError: a value that cannot work.
+        """
+        try:
+            options = json.loads(self.attention_options)
+            assert all(isinstance(part, dict) for part in options.values())
+        except (ValueError, AttributeError, AssertionError):
+            raise UserError(
+                f"attention_options={self.attention_options} is not understood; "
+                'give JSON such as {"mla": {"kv_lora_rank": 64}}'
+            ) from None
+        return DecoderConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            max_position_embeddings=self.sequence_length,
+            attention=attention,
+            attention_options=options.get(attention),
+            positions=self.positions,
+            tie_word_embeddings=self.tie_word_embeddings,
+            bos_token_id=end_of_document,
+            eos_token_id=end_of_document,
+            pad_token_id=end_of_document,
+        )
+
+
+def preset_name(asked: str) -> str:
+    """Return the preset to use: "auto" is `reference` where there is an accelerator and `demo` where there is none."""
+    if asked == "auto":
+        return "reference" if torch.accelerator.is_available() else "demo"
+    if asked not in PRESETS:
+        raise UserError(f"preset={asked} is unknown; choose auto or one of {', '.join(PRESETS)}")
+    return asked
+
+
+def trainer_defaults() -> dict:
+    """Return the defaults of TrainingArguments that are ours: every flag on the command line goes before them.
+
+    AdamW with (0.9, 0.95), weight decay 0.1, clipping at 1 and a cosine to a tenth of the peak are those of GPT-3
+    (Brown et al. 2020, appendix B) and of most decoders since.
+    """
+    return {
+        "adam_beta2": 0.95,
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "logging_steps": 0.01,
+        "eval_strategy": "steps",
+        "eval_steps": 0.05,
+        "save_steps": 0.2,
+        "save_total_limit": 2,
+        "seed": 0,
+        "logging_nan_inf_filter": False,
+        "gradient_accumulation_steps": None,
+        "report_to": "none",
+    }
+
+
+def mixed_precision(asked: str) -> dict[str, bool]:
+    """Return Trainer's `bf16` and `fp16` flags for a precision.
+
+    "auto" is bf16 on GPUs that compute it (not those that emulate it, such as Colab's T4), fp16 on other GPUs, and
+    f32 elsewhere: on a CPU without bf16 units autocast is slower than f32.
+    """
+    if asked == "auto":
+        if not torch.cuda.is_available():
+            asked = "f32"
+        else:
+            asked = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if asked not in ("bf16", "fp16", "f32"):
+        raise UserError(f"precision={asked} is unknown; choose auto, bf16, fp16 or f32")
+    return {"bf16": asked == "bf16", "fp16": asked == "fp16"}

@@ -1,16 +1,34 @@
-VENV := .venv
 PYTHON ?= python3
+VENV := .venv
 BIN := $(VENV)/bin
+RUN := $(BIN)/mla-experiments
+DEMO := --config experiments/demo.yaml
 
-.PHONY: test
+.PHONY: help demo test clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
-	@touch $@
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-test: $(VENV)/.installed  ## lint and the whole test suite
+demo: $(VENV)/.installed  ## prepare the sample, train and compare four mechanisms (minutes on 2 cores)
+	$(RUN) data $(DEMO)
+	$(RUN) train $(DEMO) $(if $(wildcard weights/*/run.json),--resume)
+	$(RUN) eval $(DEMO)
+
+test: $(VENV)/.installed-dev  ## lint and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --quiet -n 2
+
+clean:  ## remove the virtual environment
+	rm -rf $(VENV)
+
+# torch first and pinned: its plain name would bring gigabytes of CUDA to a machine without a GPU
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[sample]
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
+	@touch $@

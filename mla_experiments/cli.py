@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from .allocator import keep_freed_memory
 from .errors import Stopped, UserError
 
 
@@ -93,7 +94,6 @@ def train(argv: list[str]) -> None:
 
     from .report import draw_curves
     from .training import PRESETS, RunArguments, train, trainer_defaults
-    from .training.allocator import keep_freed_memory
     from .training.settings import preset_name
 
     classes = [RunArguments, TrainingArguments]
@@ -104,7 +104,6 @@ def train(argv: list[str]) -> None:
     defaults = trainer_defaults() | PRESETS[preset]
     run_values, trainer_flags = parse(classes, argv, "train", train.__doc__, defaults)
     arguments = RunArguments(**run_values)
-    keep_freed_memory()
     runs = Path(arguments.weights_dir) / arguments.run
     figures = Path(arguments.figures_dir) / arguments.run
     folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
@@ -114,29 +113,28 @@ def train(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate trained models on held-out text: perplexities, bits per byte, cache, size."""
-    from .evaluation import evaluate_models
+    from .evaluation import evaluate_models, known_rows
 
     models = []
     while argv and not argv[0].startswith("-"):
         models.append(argv.pop(0))
     (given,) = parse([EvaluationArguments], argv, "eval", evaluate.__doc__)
     given["models"] = models or given["models"]
-    results = evaluate_models(**given)
+    output_dir = Path(given.pop("output_dir"))
+    results = evaluate_models(**given, known=known_rows(output_dir))
     print(results.table())
-    written = results.save(Path(given["output_dir"]))
+    written = results.save(output_dir)
     wrote(", ".join(map(str, written)), f"{len(results.rows)} models", "mla-experiments generate --model NAME")
 
 
 def generate(argv: list[str]) -> None:
     """Continue a prompt with a trained model."""
-    from .evaluation.generation import continue_text
+    from .evaluation.generation import print_continuation
 
     if argv and not argv[0].startswith("-"):
         argv = ["--model", *argv]
     (given,) = parse([GenerationArguments], argv, "generate", generate.__doc__)
-    for piece in continue_text(**given):
-        print(piece, end="", flush=True)
-    print()
+    print_continuation(**given)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -156,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}")
         print("\nmla-experiments COMMAND --help lists the flags of each.")
         return 0
+    keep_freed_memory()
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"command {argv[0]} is unknown; choose one of {', '.join(COMMANDS)}")

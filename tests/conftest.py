@@ -5,10 +5,89 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import random
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+
+from mla_experiments.cli import main
+from mla_experiments.data import prepare_corpus, prepare_tokenizer, prepare_tokens
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WIKITEXT = REPOSITORY.parent / "shared" / "data"  # real WikiText-2 text, where somebody has put it
 
 
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def wikitext_file(name: str) -> Path:
+    """A file of real WikiText-2, or skip."""
+    path = WIKITEXT / name
+    if not path.is_file():
+        pytest.skip(f"{name} is not on this machine")
+    return path
+
+
+def synthetic_articles(count: int = 12, seed: int = 0) -> list[str]:
+    """Articles in WikiText's format over a small vocabulary, with some grammar to learn."""
+    chosen = random.Random(seed)
+    nouns = ["river", "house", "tree", "bird", "song", "king", "stone", "ship", "garden", "letter"]
+    verbs = ["sees", "finds", "keeps", "loves", "follows"]
+
+    def sentence():
+        return f"the {chosen.choice(nouns)} {chosen.choice(verbs)} the {chosen.choice(nouns)} ."
+
+    def paragraph():
+        return " " + " ".join(sentence() for _ in range(chosen.randint(5, 12))) + " \n"
+
+    return [
+        f" = Article {number} of {count} = \n \n" + " \n".join(paragraph() for _ in range(4)) for number in range(count)
+    ]
+
+
+@pytest.fixture
+def articles() -> list[str]:
+    return synthetic_articles()
+
+
+@pytest.fixture(scope="session")
+def _prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    source = folder / "source.txt"
+    source.write_text("".join(synthetic_articles(40)), encoding="utf-8")
+    prepare_corpus(folder / "corpus", str(source))
+    prepare_tokenizer(folder / "tokenizer", folder / "corpus", vocab_size=300)
+    prepare_tokens(folder / "tokens", folder / "corpus", folder / "tokenizer", sequence_length=32)
+    return folder
+
+
+@pytest.fixture
+def prepared(_prepared, tmp_path) -> Path:
+    """A data folder with corpus, tokenizer (300 entries) and tokens (rows of 32), free to change."""
+    return Path(shutil.copytree(_prepared, tmp_path / "data"))
+
+
+TINY = {
+    "preset": "demo", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "sequence_length": 32,
+    "batch_size": 4, "per_device_train_batch_size": 4, "train_tokens": 10 * 128, "warmup_tokens": 256,
+    "save_steps": 4, "eval_steps": 5, "logging_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def train(prepared, tmp_path, monkeypatch):
+    """Run `train` in a temporary folder with a tiny model; flags as keywords; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*attention: str, **flags) -> int:
+        argv = ["train", "--attention", *(attention or ("mla",))]
+        for name, value in {**TINY, **flags}.items():
+            argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        return main(argv)
+
+    return run

@@ -1,6 +1,12 @@
 """Decoder language models whose attention is chosen by name. Knows nothing of data, training or reports."""
 
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM, DecoderModel
+from .loading import load_model
 
-__all__ = ["DecoderConfig", "DecoderForCausalLM", "DecoderModel"]
+AutoConfig.register(DecoderConfig.model_type, DecoderConfig)
+AutoModelForCausalLM.register(DecoderConfig, DecoderForCausalLM)
+
+__all__ = ["DecoderConfig", "DecoderForCausalLM", "DecoderModel", "load_model"]

@@ -17,7 +17,7 @@ class DecoderConfig(PreTrainedConfig):
     Args:
         vocab_size: number of tokens.
         hidden_size: width of the residual stream.
-        intermediate_size: width of the SwiGLU MLP; None means 8/3 of the width, rounded up to a multiple of 32
+        intermediate_size: width of the SwiGLU MLP; None means 8/3 of the width, rounded up to a multiple of 64
             (Shazeer 2020, GLU Variants, §3: three matrices of 8/3 cost as much as two of 4).
         num_hidden_layers: number of blocks.
         num_attention_heads: query heads.
@@ -68,7 +68,7 @@ class DecoderConfig(PreTrainedConfig):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, f"{name}={value!r} must be a positive integer.")
         if self.intermediate_size is None:
-            self.intermediate_size = -(-8 * self.hidden_size // 3 // 32) * 32
+            self.intermediate_size = -(-8 * self.hidden_size // 3 // 64) * 64
         require(self.intermediate_size >= 1, f"intermediate_size={self.intermediate_size} must be at least 1.")
         require(
             self.positions in POSITIONS,

@@ -24,7 +24,6 @@ from .stream import PackedRows, TrainingStream
 from .trainer import StreamTrainer
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
-MOST_VALIDATION_TOKENS = 1_000_000  # while training; the evaluation afterwards reads the whole split
 DETERMINING = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
     "lr_scheduler_type", "lr_scheduler_kwargs", "seed", "bf16", "fp16",
@@ -177,7 +176,7 @@ class Run:
         set_seed(arguments.seed)
         model = DecoderForCausalLM(self.config)
         validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
-        most = max(1, MOST_VALIDATION_TOKENS // self.arguments.sequence_length)
+        most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
         num_sequences = arguments.max_steps * self.arguments.batch_size
         rows = PackedRows(tokens["train"], self.arguments.sequence_length)
         clock = Clock()

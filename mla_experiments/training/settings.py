@@ -13,13 +13,15 @@ PRESETS = {
     "reference": {
         "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8, "sequence_length": 1024,
         "train_tokens": 100_000_000, "warmup_tokens": 2_000_000, "batch_size": 48,
-        "learning_rate": 1e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8,
+        "learning_rate": 1e-3, "validation_tokens": 500_000,
+        "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8,
     },
     # Small enough that four mechanisms train on 2 CPU cores in minutes.
     "demo": {
         "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4, "sequence_length": 256,
-        "train_tokens": 1_500_000, "warmup_tokens": 100_000, "batch_size": 8,
-        "learning_rate": 3e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 16,
+        "train_tokens": 800_000, "warmup_tokens": 40_000, "batch_size": 4,
+        "learning_rate": 3e-3, "validation_tokens": 20_000,
+        "per_device_train_batch_size": 4, "per_device_eval_batch_size": 16,
     },
 }  # fmt: skip
 
@@ -49,6 +51,9 @@ class RunArguments:
     warmup_tokens: int = field(default=0, metadata={"help": "tokens over which the learning rate rises"})
     batch_size: int = field(default=0, metadata={"help": "sequences per optimiser step, over all devices"})
     sequence_length: int = field(default=0, metadata={"help": "tokens per sequence; divides that of the packed rows"})
+    validation_tokens: int = field(
+        default=0, metadata={"help": "validate on so many tokens while training; the evaluation reads them all"}
+    )
     precision: str = field(
         default="auto", metadata={"help": "bf16, fp16 (with loss scaling), f32, or auto (what the device does well)"}
     )
@@ -126,6 +131,7 @@ def trainer_defaults() -> dict:
         "logging_nan_inf_filter": False,
         "gradient_accumulation_steps": None,
         "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Keep freed memory on the heap: a training step frees and asks for the same large blocks again and again.
+"""Keep freed memory on the heap: training and evaluation free and ask for the same large blocks again and again.
 
 glibc hands blocks above a threshold back to the system at once, and the next step pays for fresh pages, zeroed one by
 one: up to half the time of a step on a CPU. mallopt(3) sets the thresholds.

@@ -1,0 +1,48 @@
+"""Continue a text with a trained model, through transformers' own `generate()`."""
+
+from pathlib import Path
+
+import torch
+from transformers import TextStreamer, set_seed
+
+from ..data import load_tokenizer
+from ..errors import UserError
+from ..modeling import load_model
+from .results import find_models
+
+
+def print_continuation(
+    model: str, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int, weights_dir: str
+) -> None:
+    """Print the prompt and its continuation, token by token as they are made.
+
+    Args:
+        model: folder of a trained model, or its name under `weights_dir`.
+        prompt: the text to continue; empty for the start of a document.
+        max_new_tokens: length of the continuation.
+        temperature: of the sampling; 0 always takes the likeliest token.
+        top_k: sample among so many likeliest tokens.
+        seed: of the sampling.
+        weights_dir: holds the trained models.
+
+    Raises:
+        UserError: no such model, or prompt and continuation do not fit into its context.
+    """
+    (folder,) = find_models([model], Path(weights_dir))
+    decoder, tokenizer = load_model(folder), load_tokenizer(folder)
+    tokens = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    context = decoder.config.max_position_embeddings
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if len(tokens) + max_new_tokens > context:
+        raise UserError(
+            f"max_new_tokens={max_new_tokens} after a prompt of {len(tokens)} tokens is more than the context of "
+            f"{folder}, {context}; shorten one of them"
+        )
+    set_seed(seed)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    )
+    print(prompt, end="", flush=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    decoder.generate(torch.tensor([tokens]), max_new_tokens=max_new_tokens, streamer=streamer, **sampling)

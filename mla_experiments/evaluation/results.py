@@ -1,0 +1,178 @@
+"""Evaluate trained models and show them side by side: terminal table, `results.json` and `results.md`."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..data import load_corpus, load_tokenizer, read_documents
+from ..data.corpora import MADE_BY as CORPUS_MADE_BY
+from ..errors import UserError
+from ..manifest import file_hash, library_versions, read_manifest, write_json
+from ..modeling import DecoderForCausalLM, load_model
+from .perplexity import Score, score_documents
+
+COLUMNS = (  # heading, key, format
+    ("model", "model", "{}"),
+    ("parameters", "parameters", "{:,}"),
+    ("split", "split", "{}"),
+    ("ppl/token", "perplexity_per_token", "{:.2f}"),
+    ("ppl/word", "perplexity_per_word", "{:.2f}"),
+    ("bits/byte", "bits_per_byte", "{:.4f}"),
+    ("cache bytes/token", "cache_bytes_per_token", "{:,.0f}"),
+    ("training tokens/s", "train_tokens_per_second", "{:,.0f}"),
+)
+
+
+@dataclass
+class Results:
+    """One row per model and split, and what they were measured with."""
+
+    rows: list[dict]
+    context: dict
+
+    def table(self) -> str:
+        """Return the rows as a Markdown table, aligned so that it reads well on a terminal too."""
+        cells = [[heading for heading, _, _ in COLUMNS]]
+        cells += [[_show(row.get(key), form) for _, key, form in COLUMNS] for row in self.rows]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+        lines = ["| " + " | ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(line, widths, strict=True))) + " |"
+                 for line in cells]  # fmt: skip
+        rule = "|" + "|".join("-" * (w + 1) + ("-" if _is_text(i) else ":") for i, w in enumerate(widths)) + "|"
+        return "\n".join([lines[0], rule, *lines[1:]])
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `results.json` and `results.md`; return their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "results.json", {**self.context, "results": self.rows})
+        facts = ", ".join(f"{name} {value}" for name, value in self.context["versions"].items())
+        text = f"# Evaluation on {self.context['corpus']}\n\n{self.table()}\n\n{self.context['device']}; {facts}.\n"
+        (folder / "results.md").write_text(text, encoding="utf-8")
+        return [folder / "results.json", folder / "results.md"]
+
+
+def _is_text(column: int) -> bool:
+    return COLUMNS[column][1] in ("model", "split")
+
+
+def _pad(cell: str, width: int, column: int) -> str:
+    return cell.ljust(width) if _is_text(column) else cell.rjust(width)
+
+
+def _show(value, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def evaluate_models(
+    models: list[str], corpus: str | None, text_column: str, data_dir: str, weights_dir: str, known: list[dict]
+) -> Results:
+    """Evaluate models on the prepared validation and test splits, or on any text.
+
+    Args:
+        models: folders, or names under `weights_dir`; empty for every model in it.
+        corpus: path of a held-out text; None for the prepared corpus.
+        text_column: column that holds the text of a table.
+        data_dir: holds the prepared corpus.
+        weights_dir: holds the trained models.
+        known: rows of earlier results; one of the same weights and text is taken over.
+
+    Raises:
+        UserError: no models, no text, or a model that cannot be loaded.
+    """
+    folders = find_models(models, Path(weights_dir))
+    name, splits = held_out_texts(corpus, text_column, Path(data_dir))
+    earlier = {(row["weights_sha256"], row["text_sha256"]): row for row in known}
+    text_hashes = {split: texts_hash(texts) for split, texts in splits.items()}
+    rows = []
+    for folder in tqdm(folders, "evaluating models", unit=" models"):
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
+        model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+        shown = folder.relative_to(weights_dir) if folder.is_relative_to(weights_dir) else folder
+        weights = weights_hash(folder)
+        for split, texts in splits.items():
+            if (row := earlier.get((weights, text_hashes[split]))) is None:
+                score = score_documents(model, tokenizer, texts, description=f"{shown} on {split}")
+                row = {**_row(folder, model, score), "weights_sha256": weights, "text_sha256": text_hashes[split]}
+            rows.append({**row, "model": str(shown), "split": split})
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return Results(rows, {"corpus": name, "device": device, "versions": library_versions()})
+
+
+def known_rows(folder: Path) -> list[dict]:
+    """Return the rows of `results.json` in a folder; none where it is absent or not ours."""
+    try:
+        rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+        return [row for row in rows if "weights_sha256" in row and "text_sha256" in row]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def weights_hash(folder: Path) -> str:
+    """Return a hash of a model's weights and config."""
+    files = sorted([*folder.glob("model*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
+    return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
+
+
+def texts_hash(texts: list[str]) -> str:
+    """Return a hash of documents and their boundaries."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
+
+
+def find_models(names: list[str], weights: Path) -> list[Path]:
+    """Return the folders of the models named, or of all finished ones under `weights`."""
+    if names:
+        return [Path(name) if Path(name).is_dir() else weights / name for name in names]
+    found = sorted(
+        path.parent
+        for path in weights.rglob("model*.safetensors")
+        if not any(part.startswith("checkpoint-") for part in path.parts)
+    )
+    if not found:
+        raise UserError(f"weights_dir={weights} holds no trained model; train some with: python train_model.py")
+    return list(dict.fromkeys(found))
+
+
+def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tuple[str, dict[str, list[str]]]:
+    """Return the corpus's name and its held-out documents by split."""
+    if corpus is not None:
+        return corpus, {"all": list(read_documents(Path(corpus), text_column))}
+    manifest = read_manifest(data_dir / "corpus", CORPUS_MADE_BY)
+    prepared = load_corpus(data_dir / "corpus")
+    return manifest["corpus"], {split: list(prepared[split]["text"]) for split in ("validation", "test")}
+
+
+def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run = {}
+    return {
+        "attention": model.config.attention,
+        "parameters": model.num_parameters(),
+        "perplexity_per_token": score.perplexity_per_token,
+        "perplexity_per_word": score.perplexity_per_word,
+        "bits_per_byte": score.bits_per_byte,
+        "nats": score.total("nats"),
+        "tokens": int(score.total("tokens")),
+        "words": int(score.total("words")),
+        "bytes": int(score.total("bytes")),
+        "documents": len(score.documents),
+        "cache_bytes_per_token": cache_bytes_per_token(model),
+        "train_tokens_per_second": run.get("train_tokens_per_second"),
+        "trained_on": run.get("corpus"),
+    }
+
+
+@torch.inference_mode()
+def cache_bytes_per_token(model: DecoderForCausalLM, num_tokens: int = 16) -> float:
+    """Return the bytes that a real forward pass leaves in the cache, per token, over all layers."""
+    num_tokens = min(num_tokens, model.config.max_position_embeddings)
+    cache = model(torch.zeros(1, num_tokens, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    held = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+    return held / num_tokens

@@ -1,0 +1,55 @@
+"""The one way to load a trained model: safetensors only, and every weight in its place."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from ..errors import UserError
+from .configuration import DecoderConfig
+from .decoder import DecoderForCausalLM
+
+
+def load_model(folder: Path) -> DecoderForCausalLM:
+    """Return the model saved in a folder, in evaluation mode.
+
+    Raises:
+        UserError: no model of ours, a pickle (never opened), a damaged file, or weights of other shapes or names.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model={folder} holds no config.json; train one with: python train_model.py")
+    if not any(folder.glob("model*.safetensors")):
+        pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+        found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"
+        raise UserError(f"model={folder} needs weights in model.safetensors but has {found}; save it as safetensors")
+    try:
+        config = DecoderConfig.from_pretrained(folder)
+        model, report = _load_quietly(folder, config)
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model={folder} cannot be loaded ({reason[:200]}); train or copy it again") from None
+    for kind in ("mismatched_keys", "missing_keys", "unexpected_keys"):
+        if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind]):
+            raise UserError(
+                f"model={folder} has weights that do not fit its config.json ({kind.replace('_', ' ')}: "
+                f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); use the config that they were saved with"
+            )
+    return model.eval()
+
+
+def _load_quietly(folder: Path, config: DecoderConfig):
+    """What does not fit is reported in one sentence above, not in a table of the library."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        return DecoderForCausalLM.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

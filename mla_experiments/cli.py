@@ -61,6 +61,24 @@ class GenerationArguments:
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
 
 
+@dataclass
+class BenchmarkArguments:
+    """What to measure, and how long."""
+
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
+    )
+    sequence_length: int | None = field(
+        default=None, metadata={"help": "tokens of a sequence or prompt (default: 512 for training, 2048 for prefill)"}
+    )
+    batch_size: int = field(default=4, metadata={"help": "sequences in a training step"})
+    rounds: int = field(default=9, metadata={"help": "timed turns of each contestant, after two to warm up"})
+    characters: list[int] = field(
+        default_factory=lambda: [3_000_000], metadata={"help": "sizes of the synthetic corpora to pack"}
+    )
+    output_dir: str = field(default="benchmarks/results", metadata={"help": "where the JSON goes"})
+
+
 def data(argv: list[str]) -> None:
     """Prepare data: `data` runs all three stages, `data download|tokenizer|tokens` one of them."""
     from .data import prepare_corpus, prepare_tokenizer, prepare_tokens
@@ -137,11 +155,36 @@ def generate(argv: list[str]) -> None:
     print_continuation(**given)
 
 
+def bench(argv: list[str]) -> None:
+    """Measure speed and memory beside transformers' own models: `bench training|prefill|packing`."""
+    from .benchmark.measure import save, table
+    from .benchmark.packing import measure_packing
+    from .benchmark.prefill import compare_prefill
+    from .benchmark.training import compare_as_started, compare_steps
+
+    kinds = ("training", "prefill", "packing")
+    if not argv or (argv[0] not in kinds and not argv[0].startswith("-")):
+        raise UserError(f"bench needs to know what to measure; choose one of {', '.join(kinds)}")
+    kind, *argv = argv if argv[0] in kinds else ["", *argv]
+    (given,) = parse([BenchmarkArguments], argv, f"bench {kind}".strip(), bench.__doc__)
+    attention, rounds = given["attention"], given["rounds"]
+    if kind == "training":
+        shape = (attention, given["sequence_length"] or 512, given["batch_size"])
+        rows = compare_steps(*shape, rounds) + compare_as_started(*shape, max(1, rounds // 3))
+    elif kind == "prefill":
+        rows = compare_prefill(attention, given["sequence_length"] or 2048, rounds)
+    else:
+        rows = [measure_packing(characters) for characters in given["characters"]]
+    print(table(rows))
+    wrote(save(kind, {"arguments": given, "rows": rows}, Path(given["output_dir"])), "with the machine", "", False)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data,
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "bench": bench,
 }
 
 
@@ -240,7 +283,9 @@ def flags_of_all_commands() -> set[str]:
 
     from .training import RunArguments
 
-    classes = (DataArguments, EvaluationArguments, GenerationArguments, RunArguments, TrainingArguments)
+    classes = (
+        DataArguments, EvaluationArguments, GenerationArguments, BenchmarkArguments, RunArguments, TrainingArguments,
+    )  # fmt: skip
     return {f.name for cls in classes for f in fields(cls) if f.init}
 
 

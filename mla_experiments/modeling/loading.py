@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import UserError
@@ -24,6 +25,9 @@ def load_model(folder: Path) -> DecoderForCausalLM:
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"
         raise UserError(f"model={folder} needs weights in model.safetensors but has {found}; save it as safetensors")
     try:
+        kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+        if kind != DecoderConfig.model_type:
+            raise UserError(f"model={folder} is a {kind}, not a model trained here; give one under weights/")
         config = DecoderConfig.from_pretrained(folder)
         model, report = _load_quietly(folder, config)
     except UserError:

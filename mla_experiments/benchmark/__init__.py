@@ -1,0 +1,1 @@
+"""What attention costs, measured beside peers in the same run."""

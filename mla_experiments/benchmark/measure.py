@@ -1,0 +1,94 @@
+"""Fair timing: contestants take turns, medians are compared, and the machine is written down."""
+
+import datetime
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..manifest import library_versions, write_json
+
+
+def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Time tasks in turns, so that a slow minute of the machine falls on all alike.
+
+    Args:
+        tasks: what to run, by name.
+        rounds: timed turns of each.
+        warmup: turns before, not timed.
+
+    Returns:
+        Seconds of every timed turn, by name.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(warmup + rounds):
+        for name, task in tasks.items():
+            begun = time.perf_counter()
+            task()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def rates(seconds: dict[str, list[float]], units: float) -> dict[str, dict[str, float]]:
+    """Return units per second: the median, the slowest and the fastest turn."""
+    return {
+        name: {"median": units / statistics.median(times), "low": units / max(times), "high": units / min(times)}
+        for name, times in seconds.items()
+    }
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """Return what a function gives in a Python process of its own, with the defaults that a process starts with."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def machine() -> dict:
+    """Describe what the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (match := re.search(r"model name\s*: (.*)", info.read_text())):
+        cpu = match[1]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": device,
+        "date": datetime.date.today().isoformat(),
+        "versions": library_versions(),
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """Return rows with equal keys as a Markdown table."""
+    cells = [list(rows[0]), *([_show(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+             for line in cells]  # fmt: skip
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _show(value) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def save(name: str, content: dict, folder: Path) -> Path:
+    """Write a result as JSON, named by what was measured, the date and the hardware."""
+    facts = machine()
+    hardware = re.sub(r"[^a-z0-9]+", "-", (facts["gpu"] or f"cpu-{facts['cores']}-cores").lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{facts['date']}-{hardware}-{name}.json"
+    write_json(path, {"measured": name, "machine": facts, **content})
+    return path

@@ -1,0 +1,76 @@
+"""Tokenising and packing: characters per second, and the memory that a larger corpus takes."""
+
+import random
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
+
+
+def synthetic_text(path: Path, characters: int, vocabulary: int = 30_000) -> None:
+    """Write a text of random words with the lengths and frequencies of a natural language (Zipf's law)."""
+    chosen = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgk"
+    words = ["".join(chosen.choices(letters, range(22, 0, -1), k=chosen.randint(2, 9))) for _ in range(vocabulary)]
+    weights = [1 / rank for rank in range(1, vocabulary + 1)]
+    written = 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < characters:
+            paragraph = " ".join(chosen.choices(words, weights, k=2000)) + ".\n\n"
+            file.write(paragraph)
+            written += len(paragraph)
+
+
+def measure_packing(characters: int, sequence_length: int = 1024) -> dict:
+    """Prepare a synthetic corpus of so many characters and return seconds and peak memory of each stage.
+
+    Memory is what the process itself holds (RssAnon); pages of memory-mapped files belong to the system's cache,
+    which it takes back when it needs them.
+    """
+    measured = {"characters": characters}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        synthetic_text(folder / "text.txt", characters)
+        stages = {
+            "corpus": lambda: prepare_corpus(folder / "corpus", str(folder / "text.txt")),
+            "tokenizer": lambda: prepare_tokenizer(folder / "tokenizer", folder / "corpus"),
+            "tokens": lambda: prepare_tokens(
+                folder / "tokens", folder / "corpus", folder / "tokenizer", sequence_length
+            ),
+        }
+        for name, stage in stages.items():
+            with PeakMemory() as memory:
+                begun = time.perf_counter()
+                stage()
+                measured[f"{name}, s"] = time.perf_counter() - begun
+            measured[f"{name}, MiB"] = memory.peak / 2**20
+    return measured
+
+
+class PeakMemory:
+    """Samples the anonymous memory of this process while the block runs; `peak` is in bytes (Linux)."""
+
+    def __enter__(self):
+        self.peak, self.done = self.now(), threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        """Sample until the block ends."""
+        while not self.done.wait(0.02):
+            self.peak = max(self.peak, self.now())
+
+    @staticmethod
+    def now() -> int:
+        """Return the bytes of anonymous memory now."""
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()

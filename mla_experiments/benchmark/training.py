@@ -1,0 +1,89 @@
+"""A training step of every mechanism beside transformers' models of the same shape and weights.
+
+Two questions. With the same allocator settings for both sides, taking turns in one process: whose code is faster? And
+as a user starts it, each side in a process of its own with its own defaults: what does one get?
+"""
+
+import torch
+
+from ..allocator import keep_freed_memory
+from ..modeling import DecoderConfig, DecoderForCausalLM
+from ..modeling.export import stock_model
+from .measure import in_fresh_process, interleaved, rates
+
+SHAPE = {"vocab_size": 10_000, "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8}
+
+
+def training_step(model: torch.nn.Module, sequence_length: int, batch_size: int):
+    """Return a function that trains one step on random tokens with AdamW."""
+    device = model.device
+    tokens = torch.randint(0, model.config.vocab_size, (batch_size, sequence_length), device=device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    model.train()
+
+    def step():
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def contestants(attention: list[str], sequence_length: int, device: str = "cpu") -> dict[str, torch.nn.Module]:
+    """Return our model and the stock one with the same weights, for every mechanism."""
+    models = {}
+    for name in attention:
+        config = DecoderConfig(**SHAPE, attention=name, max_position_embeddings=sequence_length)
+        ours = DecoderForCausalLM(config).to(device)
+        models[f"{name}, ours"] = ours
+        models[f"{name}, transformers"] = stock_model(ours)
+    return models
+
+
+def compare_steps(attention: list[str], sequence_length: int, batch_size: int, rounds: int) -> list[dict]:
+    """Return tokens per second of both sides, with the same allocator settings, taking turns."""
+    keep_freed_memory()
+    models = contestants(attention, sequence_length)
+    steps = {name: training_step(model, sequence_length, batch_size) for name, model in models.items()}
+    speeds = rates(interleaved(steps, rounds), batch_size * sequence_length)
+    return comparison(speeds, attention, "same settings")
+
+
+def compare_as_started(attention: list[str], sequence_length: int, batch_size: int, rounds: int) -> list[dict]:
+    """Return tokens per second of both sides, each in its own process with its own defaults, taking turns."""
+    speeds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name in attention:
+            for side in ("ours", "transformers"):
+                speed = in_fresh_process(_speed_alone, name, side, sequence_length, batch_size)
+                speeds.setdefault(f"{name}, {side}", []).append(batch_size * sequence_length / speed)
+    return comparison(rates(speeds, batch_size * sequence_length), attention, "as started")
+
+
+def _speed_alone(attention: str, side: str, sequence_length: int, batch_size: int) -> float:
+    if side == "ours":
+        keep_freed_memory()
+    model = contestants([attention], sequence_length)[f"{attention}, {side}"]
+    step = training_step(model, sequence_length, batch_size)
+    return rates(interleaved({"step": step}, rounds=5), batch_size * sequence_length)["step"]["median"]
+
+
+def comparison(speeds: dict, attention: list[str], setting: str) -> list[dict]:
+    """Return a row per mechanism: medians and ranges of both sides, and the ratio of the medians."""
+    rows = []
+    for name in attention:
+        ours, theirs = speeds[f"{name}, ours"], speeds[f"{name}, transformers"]
+        rows.append(
+            {
+                "attention": name,
+                "setting": setting,
+                "ours, tokens/s": ours["median"],
+                "from": ours["low"],
+                "to": ours["high"],
+                "transformers, tokens/s": theirs["median"],
+                "from ": theirs["low"],
+                "to ": theirs["high"],
+                "ratio": ours["median"] / theirs["median"],
+            }
+        )
+    return rows

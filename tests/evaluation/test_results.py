@@ -1,0 +1,167 @@
+"""`eval` and `generate` on trained models, and on folders that are no models."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, wikitext_file
+from safetensors.torch import load_file, save_file
+
+from mla_experiments.cli import main
+from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
+from mla_experiments.modeling.attention import ATTENTION
+
+
+def results(folder="."):
+    return json.loads(Path(folder, "results.json").read_text())
+
+
+def test_every_model_gets_a_row_a_split_with_the_original_s_counts(train, prepared, capsys):
+    train("mha", "gqa", "mqa", "mla")
+    capsys.readouterr()
+    assert main(["eval"]) == 0
+    said = capsys.readouterr().out
+    rows = results()["results"]
+    assert [(row["model"], row["split"]) for row in rows] == [
+        (name, split) for name in sorted(ATTENTION) for split in ("validation", "test")
+    ]
+    splits = json.loads((prepared / "corpus/manifest.json").read_text())["splits"]
+    for row in rows:
+        assert row["words"] == splits[row["split"]]["words"] and row["bytes"] == splits[row["split"]]["bytes"]
+        assert row["parameters"] == load_model(f"weights/{row['model']}").num_parameters()
+        assert f"{row['bits_per_byte']:.4f}" in said
+        assert row["train_tokens_per_second"] > 0
+    assert Path("results.md").read_text().count("|") > 60 and "Wrote results.json, results.md" in said
+
+
+def test_the_cache_is_measured_and_agrees_with_the_formula(train):
+    train("mha", "gqa", "mqa", "mla")
+    main(["eval"])
+    for row in results()["results"]:
+        layers = load_model(f"weights/{row['model']}").model.layers
+        assert row["cache_bytes_per_token"] == sum(4 * layer.self_attn.cache_elements_per_token() for layer in layers)
+
+
+def test_what_is_known_is_not_measured_again_and_what_changed_is(train, monkeypatch):
+    train("mha", "mla")
+    main(["eval"])
+    before = results()["results"]
+    scored = []
+    with monkeypatch.context() as patched:
+        patched.setattr("mla_experiments.evaluation.results.score_documents", lambda *_, **__: scored.append(1))
+        main(["eval"])
+    assert results()["results"] == before and not scored
+    train("mha", seed=1, overwrite=True)
+    main(["eval"])
+    after = results()["results"]
+    assert after[2:] == before[2:] and after[0]["nats"] != before[0]["nats"]
+
+
+def test_any_text_can_be_held_out_text(train, tmp_path, capsys):
+    train()
+    text = "the river sees the house .\n\nthe king keeps the garden .\r\n"
+    (tmp_path / "other.txt").write_bytes(text.encode())
+    assert main(["eval", "mla", "--corpus", "other.txt"]) == 0
+    (row,) = results()["results"]
+    assert (row["documents"], row["words"], row["bytes"]) == (1, len(text.split()), len(text.encode()))
+    assert main(["eval", "weights/mla", "--corpus", "absent.txt"]) == 2
+    assert "corpus=absent.txt is no file" in capsys.readouterr().err
+
+
+def test_real_wikitext_is_evaluated_by_article(train):
+    path = wikitext_file("wikitext-2.valid.txt")
+    train()
+    main(["eval", "--corpus", str(path)])
+    (row,) = results()["results"]
+    assert row["documents"] == 60
+    assert row["bytes"] == path.stat().st_size and row["words"] == len(path.read_text(encoding="utf-8").split())
+
+
+def test_generate_continues_a_prompt(train, capsys):
+    train()
+    capsys.readouterr()
+    assert main(["generate", "mla", "--prompt", "the river", "--max-new-tokens", "8", "--seed", "4"]) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("the river") and len(first) > len("the river\n")
+    main(["generate", "mla", "--prompt", "the river", "--max-new-tokens", "8", "--seed", "4"])
+    assert capsys.readouterr().out == first
+    assert main(["generate", "mla", "--max-new-tokens", "500"]) == 2
+    assert "max_new_tokens=500" in capsys.readouterr().err
+    assert main(["generate", "mla", "--max-new-tokens", "0"]) == 2
+    assert "max_new_tokens=0 must be at least 1" in capsys.readouterr().err
+
+
+def damage_truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
+
+
+def damage_mechanism(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention": "mha", "attention_options": None}))
+
+
+def damage_missing(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def damage_other_model(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 16}))
+
+
+def damage_pickle(folder):
+    class Exploit:
+        def __reduce__(self):
+            return Path.touch, (Path("owned").absolute(),)
+
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Exploit()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_truncate, "cannot be loaded"),
+        (damage_shape, "mismatched keys"),
+        (damage_mechanism, "do not fit its config.json"),
+        (damage_missing, "missing keys: model.norm.weight"),
+        (damage_config, "cannot be loaded"),
+        (damage_other_model, "is a llama"),
+        (damage_pickle, "pytorch_model.bin, a pickle that could run code and is never opened"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused(tmp_path, monkeypatch, capsys, damage, said):
+    monkeypatch.chdir(tmp_path)
+    config = DecoderConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    DecoderForCausalLM(config).save_pretrained("weights/mla")
+    damage(Path("weights/mla"))
+    assert main(["generate", "mla"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "weights/mla" in error and "Traceback" not in error
+    assert not Path("owned").exists()
+
+
+def test_no_models_at_all_says_how_to_train_some(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval"]) == 2
+    assert "train_model.py" in capsys.readouterr().err
+
+
+def test_the_context_is_that_of_training(train):
+    train(max_steps=1)
+    model = load_model("weights/mla")
+    assert model.config.max_position_embeddings == TINY["sequence_length"]
+    assert next(model.parameters()).dtype == torch.float32

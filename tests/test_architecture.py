@@ -1,0 +1,58 @@
+"""The tree keeps its order: parts import only parts above them, and no weights are read but safetensors."""
+
+import ast
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "mla_experiments"
+ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
+SHARED = {"errors", "manifest", "allocator", ""}  # what any part may use
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Yield the parts of this package that a file imports, as their first names."""
+    package = path.relative_to(PACKAGE.parent).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            full = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            inner = [name for name in full[1:] if name]
+            yield inner[0] if inner else ""
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_part_imports_only_parts_above_it(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part not in ORDER:
+        return
+    for other in imports(path):
+        assert other in SHARED or ORDER.index(other) <= ORDER.index(part), f"{part} imports {other}"
+
+
+def test_a_mechanism_imports_only_its_neighbours_and_is_imported_by_the_registry_alone():
+    folder = PACKAGE / "modeling" / "attention"
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "rope"}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in names:
+                assert path.parent == folder, f"{path} imports the mechanism {node.module}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "modeling/attention").glob("*.py")), ids=lambda path: path.name)
+def test_attention_files_stay_readable(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_nothing_unpickles():
+    for path in modules():
+        assert not re.search(r"\bpickle\b|torch\.load\(|allow_pickle", path.read_text(encoding="utf-8")), path
+
+
+def test_the_documented_path_of_the_mechanisms_is_there():
+    for name in ("mha", "mqa", "mla"):
+        assert (REPOSITORY / "modeling" / "attention" / f"{name}.py").is_file()

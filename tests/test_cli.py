@@ -1,0 +1,73 @@
+"""The command line teaches, reads YAML, and refuses in one sentence with exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from mla_experiments.cli import COMMANDS, main
+
+
+def test_help_lists_the_commands_and_each_lists_its_flags(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name in COMMANDS:
+        assert name in said
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        assert "--" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["fly"], "command fly is unknown; choose one of data, train, eval, generate, bench"),
+        (["train", "--learning_rat", "1"], "--learning_rat"),
+        (["data", "upload"], "data stage upload is unknown"),
+        (["data", "tokens", "--sequence-length", "long"], "invalid int value: 'long'"),
+        (["generate"], "--model"),
+        (["train", "--config"], "--config needs a file"),
+        (["train", "--config", "absent.yaml"], "config=absent.yaml cannot be read"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused(capsys, tmp_path, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+def test_a_config_gives_flags_that_the_command_line_overrides(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text("corpus: wiki-sample\nvocab_size: 270\nattention: [mha, mla]\nlearning_rate: 1e-3\n")
+    assert main(["data", "tokenizer", "--config", "study.yaml"]) == 0
+    assert "270 entries" in capsys.readouterr().out
+    assert main(["data", "tokenizer", "--config", "study.yaml", "--vocab-size", "280"]) == 0
+    assert "280 entries" in capsys.readouterr().out
+
+
+def test_an_unknown_key_of_a_config_names_the_nearest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text("vocab_sice: 270\n")
+    assert main(["data", "--config", "study.yaml"]) == 2
+    assert "unknown flag vocab_sice; did you mean vocab_size?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_is_understood_by_every_stage(path):
+    from transformers import TrainingArguments
+
+    from mla_experiments.cli import DataArguments, EvaluationArguments, parse
+    from mla_experiments.training import RunArguments
+
+    for classes in ([DataArguments], [RunArguments, TrainingArguments], [EvaluationArguments]):
+        assert parse(classes, ["--config", str(path)], "test", "")
+
+
+@pytest.mark.parametrize("script", ["train_model.py", "eval_model.py", "data/download_data.py"])
+def test_scripts_explain_themselves(script):
+    done = subprocess.run([sys.executable, REPOSITORY / script, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "usage:" in done.stdout

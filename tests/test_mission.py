@@ -1,0 +1,73 @@
+"""The documented commands, word for word, and the notebook, executed on a copy of this repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+SMALL = "--train_tokens 4096 --eval_steps 0.5 --validation_tokens 512"
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    pytest.importorskip("gensim")
+    parts = ("mla_experiments", "data", "experiments", "notebooks", "train_model.py", "eval_model.py")
+    ignore = shutil.ignore_patterns("__pycache__", "corpus", "tokenizer", "tokens")
+    for part in parts:
+        source = REPOSITORY / part
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / "clone" / part, ignore=ignore)
+        else:
+            shutil.copy(source, tmp_path / "clone" / part)
+    shutil.copytree(
+        REPOSITORY / "mla_experiments" / "data", tmp_path / "clone/mla_experiments/data", dirs_exist_ok=True
+    )
+    return tmp_path / "clone"
+
+
+def environment(tmp_path: Path) -> dict:
+    """As a user has it, with `python` on the path, offline, and the package not installed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONSAFEPATH": ""}
+
+
+@pytest.mark.slow
+def test_the_mission_s_commands_work_word_for_word(clone, tmp_path):
+    commands = (
+        "cd data && python download_data.py && python hftokenizer.py && python construct_dataset.py && cd .. "
+        f"&& python train_model.py {SMALL} && python eval_model.py"
+    )
+    done = subprocess.run(
+        commands, shell=True, cwd=clone, env=environment(tmp_path), capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "WARNING: WikiText-103 could not be fetched" in done.stdout
+    assert "taking demo; --preset reference or --preset demo chooses" in done.stdout
+    for name in ("mha", "mqa", "mla"):
+        assert (clone / f"weights/{name}/model.safetensors").is_file()
+        assert (clone / f"figures/{name}.png").is_file()
+    assert (clone / "figures/all.png").is_file()
+    results = json.loads((clone / "results.json").read_text())
+    assert results["corpus"] == "wiki-sample" and len(results["results"]) == 6
+    for row in results["results"]:
+        assert f"{row['bits_per_byte']:.4f}" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(clone, tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = nbformat.read(clone / "notebooks" / "colab.ipynb", as_version=4)
+    (settings,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    settings.source = f'corpus, preset, more = "wiki-sample", "demo", "{SMALL}"'
+    client = nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(clone / "notebooks")}})
+    client.execute(env=environment(tmp_path))
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "bits/byte" in text and "The history of" in text

@@ -40,7 +40,8 @@ class EvaluationArguments:
         default_factory=list, metadata={"help": "folders of models, or names under WEIGHTS_DIR; all if not given"}
     )
     corpus: str | None = field(
-        default=None, metadata={"help": "held-out text to evaluate on (a path); by default validation and test splits"}
+        default=None,
+        metadata={"help": "held-out text (a path); by default validation and test splits of the prepared corpus"},
     )
     text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
     data_dir: str = field(default="data", metadata={"help": "holds the prepared corpus"})
@@ -204,6 +205,9 @@ def main(argv: list[str] | None = None) -> int:
         COMMANDS[argv[0]](list(argv[1:]))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped)

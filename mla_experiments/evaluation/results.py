@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..data import load_corpus, load_tokenizer, read_documents
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
-from ..manifest import file_hash, library_versions, read_manifest, write_json
+from ..manifest import MANIFEST, file_hash, library_versions, read_manifest, write_json
 from ..modeling import DecoderForCausalLM, load_model
 from .perplexity import Score, score_documents
 
@@ -73,7 +73,7 @@ def evaluate_models(
 
     Args:
         models: folders, or names under `weights_dir`; empty for every model in it.
-        corpus: path of a held-out text; None for the prepared corpus.
+        corpus: path of a held-out text; None or its name for the prepared corpus.
         text_column: column that holds the text of a table.
         data_dir: holds the prepared corpus.
         weights_dir: holds the trained models.
@@ -139,12 +139,22 @@ def find_models(names: list[str], weights: Path) -> list[Path]:
 
 
 def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tuple[str, dict[str, list[str]]]:
-    """Return the corpus's name and its held-out documents by split."""
-    if corpus is not None:
+    """Return a corpus's name and its held-out documents by split.
+
+    The corpus that was prepared for training, also when asked for by its name, gives its validation and test splits
+    alone; any other gives all its text.
+    """
+    folder = data_dir / "corpus"
+    if corpus is not None and not is_prepared(corpus, folder):
         return corpus, {"all": list(read_documents(Path(corpus), text_column))}
-    manifest = read_manifest(data_dir / "corpus", CORPUS_MADE_BY)
-    prepared = load_corpus(data_dir / "corpus")
+    manifest = read_manifest(folder, CORPUS_MADE_BY)
+    prepared = load_corpus(folder)
     return manifest["corpus"], {split: list(prepared[split]["text"]) for split in ("validation", "test")}
+
+
+def is_prepared(corpus: str, folder: Path) -> bool:
+    """Return whether the corpus in a folder goes by this name."""
+    return corpus == "auto" or ((folder / MANIFEST).is_file() and read_manifest(folder, "")["corpus"] == corpus)
 
 
 def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:

@@ -20,7 +20,7 @@ PRESETS = {
     "demo": {
         "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4, "sequence_length": 256,
         "train_tokens": 500_000, "warmup_tokens": 40_000, "batch_size": 4,
-        "learning_rate": 3e-3, "validation_tokens": 20_000,
+        "learning_rate": 3e-3, "validation_tokens": 20_000, "eval_steps": 0.1,
         "per_device_train_batch_size": 4, "per_device_eval_batch_size": 16,
     },
 }  # fmt: skip

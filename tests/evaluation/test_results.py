@@ -70,6 +70,14 @@ def test_any_text_can_be_held_out_text(train, tmp_path, capsys):
     assert "corpus=absent.txt is no file" in capsys.readouterr().err
 
 
+def test_the_corpus_of_training_gives_its_held_out_splits_alone(train, prepared, tmp_path):
+    train()
+    corpus = json.loads((prepared / "corpus/manifest.json").read_text())["corpus"]
+    assert Path(corpus).is_file()  # also where the whole text is there to be read
+    main(["eval", "--corpus", corpus])
+    assert [row["split"] for row in results()["results"]] == ["validation", "test"]
+
+
 def test_real_wikitext_is_evaluated_by_article(train):
     path = wikitext_file("wikitext-2.valid.txt")
     train()

@@ -110,6 +110,7 @@ def data(argv: list[str]) -> None:
 def train(argv: list[str]) -> None:
     """Train decoders with different attention, one after another, on the packed tokens."""
     from transformers import TrainingArguments
+    from transformers.utils import logging
 
     from .report import draw_curves
     from .training import PRESETS, RunArguments, train, trainer_defaults
@@ -123,6 +124,7 @@ def train(argv: list[str]) -> None:
     defaults = trainer_defaults() | PRESETS[preset]
     run_values, trainer_flags = parse(classes, argv, "train", train.__doc__, defaults)
     arguments = RunArguments(**run_values)
+    logging.disable_progress_bar()  # one bar at a time: the run's own
     runs = Path(arguments.weights_dir) / arguments.run
     figures = Path(arguments.figures_dir) / arguments.run
     folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
@@ -171,7 +173,7 @@ def bench(argv: list[str]) -> None:
     attention, rounds = given["attention"], given["rounds"]
     if kind == "training":
         shape = (attention, given["sequence_length"] or 512, given["batch_size"])
-        rows = compare_steps(*shape, rounds) + compare_as_started(*shape, max(1, rounds // 3))
+        rows = compare_steps(*shape, rounds) + compare_as_started(*shape, max(1, rounds // 4))
     elif kind == "prefill":
         rows = compare_prefill(attention, given["sequence_length"] or 2048, rounds)
     else:

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from ..errors import UserError
 from .attention import ATTENTION
 from .attention.rope import RotaryEmbedding
+from .cache import growing
 from .configuration import DecoderConfig
 
 
@@ -105,11 +106,15 @@ class DecoderModel(DecoderPreTrainedModel):
             attention_mask: `[B, S]`, 0 where a token is padding, over cached and new tokens.
             position_ids: `[B, T]`; by default counted from the first token that is not padding.
             past_key_values: the cache to read and extend.
-            use_cache: whether to make a cache when none is given.
+            use_cache: whether to make a cache when none is given; by default not while training.
         """
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            past_key_values = growing(past_key_values)
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past_key_values)
         mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)

@@ -3,9 +3,9 @@
 from .base import Attention
 from .gqa import GQA
 from .mha import MHA
-from .mla import MLA
+from .mla import MLA, set_decode_mode
 from .mqa import MQA
 
 ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA}
 
-__all__ = ["ATTENTION", "GQA", "MHA", "MLA", "MQA", "Attention"]
+__all__ = ["ATTENTION", "GQA", "MHA", "MLA", "MQA", "Attention", "set_decode_mode"]

@@ -18,10 +18,12 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import attend
+from .absorb import absorbed, is_cheaper_absorbed
 from .base import Attention, head_width, merge_heads, require, split_heads
 from .rope import rotate
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
+DECODE_MODES = ("auto", "expand", "absorb", "full")
 
 
 class MLA(Attention):
@@ -29,7 +31,9 @@ class MLA(Attention):
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
+        self.decode_mode = "auto"
         self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        self.scale = self.qk_head_dim**-0.5
         query_width = self.num_heads * self.qk_head_dim
         if self.q_lora_rank is None:
             self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
@@ -98,14 +102,32 @@ class MLA(Attention):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
-        """Compress, remember, expand, attend, project: see `Attention.forward`."""
+        """Compress, remember, expand or absorb, attend, project: see `Attention.forward`."""
         query = self.queries(hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = self.latents(hidden_states, position_embeddings)  # [B, 1, T, d_c + d_R]
+        if self.decode_mode == "full":
+            key, value = self.cache(past_key_values, *self.expand(latent))
+            return self.o_proj(merge_heads(attend(query, key, value, attention_mask, self.scale)))
         # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
-        latent, _ = self.cache(past_key_values, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
-        key, value = self.expand(latent)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
-        output = attend(query, key, value, attention_mask, self.qk_head_dim**-0.5)  # [B, H, T, d_v]
+        latents, _ = self.cache(past_key_values, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
+        if self.absorbs(latent.shape[2], latents.shape[2]):
+            output = absorbed(query, latents.squeeze(1), *self.up_projections(), attention_mask, self.scale)
+        else:
+            key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
+            output = attend(query, key, value, attention_mask, self.scale)  # [B, H, T, d_v]
         return self.o_proj(merge_heads(output))  # [B, T, hidden_size]
+
+    def absorbs(self, num_new: int, context: int) -> bool:
+        """Return whether to attend in the latent space: as told, or where that is cheaper."""
+        if self.decode_mode != "auto":
+            return self.decode_mode == "absorb"
+        widths = (self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
+        return is_cheaper_absorbed(num_new, context, *widths)
+
+    def up_projections(self):
+        """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`: views, which follow every change of the weight."""
+        per_head = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
+        return per_head.split((self.qk_nope_head_dim, self.v_head_dim), dim=1)
 
     def queries(self, hidden_states, position_embeddings):
         """Return `[B, H, T, d_nope + d_R]`: content, then the rotated part."""
@@ -153,3 +175,20 @@ class MLA(Attention):
         expand = self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         attention = self.num_heads * (self.qk_head_dim + self.v_head_dim)
         return 2 * (num_tokens * (queries + compress + output + context * attention) + context * expand)
+
+
+def set_decode_mode(model: nn.Module, mode: str) -> None:
+    """Force how every MLA layer of a model attends: one answer, at different costs.
+
+    Args:
+        model: any module with MLA layers.
+        mode: "absorb" (attend over the latents), "expand" (make keys and values of all of them), "auto" (the cheaper
+            of the two), or "full" (cache expanded keys and values, as others do: a baseline; start with a new cache).
+
+    Raises:
+        UserError: unknown mode.
+    """
+    require(mode in DECODE_MODES, f"decode_mode={mode} is unknown; choose one of {', '.join(DECODE_MODES)}")
+    for module in model.modules():
+        if isinstance(module, MLA):
+            module.decode_mode = mode

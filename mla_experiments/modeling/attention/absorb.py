@@ -1,0 +1,59 @@
+"""The other way to compute MLA: attend in the latent space (DeepSeek-V2, §2.1.2, end), and when it is the cheaper one.
+
+With W_i^UK and W_i^UV the up-projections of head i, the score of a cached token is (W_i^UKᵀ q_i^C) · c + q_i^R · k^R
+and the output W_i^UV Σ p c: no key or value is ever made, and all heads read the same d_c + d_R numbers a token.
+"""
+
+import torch
+
+from ...kernels import attend_latents
+
+# What a multiply-add of making keys and values costs beside one of attention over latents: making them moves memory.
+# Measured where both take equally long (`mla-experiments bench decode --crossover`); see benchmarks/README.md.
+EXPANSION_WEIGHT = 1.0
+
+
+def absorbed(
+    query: torch.Tensor,
+    latents: torch.Tensor,
+    w_uk: torch.Tensor,
+    w_uv: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Return every head's output `[B, H, T, d_v]`.
+
+    Args:
+        query: `[B, H, T, d_nope + d_R]`, content, then the rotated part.
+        latents: `[B, S, d_c + d_R]`, what the cache holds.
+        w_uk: `[H, d_nope, d_c]`.
+        w_uv: `[H, d_v, d_c]`.
+        mask: see `kernels.attend_latents`.
+        scale: factor on the scores.
+    """
+    content, rank = w_uk.shape[1:]
+    q_nope, q_rope = query.split((content, query.shape[-1] - content), dim=-1)
+    folded = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, d_c + d_R]
+    mixed = attend_latents(folded, latents, rank, mask, scale)  # [B, H, T, d_c]
+    return mixed @ w_uv.transpose(1, 2)
+
+
+def is_cheaper_absorbed(num_new: int, context: int, rank: int, content: int, rotary: int, value: int) -> bool:
+    """Return whether absorbing costs less than expanding, for T new among S tokens in all.
+
+    In multiply-adds per head, expanding costs S · d_c · (d_nope + d_v) to make keys and values and
+    T · S · (d_nope + d_R + d_v) to use them; absorbing costs T · d_c · (d_nope + d_v) to fold queries and unfold
+    outputs and T · S · (2 d_c + d_R) in between. A prompt (T = S) is always expanded.
+
+    Args:
+        num_new: T.
+        context: S, the new tokens included.
+        rank: d_c.
+        content: d_nope.
+        rotary: d_R.
+        value: d_v.
+    """
+    fold = rank * (content + value)
+    expanding = context * fold * EXPANSION_WEIGHT + num_new * context * (content + rotary + value)
+    absorbing = num_new * fold + num_new * context * (2 * rank + rotary)
+    return num_new < context and absorbing < expanding

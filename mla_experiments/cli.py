@@ -74,6 +74,13 @@ class BenchmarkArguments:
     )
     batch_size: int = field(default=4, metadata={"help": "sequences in a training step"})
     rounds: int = field(default=9, metadata={"help": "timed turns of each contestant, after two to warm up"})
+    contexts: list[int] = field(
+        default_factory=lambda: [512, 2048, 8192, 32768], metadata={"help": "tokens in the cache when decoding"}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "sequences decoded together"})
+    modes: list[str] = field(
+        default_factory=lambda: ["auto"], metadata={"help": "how MLA decodes: auto, absorb, expand, full"}
+    )
     characters: list[int] = field(
         default_factory=lambda: [3_000_000], metadata={"help": "sizes of the synthetic corpora to pack"}
     )
@@ -159,13 +166,14 @@ def generate(argv: list[str]) -> None:
 
 
 def bench(argv: list[str]) -> None:
-    """Measure speed and memory beside transformers' own models: `bench training|prefill|packing`."""
+    """Measure speed and memory beside transformers' own models: `bench training|prefill|decode|packing`."""
+    from .benchmark.decode import compare_decode
     from .benchmark.measure import save, table
     from .benchmark.packing import measure_packing
     from .benchmark.prefill import compare_prefill
     from .benchmark.training import compare_as_started, compare_steps
 
-    kinds = ("training", "prefill", "packing")
+    kinds = ("training", "prefill", "decode", "packing")
     if not argv or (argv[0] not in kinds and not argv[0].startswith("-")):
         raise UserError(f"bench needs to know what to measure; choose one of {', '.join(kinds)}")
     kind, *argv = argv if argv[0] in kinds else ["", *argv]
@@ -176,6 +184,8 @@ def bench(argv: list[str]) -> None:
         rows = compare_steps(*shape, rounds) + compare_as_started(*shape, max(1, rounds // 4))
     elif kind == "prefill":
         rows = compare_prefill(attention, given["sequence_length"] or 2048, rounds)
+    elif kind == "decode":
+        rows = compare_decode(attention, given["contexts"], given["batch_sizes"], rounds, given["modes"])
     else:
         rows = [measure_packing(characters) for characters in given["characters"]]
     print(table(rows))

@@ -20,8 +20,8 @@ def attend_latents(
         query: `[B, H, T, W]`, folded into the latent space.
         latents: `[B, S, W]`, W = d_c + d_R.
         value_width: d_c.
-        mask: `[B or 1, 1, T, S]`, boolean (True attends) or additive; None where the T queries are the last of the S
-            tokens and each sees those up to itself.
+        mask: `[B or 1, 1, T, S]`, boolean (True attends) or additive; None means causal when T > 1, where T must
+            equal S, and everything when T == 1.
         scale: factor on the scores before the softmax.
 
     Returns:
@@ -30,8 +30,7 @@ def attend_latents(
     batch, num_heads, num_new, width = query.shape
     rows = (query * scale).reshape(batch, num_heads * num_new, width)
     if mask is None and num_new > 1:
-        mask = torch.ones(num_new, latents.shape[1], dtype=torch.bool, device=query.device)
-        mask = mask.tril(latents.shape[1] - num_new)[None, None]
+        mask = torch.ones(num_new, num_new, dtype=torch.bool, device=query.device).tril()[None, None]
     length = max(1, SCORES_AT_ONCE // rows[..., 0].numel())
     outputs, tops, sums = [], [], []
     for start in range(0, latents.shape[1], length):
@@ -41,7 +40,9 @@ def attend_latents(
             scores = masked(scores.view(batch, num_heads, num_new, -1), mask[..., start : start + length]).view_as(
                 scores
             )
-        top = scores.amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)  # finite where all is masked
+        top = (
+            scores.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+        )  # finite where all is masked
         weights = scores.sub_(top).exp_()
         outputs.append(weights @ block[..., :value_width])
         sums.append(weights.sum(dim=-1, keepdim=True))

@@ -1,13 +1,14 @@
 """A cache layer that grows by doubling, shared by every mechanism.
 
 transformers' `DynamicLayer` concatenates: each new token copies all that is cached. This one writes new tokens into a
-buffer with room to spare, so that a token costs its own bytes; the buffer doubles when it is full.
+buffer with room to spare, so that a token costs its own bytes. A full buffer doubles, up to `LARGEST_ROOM`.
 """
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-SMALLEST_CAPACITY = 64  # tokens
+SMALLEST_ROOM = 64  # tokens
+LARGEST_ROOM = 2 << 20  # bytes a buffer: beyond it, memory that stands empty would cost more than copying saves
 
 
 class GrowingLayer(DynamicLayer):
@@ -40,8 +41,9 @@ def append(filled: torch.Tensor, buffer: torch.Tensor, new: torch.Tensor) -> tup
     past, total = filled.shape[-2], filled.shape[-2] + new.shape[-2]
     in_place = filled.data_ptr() == buffer.data_ptr() and filled.shape[:2] == buffer.shape[:2]
     if not in_place or total > buffer.shape[-2]:
-        capacity = max(SMALLEST_CAPACITY, 2 * past, total)
-        buffer = filled.new_empty((*filled.shape[:2], capacity, filled.shape[-1]))
+        token_bytes = max(1, filled[..., :1, :].numel() if past else new[..., :1, :].numel()) * new.element_size()
+        room = max(SMALLEST_ROOM, min(past, LARGEST_ROOM // token_bytes))
+        buffer = filled.new_empty((*filled.shape[:2], total + room, filled.shape[-1]))
         buffer[..., :past, :] = filled
     buffer[..., past:total, :] = new
     return buffer[..., :total, :], buffer

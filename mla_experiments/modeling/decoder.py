@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from ..errors import UserError
 from .attention import ATTENTION
+from .attention.base import require
 from .attention.rope import RotaryEmbedding
 from .cache import growing
 from .configuration import DecoderConfig
@@ -107,16 +108,22 @@ class DecoderModel(DecoderPreTrainedModel):
             position_ids: `[B, T]`; by default counted from the first token that is not padding.
             past_key_values: the cache to read and extend.
             use_cache: whether to make a cache when none is given; by default not while training.
+
+        Raises:
+            UserError: no tokens, more than `max_position_embeddings`, or a cache that another model filled.
         """
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
+        past = 0
         if past_key_values is not None:
-            past_key_values = growing(past_key_values)
+            past = growing(past_key_values).get_seq_length()
+        if not torch.compiler.is_compiling():
+            self._check_length(x.shape[1], past, attention_mask)
         if position_ids is None:
-            position_ids = self._positions(x, attention_mask, past_key_values)
+            position_ids = self._positions(x, attention_mask, past)
         mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)
         if self.config.positions == "learned":
             x, position_embeddings = x + self.embed_positions(position_ids), None
@@ -126,17 +133,20 @@ class DecoderModel(DecoderPreTrainedModel):
             x = layer(x, position_embeddings, mask, past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
 
-    def _positions(self, x, attention_mask, past_key_values):
+    def _check_length(self, length, past, attention_mask):
+        require(length > 0, "input_ids holds no tokens; pass at least one new token.")
+        limit = self.config.max_position_embeddings
+        if past + length > limit and (attention_mask is None or attention_mask.sum(-1).max() > limit):
+            raise UserError(
+                f"{int(past + length)} tokens are more than max_position_embeddings={limit}, the longest sequence of "
+                "this model; shorten the prompt or the continuation."
+            )
+
+    def _positions(self, x, attention_mask, past):
         """Count the tokens from the first that is not padding: `[B or 1, T]`."""
         length = x.shape[1]
         if attention_mask is not None and attention_mask.dim() == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if self.config.positions == "learned" and past + length > self.config.max_position_embeddings:
-            raise UserError(
-                f"{past + length} tokens are more than max_position_embeddings="
-                f"{self.config.max_position_embeddings}, the learned positions; shorten the input."
-            )
         return torch.arange(length, device=x.device).unsqueeze(0) + past
 
 
@@ -170,6 +180,12 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         are those of `DecoderModel.forward`.
         """
         outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        decoding = outputs.past_key_values is not None and not torch.compiler.is_compiling()
+        if decoding and outputs.last_hidden_state.device.type != "meta":
+            require(
+                bool(outputs.last_hidden_state.isfinite().all()),
+                "past_key_values or the weights hold NaN or infinity: the output is not finite; use a new cache",
+            )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None

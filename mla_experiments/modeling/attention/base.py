@@ -100,9 +100,22 @@ class Attention(nn.Module, ABC):
     def cache(
         self, past_key_values: Cache | None, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to this layer's cache, where there is one, and return all that is kept: `[B, G, S, ...]`."""
+        """Append to this layer's cache, where there is one, and return all that is kept: `[B, G, S, ...]`.
+
+        Raises:
+            UserError: the cache holds tensors of another shape or dtype.
+        """
         if past_key_values is None:
             return key, value
+        layers = past_key_values.layers
+        held = layers[self.layer_idx] if self.layer_idx < len(layers) else None
+        if held is not None and held.is_initialized and held.get_seq_length() > 0:
+            for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
+                require(
+                    new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype,
+                    f"past_key_values holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
+                    f"{tuple(new.shape)} and {new.dtype}; pass a cache that this model and batch have filled",
+                )
         return past_key_values.update(key, value, self.layer_idx)
 
 

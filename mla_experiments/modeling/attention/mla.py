@@ -110,6 +110,8 @@ class MLA(Attention):
             return self.o_proj(merge_heads(attend(query, key, value, attention_mask, self.scale)))
         # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
         latents, _ = self.cache(past_key_values, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
+        if attention_mask is None and latent.shape[2] > 1:
+            latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
         if self.absorbs(latent.shape[2], latents.shape[2]):
             output = absorbed(query, latents.squeeze(1), *self.up_projections(), attention_mask, self.scale)
         else:

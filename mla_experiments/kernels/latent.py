@@ -1,20 +1,31 @@
-"""Attention over latents (absorbed MLA) in PyTorch, on any device: MQA over one buffer that is key and value at once.
+"""Attention over latents (absorbed MLA): one function, several backends, one file each.
 
-All heads read the same d_c + d_R numbers a token; the first d_c of them are the value too. Queries of all heads, and
-of several new tokens, are rows of one matrix, so that the buffer is read once for all. The context is taken in blocks,
-each with its own softmax, joined at the end by their log-sums (Dao et al. 2023, Flash-Decoding): the scores of a long
-context never sit in memory whole.
+A backend is a module with `attend_latents`, `why_not_here()` (what this machine lacks for it) and `why_not(...)` (what
+in these very tensors it cannot serve); both return None where there is nothing in the way. It may import a library that
+is not installed: then that is what is missing.
 """
+
+import importlib
+from types import ModuleType
 
 import torch
 
-SCORES_AT_ONCE = 1 << 20  # elements: 4 MiB in f32, which a core's share of the cache can hold
+from ..errors import UserError
+
+# the fastest first; the last one serves every device, dtype, shape and mask, and has gradients
+BACKENDS = {
+    "flashmla": ".latent_flashmla",
+    "flashinfer": ".latent_flashinfer",
+    "triton": ".latent_triton",
+    "torch": ".latent_torch",
+}
+_forced: str | None = None
 
 
 def attend_latents(
     query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Return softmax(scale · query latentsᵀ + mask) latents[..., :value_width].
+    """Return softmax(scale · query latentsᵀ + mask) latents[..., :value_width], by the fastest backend that serves it.
 
     Args:
         query: `[B, H, T, W]`, folded into the latent space.
@@ -26,41 +37,55 @@ def attend_latents(
 
     Returns:
         `[B, H, T, value_width]`.
+
+    Raises:
+        UserError: the backend that was forced cannot serve these tensors.
     """
-    batch, num_heads, num_new, width = query.shape
-    rows = (query * scale).reshape(batch, num_heads * num_new, width)
-    if mask is None and num_new > 1:
-        mask = torch.ones(num_new, num_new, dtype=torch.bool, device=query.device).tril()[None, None]
-    length = max(1, SCORES_AT_ONCE // rows[..., 0].numel())
-    outputs, tops, sums = [], [], []
-    for start in range(0, latents.shape[1], length):
-        block = latents[:, start : start + length]  # [B, L, W]
-        scores = rows @ block.transpose(1, 2)  # [B, H·T, L]
-        if mask is not None:
-            scores = masked(scores.view(batch, num_heads, num_new, -1), mask[..., start : start + length]).view_as(
-                scores
-            )
-        top = (
-            scores.detach().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
-        )  # finite where all is masked
-        weights = scores.sub_(top).exp_()
-        outputs.append(weights @ block[..., :value_width])
-        sums.append(weights.sum(dim=-1, keepdim=True))
-        tops.append(top)
-    output, total = (outputs[0], sums[0]) if len(outputs) == 1 else joined(outputs, tops, sums)
-    output = output / total.clamp(min=torch.finfo(total.dtype).tiny)  # a row that sees nothing (padding) gives zeros
-    return output.view(batch, num_heads, num_new, value_width)
+    if _forced is not None:
+        backend = load(_forced)
+        reason = backend.why_not(query, latents, value_width, mask)
+        if reason:
+            raise UserError(f"backend={_forced} cannot serve this attention: {reason}; choose another or none.")
+        return backend.attend_latents(query, latents, value_width, mask, scale)
+    if query.device.type == "cuda" and not (torch.is_grad_enabled() and query.requires_grad):
+        for backend in usable():
+            if backend.why_not(query, latents, value_width, mask) is None:
+                return backend.attend_latents(query, latents, value_width, mask, scale)
+    return load("torch").attend_latents(query, latents, value_width, mask, scale)
 
 
-def masked(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Apply a boolean or additive mask `[B or 1, 1, T, L]` to scores `[B, H, T, L]`, in place."""
-    if mask.dtype == torch.bool:
-        return scores.masked_fill_(~mask, float("-inf"))
-    return scores.add_(mask)
+def load(name: str) -> ModuleType:
+    """Return a backend's module; raises `ImportError` where a library that it needs is not installed."""
+    return importlib.import_module(BACKENDS[name], __package__)
 
 
-def joined(outputs: list[torch.Tensor], tops: list[torch.Tensor], sums: list[torch.Tensor]):
-    """Join blocks by the largest score of each; return the unnormalised output and the sum of weights."""
-    top = torch.stack(tops)
-    share = (top - top.amax(dim=0)).exp()
-    return (torch.stack(outputs) * share).sum(dim=0), (torch.stack(sums) * share).sum(dim=0)
+def usable() -> list[ModuleType]:
+    """Return the backends that can run on this machine, the fastest first."""
+    return [load(name) for name, reason in reasons().items() if reason is None]
+
+
+def reasons() -> dict[str, str | None]:
+    """Return for every backend why it cannot be used on this machine, or None where it can."""
+    found: dict[str, str | None] = {}
+    for name in BACKENDS:
+        try:
+            found[name] = load(name).why_not_here()
+        except ImportError as error:
+            found[name] = f"{error.name or error} is not installed"
+    return found
+
+
+def force_backend(name: str | None) -> None:
+    """Use one backend for all attention over latents from now on; None chooses the fastest for each call again.
+
+    Raises:
+        UserError: unknown name, or a backend that cannot run on this machine.
+    """
+    global _forced
+    if name is not None:
+        if name not in BACKENDS:
+            raise UserError(f"backend={name} is unknown; choose one of {', '.join(BACKENDS)}.")
+        reason = reasons()[name]
+        if reason:
+            raise UserError(f"backend={name} cannot run here: {reason}; see `mla-experiments kernels`.")
+    _forced = name

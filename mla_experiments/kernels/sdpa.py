@@ -1,7 +1,15 @@
-"""Softmax attention through PyTorch's fused `scaled_dot_product_attention`, on its fast path for every mechanism."""
+"""Softmax attention through PyTorch's fused `scaled_dot_product_attention`, on its fast path for every mechanism.
+
+The fused path works through keys and values block by block, so that scores never sit in memory whole, whatever the
+context (Dao et al. 2022, FlashAttention).
+"""
 
 import torch
 import torch.nn.functional as F
+
+# New tokens up to which the heads that share a key are rows of one query, and not heads over repeated keys: more rows
+# bring no more speed, but a larger mask.
+FEW_TOKENS = 16
 
 
 def attend(
@@ -24,25 +32,28 @@ def attend(
     Returns:
         `[B, H, T, Dv]`.
     """
-    num_heads, length = query.shape[1:3]
-    num_groups = key.shape[1]
-    if length == 1 and num_groups < num_heads:
-        # One new token: the heads of a group become rows of one query, so its keys are read once, uncopied.
-        folded = query.reshape(query.shape[0], num_groups, num_heads // num_groups, query.shape[-1])
-        return _attend_equal_width(folded, key, value, mask, scale, causal=False).reshape(
-            query.shape[0], num_heads, 1, value.shape[-1]
-        )
-    if num_groups < num_heads:
-        key = key.repeat_interleave(num_heads // num_groups, dim=1)
-        value = value.repeat_interleave(num_heads // num_groups, dim=1)
-    return _attend_equal_width(query, key, value, mask, scale, causal=mask is None and length > 1)
+    num_new = query.shape[2]
+    shared = query.shape[1] // key.shape[1]
+    causal = mask is None and num_new > 1
+    if shared == 1:
+        return _fused(query, key, value, mask, scale, causal)
+    if num_new <= FEW_TOKENS and not causal:
+        if mask is not None and num_new > 1:
+            mask = mask.expand(-1, shared, -1, -1).flatten(1, 2).unsqueeze(1)  # [B or 1, 1, H/G·T, S]
+        rows = query.unflatten(1, (-1, shared)).flatten(2, 3)  # [B, G, H/G·T, D]: a key is read once for all
+        return _fused(rows, key, value, mask, scale, False).unflatten(2, (shared, num_new)).flatten(1, 2)
+    return _fused(query, _repeated(key, shared), _repeated(value, shared), mask, scale, causal)
 
 
-def _attend_equal_width(query, key, value, mask, scale, *, causal):
+def _repeated(key, shared):
+    """`[B, G, S, D]` to `[B, G·shared, S, D]`; a view where G is 1."""
+    return key.unsqueeze(2).expand(-1, -1, shared, -1, -1).flatten(1, 2)
+
+
+def _fused(query, key, value, mask, scale, causal):
     """Pad the values to the keys' width: fused backends silently fall to the slow path when they differ."""
     width = value.shape[-1]
-    fused = query.device.type in ("cpu", "cuda")
-    if fused and width < key.shape[-1]:
+    if width < key.shape[-1] and query.device.type in ("cpu", "cuda"):
         value = F.pad(value, (0, key.shape[-1] - width))
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
     return output[..., :width]

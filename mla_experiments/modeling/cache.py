@@ -7,7 +7,7 @@ buffer with room to spare, so that a token costs its own bytes. A full buffer do
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-SMALLEST_ROOM = 64  # tokens
+PAGE = 64  # tokens: capacities are multiples of it, so that kernels which read pages (`kernels/paged.py`) read in place
 LARGEST_ROOM = 2 << 20  # bytes a buffer: beyond it, memory that stands empty would cost more than copying saves
 
 
@@ -42,8 +42,8 @@ def append(filled: torch.Tensor, buffer: torch.Tensor, new: torch.Tensor) -> tup
     in_place = filled.data_ptr() == buffer.data_ptr() and filled.shape[:2] == buffer.shape[:2]
     if not in_place or total > buffer.shape[-2]:
         token_bytes = max(1, filled[..., :1, :].numel() if past else new[..., :1, :].numel()) * new.element_size()
-        room = max(SMALLEST_ROOM, min(past, LARGEST_ROOM // token_bytes))
-        buffer = filled.new_empty((*filled.shape[:2], total + room, filled.shape[-1]))
+        capacity = total + max(1, min(past, LARGEST_ROOM // token_bytes))
+        buffer = filled.new_empty((*filled.shape[:2], -(-capacity // PAGE) * PAGE, filled.shape[-1]))
         buffer[..., :past, :] = filled
     buffer[..., past:total, :] = new
     return buffer[..., :total, :], buffer

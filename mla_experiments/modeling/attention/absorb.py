@@ -9,7 +9,7 @@ import torch
 from ...kernels import attend_latents
 
 # What a multiply-add of making keys and values costs beside one of attention over latents: making them moves memory.
-# Measured where both take equally long (`mla-experiments bench decode --crossover`); see benchmarks/README.md.
+# Not measured yet: counted in multiply-adds alone, both cost the same.
 EXPANSION_WEIGHT = 1.0
 
 

@@ -1,0 +1,22 @@
+"""Attention over latents in PyTorch, on any device: absorbed MLA is MQA whose key is its value too.
+
+All heads read the same d_c + d_R numbers a token, and the first d_c of what comes out are the answer. Attending with
+the last d_R as values too is d_R / d_c more work than needed, but fused attention wants equal widths, and slicing or
+padding the cache would copy it.
+"""
+
+from .sdpa import attend
+
+
+def why_not_here() -> None:
+    """Every machine can run it."""
+
+
+def why_not(query, latents, value_width, mask) -> None:
+    """It serves everything."""
+
+
+def attend_latents(query, latents, value_width, mask, scale):
+    """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
+    shared = latents.unsqueeze(1)  # [B, 1, S, W]
+    return attend(query, shared, shared, mask, scale)[..., :value_width]

@@ -1,0 +1,29 @@
+"""A cache as pages of tokens, as serving kernels want it: a view where the buffer allows, a copy where it does not."""
+
+import torch
+import torch.nn.functional as F
+
+PAGE = 64  # tokens
+
+
+def paged(latents: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return pages `[P, PAGE, W]` of latents `[B, S, W]`, and how many pages one sequence starts after the one before.
+
+    A growing cache's buffer is whole pages long, so that its filled part is served in place; the tail of a sequence's
+    last page is not meant to be read.
+    """
+    batch, context, width = latents.shape
+    per_sequence = -(-context // PAGE)
+    page = PAGE * width
+    in_place = latents.stride()[1:] == (width, 1) and (batch == 1 or latents.stride(0) % page == 0)
+    last = (batch - 1) * latents.stride(0) + per_sequence * page
+    if not in_place or last > latents.untyped_storage().nbytes() // latents.element_size() - latents.storage_offset():
+        latents = F.pad(latents, (0, 0, 0, per_sequence * PAGE - context))
+    apart = latents.stride(0) // page if batch > 1 else per_sequence
+    return latents.as_strided(((batch - 1) * apart + per_sequence, PAGE, width), (page, width, 1)), apart
+
+
+def page_table(batch: int, context: int, apart: int, device: torch.device) -> torch.Tensor:
+    """Return the page numbers of each sequence, `[B, ceil(S / PAGE)]`, int32."""
+    numbers = torch.arange(-(-context // PAGE), dtype=torch.int32, device=device)
+    return apart * torch.arange(batch, dtype=torch.int32, device=device)[:, None] + numbers

@@ -152,7 +152,7 @@ def evaluate(argv: list[str]) -> None:
     results = evaluate_models(**given, known=known_rows(output_dir))
     print(results.table())
     written = results.save(output_dir)
-    wrote(", ".join(map(str, written)), f"{len(results.rows)} models", "mla-experiments generate --model NAME")
+    wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", "mla-experiments generate --model NAME")
 
 
 def generate(argv: list[str]) -> None:
@@ -192,12 +192,22 @@ def bench(argv: list[str]) -> None:
     wrote(save(kind, {"arguments": given, "rows": rows}, Path(given["output_dir"])), "with the machine", "", False)
 
 
+def kernels(argv: list[str]) -> None:
+    """List the backends of MLA's decoding, the fastest first, and why each can or cannot be used here."""
+    from .kernels import latent
+
+    parse([], argv, "kernels", kernels.__doc__)
+    for name, reason in latent.reasons().items():
+        print(f"{name:<12}{'usable' if reason is None else 'not usable: ' + reason}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data,
     "train": train,
     "eval": evaluate,
     "generate": generate,
     "bench": bench,
+    "kernels": kernels,
 }
 
 

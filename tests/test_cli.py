@@ -71,3 +71,12 @@ def test_every_experiment_is_understood_by_every_stage(path):
 def test_scripts_explain_themselves(script):
     done = subprocess.run([sys.executable, REPOSITORY / script, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "usage:" in done.stdout
+
+
+def test_kernels_lists_every_backend_and_why_it_cannot_run(capsys):
+    assert main(["kernels"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(listed) == ["flashmla", "flashinfer", "triton", "torch"]
+    assert listed["torch"] == "usable"
+    assert all(said == "usable" or said.startswith("not usable: ") for said in listed.values())
+    assert main(["kernels", "--fast"]) == 2

@@ -5,6 +5,7 @@ names. `--config FILE` reads the same flags from YAML; what stands on the comman
 """
 
 import difflib
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -59,32 +60,17 @@ class GenerationArguments:
     temperature: float = field(default=0.8, metadata={"help": "0 always takes the likeliest token"})
     top_k: int = field(default=50, metadata={"help": "sample among this many likeliest tokens"})
     seed: int = field(default=0, metadata={"help": "of the sampling"})
+    backend: str | None = field(
+        default=None, metadata={"help": "of MLA's decoding (`mla-experiments kernels`); by default the fastest"}
+    )
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
 
 
 @dataclass
-class BenchmarkArguments:
-    """What to measure, and how long."""
+class BenchmarkOutput:
+    """Where results go."""
 
-    attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
-    )
-    sequence_length: int | None = field(
-        default=None, metadata={"help": "tokens of a sequence or prompt (default: 512 for training, 2048 for prefill)"}
-    )
-    batch_size: int = field(default=4, metadata={"help": "sequences in a training step"})
-    rounds: int = field(default=9, metadata={"help": "timed turns of each contestant, after two to warm up"})
-    contexts: list[int] = field(
-        default_factory=lambda: [512, 2048, 8192, 32768], metadata={"help": "tokens in the cache when decoding"}
-    )
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "sequences decoded together"})
-    modes: list[str] = field(
-        default_factory=lambda: ["auto"], metadata={"help": "how MLA decodes: auto, absorb, expand, full"}
-    )
-    characters: list[int] = field(
-        default_factory=lambda: [3_000_000], metadata={"help": "sizes of the synthetic corpora to pack"}
-    )
-    output_dir: str = field(default="benchmarks/results", metadata={"help": "where the JSON goes"})
+    output_dir: str = field(default="benchmarks/results", metadata={"help": "where the JSON and the figure go"})
 
 
 def data(argv: list[str]) -> None:
@@ -166,30 +152,32 @@ def generate(argv: list[str]) -> None:
 
 
 def bench(argv: list[str]) -> None:
-    """Measure speed and memory beside transformers' own models: `bench training|prefill|decode|packing`."""
-    from .benchmark.decode import compare_decode
+    """Measure speed and memory beside transformers' own models: `bench WHAT`, `bench --help` lists what."""
+    from .benchmark import MEASUREMENTS
     from .benchmark.measure import save, table
-    from .benchmark.packing import measure_packing
-    from .benchmark.prefill import compare_prefill
-    from .benchmark.training import compare_as_started, compare_steps
+    from .report.figures import draw_rows
 
-    kinds = ("training", "prefill", "decode", "packing")
-    if not argv or (argv[0] not in kinds and not argv[0].startswith("-")):
-        raise UserError(f"bench needs to know what to measure; choose one of {', '.join(kinds)}")
-    kind, *argv = argv if argv[0] in kinds else ["", *argv]
-    (given,) = parse([BenchmarkArguments], argv, f"bench {kind}".strip(), bench.__doc__)
-    attention, rounds = given["attention"], given["rounds"]
-    if kind == "training":
-        shape = (attention, given["sequence_length"] or 512, given["batch_size"])
-        rows = compare_steps(*shape, rounds) + compare_as_started(*shape, max(1, rounds // 4))
-    elif kind == "prefill":
-        rows = compare_prefill(attention, given["sequence_length"] or 2048, rounds)
-    elif kind == "decode":
-        rows = compare_decode(attention, given["contexts"], given["batch_sizes"], rounds, given["modes"])
-    else:
-        rows = [measure_packing(characters) for characters in given["characters"]]
+    modules = {name: importlib.import_module(f".benchmark.{name}", __package__) for name in MEASUREMENTS}
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: mla-experiments bench WHAT [--flag VALUE ...]\n\n" + bench.__doc__ + "\n")
+        for name, module in modules.items():
+            print(f"  {name:<12}{module.Arguments.__doc__}")
+        print("\nmla-experiments bench WHAT --help lists the flags of each.")
+        return
+    if not argv or argv[0] not in modules:
+        found = f"bench {argv[0]} is unknown" if argv else "bench needs to know what to measure"
+        raise UserError(f"{found}; choose one of {', '.join(modules)}")
+    kind, *argv = argv
+    module = modules[kind]
+    given, output = parse([module.Arguments, BenchmarkOutput], argv, f"bench {kind}", module.__doc__)
+    rows = module.measure(module.Arguments(**given))
+    if not rows:
+        raise UserError(f"bench {kind} had nothing to measure with {given}; give at least one of each list")
     print(table(rows))
-    wrote(save(kind, {"arguments": given, "rows": rows}, Path(given["output_dir"])), "with the machine", "", False)
+    written = [save(kind, {"arguments": given, "rows": rows}, Path(output["output_dir"]))]
+    if module.FIGURE:
+        written.append(draw_rows(rows, written[0].with_suffix(".png"), title=module.Arguments.__doc__, **module.FIGURE))
+    wrote(", ".join(map(str, written)), "with the machine", "", False)
 
 
 def kernels(argv: list[str]) -> None:
@@ -309,9 +297,7 @@ def flags_of_all_commands() -> set[str]:
 
     from .training import RunArguments
 
-    classes = (
-        DataArguments, EvaluationArguments, GenerationArguments, BenchmarkArguments, RunArguments, TrainingArguments,
-    )  # fmt: skip
+    classes = (DataArguments, EvaluationArguments, GenerationArguments, RunArguments, TrainingArguments)
     return {f.name for cls in classes for f in fields(cls) if f.init}
 
 

@@ -4,96 +4,143 @@ Caches are filled with random numbers, so that a long context costs no prefill, 
 all steps are alike. Contestants take turns.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from ..allocator import keep_freed_memory
-from ..modeling import DecoderConfig, DecoderForCausalLM
+from ..kernels import latent
+from ..modeling import DecoderForCausalLM
 from ..modeling.attention import set_decode_mode
 from ..modeling.cache import growing
-from ..modeling.export import stock_model
-from .measure import interleaved
-from .training import SHAPE
+from .measure import ceilings, interleaved, roofline, spread
+from .training import contestants
+
+FIGURE = {"x": "context", "y": "ms", "line": "model", "panel": "batch"}
 
 
-def compare_decode(
-    attention: list[str], contexts: list[int], batch_sizes: list[int], rounds: int, modes: list[str]
-) -> list[dict]:
-    """Return the milliseconds of a step of every contestant at every context and batch size.
+@dataclass
+class Arguments:
+    """Milliseconds of a decoding step against context and batch size, ours and transformers'."""
 
-    Args:
-        attention: mechanisms.
-        contexts: tokens in the cache.
-        batch_sizes: sequences decoded together.
-        rounds: timed steps of each contestant.
-        modes: of MLA, see `set_decode_mode`.
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
+    )
+    contexts: list[int] = field(
+        default_factory=lambda: [128, 512, 2048, 8192, 32768, 65536], metadata={"help": "tokens in the cache"}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "sequences decoded together"})
+    modes: list[str] = field(
+        default_factory=lambda: ["auto"], metadata={"help": "how MLA decodes: auto, absorb, expand, full"}
+    )
+    budget_gib: float = field(
+        default=16.0, metadata={"help": "leave out a context whose caches of all contestants together are larger"}
+    )
+    backend: str | None = field(default=None, metadata={"help": "of MLA's decoding (`mla-experiments kernels`)"})
+    rounds: int = field(default=9, metadata={"help": "timed turns of each contestant, after two to warm up"})
+
+
+def measure(given: Arguments) -> list[dict]:
+    """Return a row per contestant, context and batch size.
+
+    `% of matmul` and `% of bandwidth` are shares of what the machine reaches on a large matrix product and in reading
+    a large buffer: of the operations that the contestant itself does, and of one reading of its weights and cache.
     """
     keep_freed_memory()
-    models = decoders(attention, max(contexts) + 8)
+    latent.force_backend(given.backend)
+    ceiling, models = ceilings(), contestants(given.attention, max(given.contexts) + 8)
     rows = []
-    for batch in batch_sizes:
-        for context in contexts:
-            tasks, caches = {}, {}
-            for name, model in models.items():
-                for mode in modes if name == "mla, ours" else [""]:
-                    if mode:
-                        set_decode_mode(model, mode)
-                    entry = f"{name} {mode}".strip()
-                    caches[entry] = filled_cache(model, batch, context)
-                    tasks[entry] = decode_step(model, caches[entry], batch, mode)
-            seconds = interleaved(tasks, rounds)
-            rows += [row(name, batch, context, times, caches[name]) for name, times in seconds.items()]
+    for batch in given.batch_sizes:
+        for context in given.contexts:
+            steps = prepared(models, given.modes, batch, context, given.budget_gib)
+            flops = {name: flops_of(step) for name, (step, _) in steps.items()}
+            seconds = interleaved({name: step for name, (step, _) in steps.items()}, given.rounds)
+            for name, times in seconds.items():
+                row = {"model": name, "batch": batch, "context": context, **spread(times)}
+                row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": steps[name][1] / 2**20}
+                read = weights_read(models[name.split(":")[0]]) + steps[name][1]
+                rows.append(row | roofline(row["ms"] / 1e3, flops[name], read, ceiling))
     return rows
 
 
-def decoders(attention: list[str], longest: int) -> dict[str, torch.nn.Module]:
-    """Return our model of the reference shape and the stock one with the same weights, for every mechanism."""
-    models = {}
-    for name in attention:
-        ours = DecoderForCausalLM(DecoderConfig(**SHAPE, attention=name, max_position_embeddings=longest)).eval()
-        models[f"{name}, ours"], models[f"{name}, transformers"] = ours, stock_model(ours).eval()
-    return models
+def prepared(
+    models: dict[str, torch.nn.Module], modes: list[str], batch: int, context: int, budget_gib: float
+) -> dict[str, tuple[Callable, int]]:
+    """Return every contestant's step and the bytes of its cache; none if the caches together break the budget."""
+    entries = [(name, mode) for name in models for mode in (modes if name == "mla, ours" else [None])]
+    needed = sum(batch * context * bytes_per_token(models[name], mode) for name, mode in entries)
+    if needed > budget_gib * 2**30:
+        print(f"batch {batch}, context {context} left out: {needed / 2**30:.1f} GiB of caches; see --budget-gib")
+        return {}
+    steps = {}
+    for name, mode in entries:
+        step, cache = decode_step(models[name], batch, context, mode)
+        steps[name if mode is None else f"{name}: {mode}"] = (step, cache_bytes(cache))
+    return steps
 
 
-@torch.inference_mode()
-def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCache:
-    """Return a cache of random numbers in the shapes that the model itself caches."""
-    probe = model(torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
-    cache = DynamicCache(config=model.config)
-    if isinstance(model, DecoderForCausalLM):
-        cache = growing(cache)
-    for index, layer in enumerate(probe.layers):
-        shapes = [(batch, part.shape[1], context, part.shape[3]) for part in (layer.keys, layer.values)]
-        cache.update(*(torch.randn(shape) for shape in shapes), index)
-    return cache
-
-
-def decode_step(model: torch.nn.Module, cache: DynamicCache, batch: int, mode: str = "", new: int = 1):
-    """Return a function that decodes `new` tokens a sequence and takes them back."""
-    tokens = torch.zeros(batch, new, dtype=torch.long)
+def decode_step(
+    model: torch.nn.Module, batch: int, context: int, mode: str | None = None
+) -> tuple[Callable, DynamicCache]:
+    """Return a function that decodes one token a sequence from a filled cache and takes it back, and that cache."""
+    if mode:
+        set_decode_mode(model, mode)
+    cache, tokens = filled_cache(model, batch, context), torch.zeros(batch, 1, dtype=torch.long)
+    model.eval()
 
     @torch.inference_mode()
     def step():
         if mode:
             set_decode_mode(model, mode)
         model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.crop(-new)
+        cache.crop(-1)
 
-    return step
+    return step, cache
 
 
-def row(name: str, batch: int, context: int, times: list[float], cache: DynamicCache) -> dict:
-    """Return one line of the table: times in milliseconds, the cache in MiB."""
-    median = sorted(times)[len(times) // 2]
-    held = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
-    return {
-        "model": name,
-        "batch": batch,
-        "context": context,
-        "ms/step": 1e3 * median,
-        "from": 1e3 * min(times),
-        "to": 1e3 * max(times),
-        "tokens/s": batch / median,
-        "cache MiB": held / 2**20,
-        "cache GB/s": held / median / 1e9,
-    }
+@torch.inference_mode()
+def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCache:
+    """Return a cache of random numbers in the shapes that the model itself caches."""
+    cache = DynamicCache(config=model.config)
+    if isinstance(model, DecoderForCausalLM):
+        cache = growing(cache)
+    for index, parts in enumerate(probe(model)):
+        cache.update(*(part[:, :, :1].expand(batch, -1, context, -1) for part in parts), index)
+        cache.layers[index].keys.normal_()
+        cache.layers[index].values.normal_()
+    return cache
+
+
+@torch.inference_mode()
+def probe(model: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return what every layer caches of one token."""
+    layers = model(torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values.layers
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def bytes_per_token(model: torch.nn.Module, mode: str | None = None) -> int:
+    """Return what one token takes in the cache."""
+    if mode:
+        set_decode_mode(model, mode)
+    return sum(part.nbytes for layer in probe(model) for part in layer)
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """Return the bytes of all tokens in a cache, without room to grow."""
+    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+
+
+def weights_read(model: torch.nn.Module) -> int:
+    """Return the bytes of weights that a step reads: all but an embedding table that is not also the head."""
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    return total - (0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes)
+
+
+def flops_of(task: Callable) -> int:
+    """Return the floating-point operations that a task really does, by torch's counter."""
+    with FlopCounterMode(display=False) as counter:
+        task()
+    return counter.get_total_flops()

@@ -52,6 +52,36 @@ def in_fresh_process(function: Callable, *arguments):
         return pool.apply(function, arguments)
 
 
+def ceilings() -> dict[str, float]:
+    """Measure what this machine's CPU reaches at best: GFLOP/s of matrix products, and GB/s read from memory."""
+    left, right = torch.randn(2, 2048, 2048)
+    buffer = torch.randn(1 << 28)  # 1 GiB: no cache holds it
+    tasks = {"matmul": lambda: left @ right, "sum": buffer.sum, "product": lambda: buffer.dot(buffer)}
+    seconds = {name: min(times) for name, times in interleaved(tasks, rounds=5).items()}
+    read = buffer.numel() * buffer.element_size() / min(seconds["sum"], seconds["product"])
+    return {"GFLOP/s": 2 * 2048**3 / seconds["matmul"] / 1e9, "GB/s": read / 1e9}
+
+
+def roofline(seconds: float, flops: float, num_bytes: float, ceiling: dict[str, float]) -> dict[str, float]:
+    """Return the shares of the machine's rates that some work reached; the larger one says what binds it.
+
+    Args:
+        seconds: that it took.
+        flops: floating-point operations that it needs.
+        num_bytes: that it must read at least once.
+        ceiling: from `ceilings`.
+    """
+    return {
+        "% of matmul": 100 * flops / seconds / 1e9 / ceiling["GFLOP/s"],
+        "% of bandwidth": 100 * num_bytes / seconds / 1e9 / ceiling["GB/s"],
+    }
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Return the median, the fastest and the slowest turn in milliseconds."""
+    return {"ms": 1e3 * statistics.median(seconds), "from": 1e3 * min(seconds), "to": 1e3 * max(seconds)}
+
+
 def machine() -> dict:
     """Describe what the numbers were measured on."""
     cpu = platform.processor() or platform.machine()

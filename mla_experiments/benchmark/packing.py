@@ -4,9 +4,25 @@ import random
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
+
+FIGURE = None
+
+
+@dataclass
+class Arguments:
+    """Seconds and memory of preparing synthetic corpora."""
+
+    characters: list[int] = field(default_factory=lambda: [3_000_000], metadata={"help": "sizes of the corpora"})
+    sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row"})
+
+
+def measure(given: Arguments) -> list[dict]:
+    """Return a row per corpus."""
+    return [measure_packing(characters, given.sequence_length) for characters in given.characters]
 
 
 def synthetic_text(path: Path, characters: int, vocabulary: int = 30_000) -> None:
@@ -23,7 +39,7 @@ def synthetic_text(path: Path, characters: int, vocabulary: int = 30_000) -> Non
             written += len(paragraph)
 
 
-def measure_packing(characters: int, sequence_length: int = 1024) -> dict:
+def measure_packing(characters: int, sequence_length: int) -> dict:
     """Prepare a synthetic corpus of so many characters and return seconds and peak memory of each stage.
 
     Memory is what the process itself holds (RssAnon); pages of memory-mapped files belong to the system's cache,

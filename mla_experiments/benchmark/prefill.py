@@ -1,26 +1,51 @@
 """Prefill: how fast a prompt goes through the model and into the cache, beside transformers' models."""
 
+from dataclasses import dataclass, field
+
 import torch
 
 from ..allocator import keep_freed_memory
-from .measure import interleaved, rates
-from .training import comparison, contestants
+from .decode import flops_of
+from .measure import ceilings, interleaved, roofline, spread
+from .training import contestants
+
+FIGURE = {"x": "prompt", "y": "tokens/s", "line": "model", "panel": None}
 
 
-def compare_prefill(attention: list[str], num_tokens: int, rounds: int) -> list[dict]:
-    """Return prompt tokens per second of both sides, taking turns; only the last position's logits are computed."""
+@dataclass
+class Arguments:
+    """Prompt tokens per second, ours and transformers'."""
+
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
+    )
+    prompts: list[int] = field(default_factory=lambda: [512, 2048, 8192], metadata={"help": "tokens of the prompt"})
+    rounds: int = field(default=5, metadata={"help": "timed turns of each contestant, after two to warm up"})
+
+
+def measure(given: Arguments) -> list[dict]:
+    """Return a row per prompt and model, taking turns; only the last position's logits are computed."""
     keep_freed_memory()
-    models = contestants(attention, num_tokens)
-    prompt = torch.randint(0, 10_000, (1, num_tokens))
+    ceiling, models = ceilings(), contestants(given.attention, max(given.prompts))
+    rows = []
+    for length in given.prompts:
+        tasks = {name: prefill(model, length) for name, model in models.items()}
+        flops = {name: flops_of(task) for name, task in tasks.items()}
+        for name, seconds in interleaved(tasks, given.rounds, warmup=1).items():
+            row = {"model": name, "prompt": length, **spread(seconds)}
+            row["tokens/s"] = 1e3 * length / row["ms"]
+            row["% of matmul"] = roofline(row["ms"] / 1e3, flops[name], 0, ceiling)["% of matmul"]
+            rows.append(row)
+    return rows
 
-    def prefill(model):
-        model.eval()
 
-        @torch.inference_mode()
-        def run():
-            model(prompt, use_cache=True, logits_to_keep=1)
+def prefill(model: torch.nn.Module, length: int):
+    """Return a function that runs a prompt of random tokens through the model."""
+    prompt = torch.randint(0, model.config.vocab_size, (1, length))
+    model.eval()
 
-        return run
+    @torch.inference_mode()
+    def run():
+        model(prompt, use_cache=True, logits_to_keep=1)
 
-    speeds = rates(interleaved({name: prefill(model) for name, model in models.items()}, rounds), num_tokens)
-    return comparison(speeds, attention, f"{num_tokens} tokens")
+    return run

@@ -4,6 +4,8 @@ Two questions. With the same allocator settings for both sides, taking turns in 
 as a user starts it, each side in a process of its own with its own defaults: what does one get?
 """
 
+from dataclasses import dataclass, field
+
 import torch
 
 from ..allocator import keep_freed_memory
@@ -12,6 +14,27 @@ from ..modeling.export import stock_model
 from .measure import in_fresh_process, interleaved, rates
 
 SHAPE = {"vocab_size": 10_000, "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8}
+
+
+FIGURE = None
+
+
+@dataclass
+class Arguments:
+    """Tokens per second of a training step, ours and transformers'."""
+
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
+    )
+    sequence_length: int = field(default=512, metadata={"help": "tokens of a sequence"})
+    batch_size: int = field(default=4, metadata={"help": "sequences in a step"})
+    rounds: int = field(default=9, metadata={"help": "timed turns of each contestant, after two to warm up"})
+
+
+def measure(given: Arguments) -> list[dict]:
+    """Return a row per mechanism with equal settings, and one as each side is started."""
+    shape = (given.attention, given.sequence_length, given.batch_size)
+    return compare_steps(*shape, given.rounds) + compare_as_started(*shape, max(1, given.rounds // 4))
 
 
 def training_step(model: torch.nn.Module, sequence_length: int, batch_size: int):

@@ -7,12 +7,20 @@ from transformers import TextStreamer, set_seed
 
 from ..data import load_tokenizer
 from ..errors import UserError
+from ..kernels.latent import force_backend
 from ..modeling import load_model
 from .results import find_models
 
 
 def print_continuation(
-    model: str, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int, weights_dir: str
+    model: str,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    backend: str | None,
+    weights_dir: str,
 ) -> None:
     """Print the prompt and its continuation, token by token as they are made.
 
@@ -23,11 +31,13 @@ def print_continuation(
         temperature: of the sampling; 0 always takes the likeliest token.
         top_k: sample among so many likeliest tokens.
         seed: of the sampling.
+        backend: of MLA's decoding; None for the fastest.
         weights_dir: holds the trained models.
 
     Raises:
-        UserError: no such model, or prompt and continuation do not fit into its context.
+        UserError: no such model, prompt and continuation beyond its context, or a backend that cannot run here.
     """
+    force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
     decoder, tokenizer = load_model(folder), load_tokenizer(folder)
     tokens = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]

@@ -6,16 +6,7 @@ Dashes and marks differ between mechanisms, so that the figures can be read with
 import json
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-STYLES = [
-    {"color": "#1b1b1b", "linestyle": "-", "marker": "o"},
-    {"color": "#0072b2", "linestyle": "--", "marker": "s"},
-    {"color": "#d55e00", "linestyle": "-.", "marker": "^"},
-    {"color": "#009e73", "linestyle": ":", "marker": "D"},
-    {"color": "#cc79a7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
-]
+from .figures import STYLES, new_figure, save
 
 
 def draw_curves(runs: Path, figures: Path) -> list[Path]:
@@ -40,7 +31,8 @@ def draw_curves(runs: Path, figures: Path) -> list[Path]:
         figure, axes = _axes(f"{name.upper()} on {facts['corpus']}")
         _plot(axes, metrics, "loss", label="training", color="0.6", linewidth=1)
         _plot(axes, metrics, "eval_loss", label="validation", color="black", marker="o", markersize=4)
-        written.append(_save(figure, axes, figures / f"{name}.png"))
+        axes.legend()
+        written.append(save(figure, figures / f"{name}.png"))
     if curves:
         corpora = sorted({facts["corpus"] for _, facts in curves.values()})
         figure, axes = _axes(f"Validation loss on {', '.join(corpora)}")
@@ -49,13 +41,13 @@ def draw_curves(runs: Path, figures: Path) -> list[Path]:
             _plot(axes, metrics, "loss", color=style["color"], alpha=0.25, linewidth=0.8)
             _plot(axes, metrics, "eval_loss", label=name.upper(), markersize=4, **style)
         axes.plot([], [], color="0.6", linewidth=0.8, label="training (faint)")
-        written.append(_save(figure, axes, figures / "all.png"))
+        axes.legend()
+        written.append(save(figure, figures / "all.png"))
     return written
 
 
 def _axes(title: str):
-    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure()
     axes = figure.add_subplot()
     axes.set(title=title, xlabel="tokens trained on", ylabel="cross-entropy (nats per token)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
@@ -67,11 +59,3 @@ def _plot(axes, metrics: list[dict], key: str, **style) -> None:
     points = [(entry["tokens"], entry[key]) for entry in metrics if key in entry]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
-
-
-def _save(figure, axes, path: Path) -> Path:
-    axes.legend()
-    scratch = path.with_suffix(".partial.png")
-    figure.savefig(scratch)
-    scratch.replace(path)
-    return path

@@ -8,10 +8,6 @@ import torch
 
 from ...kernels import attend_latents
 
-# What a multiply-add of making keys and values costs beside one of attention over latents: making them moves memory.
-# Not measured yet: counted in multiply-adds alone, both cost the same.
-EXPANSION_WEIGHT = 1.0
-
 
 def absorbed(
     query: torch.Tensor,
@@ -33,9 +29,16 @@ def absorbed(
     """
     content, rank = w_uk.shape[1:]
     q_nope, q_rope = query.split((content, query.shape[-1] - content), dim=-1)
-    folded = torch.cat((q_nope @ w_uk, q_rope), dim=-1)  # [B, H, T, d_c + d_R]
+    folded = torch.cat((_per_head(q_nope, w_uk), q_rope), dim=-1)  # [B, H, T, d_c + d_R]
     mixed = attend_latents(folded, latents, rank, mask, scale)  # [B, H, T, d_c]
-    return mixed @ w_uv.transpose(1, 2)
+    return _per_head(mixed, w_uv.transpose(1, 2))
+
+
+def _per_head(rows, weight):
+    """`[B, H, T, D]` times `[H, D, E]`: one product a head, since broadcasting would copy the weights per sequence."""
+    batch, _, num_new, _ = rows.shape
+    product = rows.transpose(0, 1).flatten(1, 2) @ weight  # [H, B·T, E]
+    return product.unflatten(1, (batch, num_new)).transpose(0, 1)
 
 
 def is_cheaper_absorbed(num_new: int, context: int, rank: int, content: int, rotary: int, value: int) -> bool:
@@ -43,7 +46,8 @@ def is_cheaper_absorbed(num_new: int, context: int, rank: int, content: int, rot
 
     In multiply-adds per head, expanding costs S · d_c · (d_nope + d_v) to make keys and values and
     T · S · (d_nope + d_R + d_v) to use them; absorbing costs T · d_c · (d_nope + d_v) to fold queries and unfold
-    outputs and T · S · (2 d_c + d_R) in between. A prompt (T = S) is always expanded.
+    outputs and T · S · (2 d_c + d_R) in between. A prompt (T = S) is always expanded. `mla-experiments bench crossover`
+    measures what the choice costs beside the better one.
 
     Args:
         num_new: T.
@@ -54,6 +58,6 @@ def is_cheaper_absorbed(num_new: int, context: int, rank: int, content: int, rot
         value: d_v.
     """
     fold = rank * (content + value)
-    expanding = context * fold * EXPANSION_WEIGHT + num_new * context * (content + rotary + value)
+    expanding = context * fold + num_new * context * (content + rotary + value)
     absorbing = num_new * fold + num_new * context * (2 * rank + rotary)
     return num_new < context and absorbing < expanding

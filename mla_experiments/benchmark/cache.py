@@ -1,0 +1,78 @@
+"""The KV cache: bytes of the tensors that a model really keeps, the formulas beside them, and the batch that fits."""
+
+import gc
+from dataclasses import dataclass, field
+
+import torch
+
+from ..allocator import keep_freed_memory
+from ..errors import UserError
+from ..modeling import DecoderConfig, DecoderForCausalLM
+from .decode import cache_bytes, decode_step
+from .measure import in_fresh_process
+from .packing import PeakMemory
+from .training import SHAPE
+
+FIGURE = {"x": "context", "y": "cache MiB", "line": "attention", "panel": None}
+
+
+@dataclass
+class Arguments:
+    """Cache size against context, the memory that decoding takes beside it, and the largest batch in a budget."""
+
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
+    )
+    contexts: list[int] = field(
+        default_factory=lambda: [512, 2048, 8192, 32768, 65536], metadata={"help": "tokens in the cache"}
+    )
+    budget_gib: float = field(default=16.0, metadata={"help": "memory for weights and caches of a batch"})
+
+
+def measure(given: Arguments) -> list[dict]:
+    """Return a row per mechanism and context, each measured in a process of its own."""
+    return [
+        in_fresh_process(decode_in_memory, attention, context, given.budget_gib)
+        for attention in given.attention
+        for context in given.contexts
+    ]
+
+
+def decode_in_memory(attention: str, context: int, budget_gib: float) -> dict:
+    """Decode a few tokens after a filled cache and return what was held.
+
+    Raises:
+        UserError: the cache does not hold what the mechanism's formula says.
+    """
+    keep_freed_memory()
+    torch.zeros(1, 512) @ torch.zeros(512, 512)  # the libraries' own buffers
+    before = PeakMemory.now()
+    config = DecoderConfig(**SHAPE, attention=attention, max_position_embeddings=context + 8)
+    model = DecoderForCausalLM(config).eval()
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    step, cache = decode_step(model, 1, context)
+    held, room = cache_bytes(cache), buffer_bytes(cache)
+    gc.collect()
+    with PeakMemory() as memory:
+        for _ in range(5):
+            step()
+    per_token = sum(layer.self_attn.cache_elements_per_token() for layer in model.model.layers) * model.dtype.itemsize
+    if held != context * per_token:
+        raise UserError(f"{attention} caches {held / context} bytes per token, not {per_token} as its formula says")
+    return {
+        "attention": attention,
+        "context": context,
+        "bytes/token": held // context,
+        "formula": per_token,
+        "cache MiB": held / 2**20,
+        "with room to grow": room / 2**20,
+        "weights MiB": weights / 2**20,
+        "beyond both, MiB": (memory.peak - before - weights - held) / 2**20,
+        "largest batch": int((budget_gib * 2**30 - weights) // held),
+    }
+
+
+def buffer_bytes(cache) -> int:
+    """Return the bytes of the buffers behind a cache."""
+    parts = (part for layer in cache.layers for part in (layer.keys, layer.values))
+    return sum(part.untyped_storage().nbytes() for part in parts)

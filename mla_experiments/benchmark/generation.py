@@ -1,0 +1,71 @@
+"""The inference study: time to generate, against the length of the prompt and against the number of new tokens.
+
+Every model generates greedily, through transformers' own `generate()`, with its cache and without.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..allocator import keep_freed_memory
+from .measure import interleaved, spread
+from .training import contestants
+
+FIGURE = {"x": "tokens", "y": "s", "line": "model", "panel": "study"}
+
+
+@dataclass
+class Arguments:
+    """Seconds to generate, with cache and without, ours and transformers'."""
+
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
+    )
+    prompts: list[int] = field(
+        default_factory=lambda: [100, 500, 1000, 2000], metadata={"help": "lengths of the prompt, for 100 new tokens"}
+    )
+    new_tokens: list[int] = field(
+        default_factory=lambda: [50, 100, 200, 400], metadata={"help": "numbers of new tokens, after a prompt of 100"}
+    )
+    without_cache: bool = field(
+        default=True, metadata={"help": "also without cache, ours alone: every step runs the whole sequence again"}
+    )
+    rounds: int = field(default=3, metadata={"help": "timed turns of each contestant, after one to warm up"})
+
+
+def measure(given: Arguments) -> list[dict]:
+    """Return a row per contestant and length; without a cache a single turn is timed, it is long enough."""
+    keep_freed_memory()
+    models = contestants(given.attention, max(given.prompts) + max(given.new_tokens) + 100)
+    studies = {
+        "100 new tokens, against prompt": [(length, length, 100) for length in given.prompts],
+        "prompt of 100, against new tokens": [(number, 100, number) for number in given.new_tokens],
+    }
+    rows = []
+    for study, lengths in studies.items():
+        for tokens, prompt, new in lengths:
+            cached = {f"{name}, cache": generating(model, prompt, new, True) for name, model in models.items()}
+            seconds = interleaved(cached, given.rounds, warmup=1)
+            if given.without_cache:
+                ours = {name: model for name, model in models.items() if name.endswith("ours")}
+                bare = {f"{name}, none": generating(model, prompt, new, False) for name, model in ours.items()}
+                seconds |= interleaved(bare, rounds=1, warmup=0)
+            for name, times in seconds.items():
+                ms = spread(times)
+                row = {"study": study, "model": name, "tokens": tokens, "s": ms["ms"] / 1e3}
+                rows.append(row | {"from": ms["from"] / 1e3, "to": ms["to"] / 1e3, "new tokens/s": new / row["s"]})
+    return rows
+
+
+def generating(model: torch.nn.Module, prompt: int, new: int, use_cache: bool):
+    """Return a function that generates `new` tokens after a prompt of random ones."""
+    tokens = torch.randint(3, model.config.vocab_size, (1, prompt))
+    model.eval()
+
+    def run():
+        model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, use_cache=use_cache, min_new_tokens=new,
+            max_new_tokens=new, pad_token_id=0,
+        )  # fmt: skip
+
+    return run

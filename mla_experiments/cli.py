@@ -170,6 +170,10 @@ def bench(argv: list[str]) -> None:
     kind, *argv = argv
     module = modules[kind]
     given, output = parse([module.Arguments, BenchmarkOutput], argv, f"bench {kind}", module.__doc__)
+    for name, value in given.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool) and number <= 0:
+                raise UserError(f"{name}={number} must be positive")
     rows = module.measure(module.Arguments(**given))
     if not rows:
         raise UserError(f"bench {kind} had nothing to measure with {given}; give at least one of each list")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from mla_experiments.benchmark import MEASUREMENTS
 from mla_experiments.cli import COMMANDS, main
 
 
@@ -15,10 +16,20 @@ def test_help_lists_the_commands_and_each_lists_its_flags(capsys):
     said = capsys.readouterr().out
     for name in COMMANDS:
         assert name in said
-        with pytest.raises(SystemExit) as ended:
-            main([name, "--help"])
-        assert ended.value.code == 0
-        assert "--" in capsys.readouterr().out
+        assert "--" in help_of(capsys, name)
+
+
+@pytest.mark.parametrize("what", MEASUREMENTS)
+def test_every_measurement_explains_its_flags(capsys, what):
+    assert "--rounds" in help_of(capsys, "bench", what) or what in ("cache", "packing")
+
+
+def help_of(capsys, *argv):
+    try:
+        assert main([*argv, "--help"]) == 0
+    except SystemExit as ended:  # argparse
+        assert ended.code == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

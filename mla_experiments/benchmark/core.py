@@ -9,9 +9,10 @@ from functools import partial
 import torch
 
 from ..allocator import keep_freed_memory
+from ..errors import UserError
 from ..kernels import latent
+from ..modeling.attention import MLA
 from ..modeling.attention.absorb import absorbed
-from ..modeling.attention.mla import MLA
 from .measure import ceilings, interleaved, roofline, spread
 
 FIGURE = None
@@ -56,7 +57,9 @@ def measure(given: Arguments) -> list[dict]:
 
 
 def layer(shape: str) -> MLA:
-    """Return one attention layer of a shape."""
+    """Return one attention layer of a shape; raises `UserError` for a shape that is not there."""
+    if shape not in SHAPES:
+        raise UserError(f"shape={shape} is unknown; choose one of {', '.join(SHAPES)}")
     options = MLA.resolve(**SHAPES[shape])
     return MLA(**SHAPES[shape], **options).eval()
 

@@ -10,7 +10,7 @@ import torch
 
 from ..allocator import keep_freed_memory
 from ..kernels import attend
-from ..modeling.attention.mla import MLA
+from ..modeling.attention import MLA
 from .core import SHAPES, absorb, inputs, layer
 from .measure import interleaved, spread
 

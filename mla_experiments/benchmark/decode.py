@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from ..allocator import keep_freed_memory
@@ -16,7 +15,7 @@ from ..kernels import latent
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import set_decode_mode
 from ..modeling.cache import growing
-from .measure import ceilings, interleaved, roofline, spread
+from .measure import ceilings, flops_of, interleaved, roofline, spread
 from .training import contestants
 
 FIGURE = {"x": "context", "y": "ms", "line": "model", "panel": "batch"}
@@ -137,10 +136,3 @@ def weights_read(model: torch.nn.Module) -> int:
     """Return the bytes of weights that a step reads: all but an embedding table that is not also the head."""
     total = sum(parameter.nbytes for parameter in model.parameters())
     return total - (0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes)
-
-
-def flops_of(task: Callable) -> int:
-    """Return the floating-point operations that a task really does, by torch's counter."""
-    with FlopCounterMode(display=False) as counter:
-        task()
-    return counter.get_total_flops()

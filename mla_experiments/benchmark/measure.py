@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..manifest import library_versions, write_json
 
@@ -75,6 +76,20 @@ def roofline(seconds: float, flops: float, num_bytes: float, ceiling: dict[str, 
         "% of matmul": 100 * flops / seconds / 1e9 / ceiling["GFLOP/s"],
         "% of bandwidth": 100 * num_bytes / seconds / 1e9 / ceiling["GB/s"],
     }
+
+
+def flops_of(task: Callable[[], object]) -> int:
+    """Return the floating-point operations that a task really does, by torch's counter."""
+    # the counter knows the fused attention of GPUs, and silently leaves out that of CPUs
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+        task()
+    return counter.get_total_flops()
+
+
+def _fused_attention_flops(query, key, value, dropout=0.0, causal=False, **_):
+    """Two products over all scores; half of those in a causal mask are never made."""
+    return sdpa_flop_count(query, key, value) // (2 if causal else 1)
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

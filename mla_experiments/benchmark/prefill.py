@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..allocator import keep_freed_memory
-from .decode import flops_of
-from .measure import ceilings, interleaved, roofline, spread
+from .measure import ceilings, flops_of, interleaved, roofline, spread
 from .training import contestants
 
 FIGURE = {"x": "prompt", "y": "tokens/s", "line": "model", "panel": None}

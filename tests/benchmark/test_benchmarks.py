@@ -1,0 +1,128 @@
+"""Benchmarks measure what they say: cache bytes against arithmetic, rates against known work, turns in order."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from mla_experiments.benchmark import cache, core, crossover, decode, generation, measure, prefill
+from mla_experiments.cli import main
+from mla_experiments.kernels import latent
+from mla_experiments.report.figures import draw_rows
+
+FLOAT32, LAYERS = 4, 8
+
+
+@pytest.mark.parametrize(
+    ("attention", "numbers"), [("mha", 2 * 512), ("gqa", 2 * 4 * 32), ("mqa", 2 * 32), ("mla", 128 + 16)]
+)
+def test_cache_counts_the_bytes_of_the_tensors_and_the_largest_batch(attention, numbers):
+    row = cache.decode_in_memory(attention, context=96, budget_gib=1.0)
+    assert row["bytes/token"] == row["formula"] == numbers * FLOAT32 * LAYERS
+    assert row["with room to grow"] >= row["cache MiB"] == numbers * FLOAT32 * LAYERS * 96 / 2**20
+    weights = row["weights MiB"] * 2**20
+    held = numbers * FLOAT32 * LAYERS * 96
+    assert weights + row["largest batch"] * held <= 2**30 < weights + (row["largest batch"] + 1) * held
+
+
+def test_a_decoding_step_reads_the_whole_cache_and_leaves_it_as_it_was():
+    given = decode.Arguments(attention=["mla"], contexts=[32], batch_sizes=[2], modes=["absorb", "full"], rounds=1)
+    rows = {row["model"]: row for row in decode.measure(given)}
+    assert {"mla, ours: absorb", "mla, ours: full"} < set(rows)
+    assert rows["mla, ours: absorb"]["cache MiB"] == 2 * 32 * 144 * FLOAT32 * LAYERS / 2**20
+    assert rows["mla, ours: full"]["cache MiB"] == 2 * 32 * 16 * (48 + 32) * FLOAT32 * LAYERS / 2**20
+    for row in rows.values():
+        assert 0 < row["from"] <= row["ms"] <= row["to"]
+        assert math.isclose(row["tokens/s"], 2e3 / row["ms"])
+
+
+def test_a_context_beyond_the_memory_budget_is_left_out_and_said(capsys):
+    given = decode.Arguments(attention=["mha"], contexts=[64], batch_sizes=[1], rounds=1, budget_gib=1e-6)
+    assert decode.measure(given) == []
+    assert "left out" in capsys.readouterr().out
+
+
+def test_the_core_counts_the_operations_that_torch_counts():
+    mla = core.layer("A")
+    query, latents = core.inputs(mla, batch=3, num_new=1, context=40)
+    with torch.inference_mode():
+        counted = measure.flops_of(lambda: core.absorb(mla, query, latents, None))
+    fused_values = 2 * 3 * 16 * 40 * mla.qk_rope_head_dim  # fused attention's values are as wide as its keys
+    assert counted == 3 * core.flops(mla, 1, 40) + fused_values
+
+
+@pytest.mark.parametrize("shape", list(core.SHAPES))
+def test_both_ways_that_the_crossover_compares_give_one_answer(shape):
+    from mla_experiments.kernels import attend
+
+    mla = core.layer(shape)
+    query, latents = core.inputs(mla, batch=1, num_new=4, context=24)
+    mask = torch.ones(4, 24, dtype=torch.bool).tril(20)[None, None]
+    with torch.inference_mode():
+        expanded = attend(query, *mla.expand(latents.unsqueeze(1)), mask, mla.scale)
+        torch.testing.assert_close(core.absorb(mla, query, latents, mask), expanded, atol=1e-4, rtol=1e-4)
+    row = crossover.compare(mla, shape, num_new=4, context=24, rounds=1)
+    assert row["slower than the better by, %"] >= 0
+
+
+def test_prefill_and_generation_measure_every_contestant():
+    rows = prefill.measure(prefill.Arguments(attention=["mqa"], prompts=[16], rounds=1))
+    assert [row["prompt"] for row in rows] == [16] * len(rows) and len({row["model"] for row in rows}) == len(rows) > 1
+    given = generation.Arguments(attention=["mqa"], prompts=[8], new_tokens=[2], rounds=1)
+    names = {row["model"] for row in generation.measure(given)}
+    assert {"mqa, ours, cache", "mqa, ours, none"} <= names
+
+
+def test_contestants_take_turns_and_warm_up_untimed():
+    order = []
+    tasks = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = measure.interleaved(tasks, rounds=3, warmup=1)
+    assert order == ["a", "b"] * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_the_roofline_is_a_share_of_the_machine():
+    shares = measure.roofline(0.5, flops=1e9, num_bytes=4e9, ceiling={"GFLOP/s": 8.0, "GB/s": 16.0})
+    assert shares == {"% of matmul": 25.0, "% of bandwidth": 50.0}
+
+
+def test_the_command_writes_a_table_a_json_and_a_figure(tmp_path, capsys):
+    flags = ["--shapes", "A", "--contexts", "8", "--new_tokens", "1", "2", "--rounds", "1"]
+    assert main(["bench", "crossover", *flags, "--output_dir", str(tmp_path)]) == 0
+    assert "absorb / expand" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*crossover.json")
+    assert [row["new tokens"] for row in json.loads(path.read_text())["rows"]] == [1, 2]
+    assert path.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_rows_become_one_panel_a_value(tmp_path):
+    rows = [
+        {"n": n, "ms": n * b, "from": n, "to": 9, "who": who, "batch": b}
+        for n in (1, 2)
+        for b in (1, 8)
+        for who in "xy"
+    ]
+    assert draw_rows(rows, tmp_path / "a.png", x="n", y="ms", line="who", panel="batch", title="t").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["bench"], "bench needs to know what to measure"),
+        (["bench", "luck"], "bench luck is unknown; choose one of training"),
+        (["bench", "core", "--backend", "abacus"], "backend=abacus is unknown"),
+        (["bench", "core", "--shapes", "C"], "shape=C is unknown"),
+        (["bench", "decode", "--modes", "guess"], "decode_mode=guess is unknown"),
+        (["bench", "decode", "--attention", "mhq"], "mhq"),
+        (["bench", "decode", "--contexts", "0"], "contexts=0"),
+        (["bench", "cache", "--contexts", "-3"], "contexts=-3"),
+    ],
+)
+def test_a_measurement_that_cannot_be_made_is_one_sentence(argv, said, capsys, tmp_path):
+    extra = ["--output_dir", str(tmp_path)] if len(argv) > 1 else []
+    assert main([*argv, *extra]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed and printed.startswith("error: ") and printed.count("\n") == 1
+    latent.force_backend(None)

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from ..errors import UserError
 from .attention import ATTENTION
 from .attention.base import require
+from .attention.rope import ROPE_TYPES
 
 POSITIONS = ("rope", "learned")
 
@@ -25,7 +26,8 @@ class DecoderConfig(PreTrainedConfig):
         attention: name of a registered mechanism.
         attention_options: the mechanism's own hyper-parameters; what is left out derives from the size.
         positions: "rope", or "learned" absolute positions added to the embeddings.
-        rope_theta: base of the rotary frequencies.
+        rope_parameters: transformers' standard description of RoPE: `rope_theta`, the base of the frequencies, and
+            `rope_type`, "default" or one that stretches the context ("linear", "llama3", "yarn") with what it needs.
         rope_interleave: False for Llama's half-split rotary pairs, True for DeepSeek's interleaved ones.
         rms_norm_eps: added to the mean square in every norm of the block.
         initializer_range: standard deviation of every matrix and embedding at the start.
@@ -47,7 +49,7 @@ class DecoderConfig(PreTrainedConfig):
     attention: str = "mla"
     attention_options: dict | None = None
     positions: str = "rope"
-    rope_theta: float = 10_000.0
+    rope_parameters: dict | None = None
     rope_interleave: bool = False
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -76,6 +78,8 @@ class DecoderConfig(PreTrainedConfig):
         )
         self.attention_options = self._resolve_attention()
         super().__post_init__(**kwargs)
+        kind = self.rope_parameters["rope_type"]
+        require(kind in ROPE_TYPES, f"rope_type={kind!r} is not known here; choose one of {', '.join(ROPE_TYPES)}.")
 
     def _resolve_attention(self) -> dict:
         require(

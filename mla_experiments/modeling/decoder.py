@@ -14,6 +14,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ..errors import UserError
+from ..kernels import Linear
 from .attention import ATTENTION
 from .attention.base import require
 from .attention.rope import RotaryEmbedding
@@ -26,9 +27,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, D]`."""
@@ -47,6 +48,7 @@ class DecoderBlock(nn.Module):
             layer_idx=layer_idx,
             rotary=config.positions == "rope",
             rope_interleave=config.rope_interleave,
+            rope_parameters=config.rope_parameters,
             **config.attention_options,
         )
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -72,7 +74,7 @@ class DecoderPreTrainedModel(PreTrainedModel):
         """Normal(0, initializer_range) for matrices and embeddings, ones for norms, as Llama and DeepSeek do."""
         super()._init_weights(module)
         if isinstance(module, RotaryEmbedding):  # a model made on the meta device has its buffers filled here
-            module.inv_freq.copy_(module.inverse_frequencies())
+            module.inv_freq.copy_(module.frequencies()[0])
 
 
 class DecoderModel(DecoderPreTrainedModel):
@@ -85,7 +87,7 @@ class DecoderModel(DecoderPreTrainedModel):
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         else:
             rotary_dim = ATTENTION[config.attention].rotary_dim(config.attention_options)
-            self.rotary_emb = RotaryEmbedding(rotary_dim, config.rope_theta)
+            self.rotary_emb = RotaryEmbedding(rotary_dim, config.rope_parameters)
         self.layers = nn.ModuleList(DecoderBlock(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_init()
@@ -158,7 +160,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         self.model = DecoderModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def forward(

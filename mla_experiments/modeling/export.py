@@ -1,9 +1,24 @@
-"""Which stock model of transformers each of ours is: Llama for MHA, GQA and MQA, a dense DeepSeek-V3 for MLA."""
+"""Which stock model of transformers each of ours is, and back: Llama for MHA, GQA and MQA, dense DeepSeek for MLA.
 
+Names and shapes of all weights are the same on both sides; `docs/interop.md` lists them.
+"""
+
+import copy
+
+import torch
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
+from .attention.base import require
 from .configuration import DecoderConfig
+
+SHARED_FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings",
+    "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
+)  # fmt: skip
+MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
 
 
 def stock_config(config: DecoderConfig) -> PreTrainedConfig:
@@ -12,13 +27,8 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
     Raises:
         UserError: there is none: learned positions, Llama in the interleaved rotary layout, another mechanism.
     """
-    shared = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings",
-        "bos_token_id", "eos_token_id", "pad_token_id",
-    )  # fmt: skip
-    values = {name: getattr(config, name) for name in shared}
-    values["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    values = {name: getattr(config, name) for name in SHARED_FIELDS}
+    values["rope_parameters"] = dict(config.rope_parameters)
     if config.positions != "rope":
         raise UserError(f"positions={config.positions} exists in no stock model; only positions=rope can be exported")
     if config.attention == "mla":
@@ -28,6 +38,7 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
             num_key_value_heads=config.num_attention_heads,
             rope_interleave=config.rope_interleave,
             first_k_dense_replace=config.num_hidden_layers,  # every layer dense, none of experts
+            num_mtp_layers=0,
         )
     if config.attention not in ("mha", "gqa", "mqa"):
         raise UserError(f"attention={config.attention} exists in no stock model; mha, gqa, mqa and mla can be exported")
@@ -41,3 +52,73 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     stock = AutoModelForCausalLM.from_config(stock_config(model.config))
     stock.load_state_dict(model.state_dict())
     return stock.to(device=model.device, dtype=model.dtype)
+
+
+def native_config(stock: PreTrainedConfig) -> DecoderConfig:
+    """Return our config of a stock Llama, DeepSeek-V2 or DeepSeek-V3 with the same weights and the same logits.
+
+    Raises:
+        UserError: another architecture, or a feature that our decoder does not have, by its field.
+    """
+    kind = stock.model_type
+    require(
+        kind in ("llama", *LATENT_MODELS),
+        f"model_type={kind} has no counterpart here; llama, deepseek_v2 and deepseek_v3 checkpoints can be imported",
+    )
+    _refuse_what_differs(stock)
+    values = {name: getattr(stock, name) for name in SHARED_FIELDS}
+    values["rope_parameters"] = copy.deepcopy(stock.rope_parameters)
+    if kind in LATENT_MODELS:
+        # DeepSeek-V2's layout is always interleaved, V3's says so
+        options = {name: getattr(stock, name) for name in MLA_FIELDS}
+        interleaved = bool(getattr(stock, "rope_interleave", True))
+        return DecoderConfig(**values, attention="mla", attention_options=options, rope_interleave=interleaved)
+    groups, heads = stock.num_key_value_heads, stock.num_attention_heads
+    options = {"head_dim": stock.head_dim}
+    if groups in (1, heads):
+        return DecoderConfig(**values, attention="mha" if groups == heads else "mqa", attention_options=options)
+    options["num_key_value_heads"] = groups
+    return DecoderConfig(**values, attention="gqa", attention_options=options)
+
+
+def _refuse_what_differs(stock):
+    """Name the first field whose value our decoder cannot express."""
+    layers, heads = stock.num_hidden_layers, stock.num_attention_heads
+    dense = getattr(stock, "first_k_dense_replace", layers)
+    require(
+        dense >= layers,
+        f"first_k_dense_replace={dense} of num_hidden_layers={layers}: the other layers are mixtures of experts; only "
+        "dense checkpoints can be imported",
+    )
+    expected = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
+    if stock.model_type in LATENT_MODELS:
+        expected["num_key_value_heads"] = heads
+    for name, value in expected.items():
+        found = getattr(stock, name, value) or value
+        shown = "..." if name == "quantization_config" else found
+        require(found == value, f"{name}={shown} is not what a decoder here has ({value}); it cannot be imported")
+    partial = stock.rope_parameters.get("partial_rotary_factor", 1.0)
+    require(partial == 1.0, f"partial_rotary_factor={partial} is not known here; only heads that turn whole are")
+
+
+def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    """Return a weight of MLA with its rotary rows in the interleaved layout, or the weight itself if it has none.
+
+    What loads DeepSeek checkpoints for serving takes this layout for granted. Row i of the half-split layout becomes
+    row 2i, row i + d/2 row 2i + 1.
+
+    Args:
+        name: of the weight, as in a state dict.
+        weight: `[out, in]`, in the half-split layout.
+        config: of the model that it belongs to.
+    """
+    rotary = config.attention_options["qk_rope_head_dim"]
+    order = torch.arange(rotary).view(2, -1).T.flatten()
+    if name.endswith("self_attn.kv_a_proj_with_mqa.weight"):
+        heads = weight.unflatten(0, (1, -1))  # [1, d_c + d_R, in]
+    elif name.endswith(("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")):
+        heads = weight.unflatten(0, (config.num_attention_heads, -1))  # [H, d_nope + d_R, in]
+    else:
+        return weight
+    content, turned = heads[:, :-rotary], heads[:, -rotary:]
+    return torch.cat((content, turned[:, order]), dim=1).flatten(0, 1)

@@ -1,5 +1,7 @@
 """MLA expanded, absorbed, or cached in full: one answer, in any mixture, and under transformers' generation."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from transformers import DynamicCache, StaticCache, TextStreamer
 
 from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
-from mla_experiments.modeling.attention import ATTENTION, set_decode_mode
+from mla_experiments.modeling.attention import ATTENTION, MLA, set_decode_mode
 from mla_experiments.modeling.attention.absorb import is_cheaper_absorbed
 
 LATENT_MODES = ["expand", "absorb", "auto"]
@@ -35,7 +37,9 @@ def dense_logits(model, tokens):
         return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight
 
     def rotated(x, position):
-        angles = position * config.rope_theta ** (-torch.arange(0, rope, 2) / rope)  # in f32, as every model has it
+        angles = position * config.rope_parameters["rope_theta"] ** (
+            -torch.arange(0, rope, 2) / rope
+        )  # in f32, as every model has it
         a, b, cos, sin = x[: rope // 2], x[rope // 2 :], angles.cos().double(), angles.sin().double()
         return torch.cat([a * cos - b * sin, b * cos + a * sin])
 
@@ -206,13 +210,18 @@ def test_what_cannot_be_decoded_is_refused_in_one_sentence():
         make()(tokens[:, :1], past_key_values=cache)
 
 
-def test_the_choice_at_its_edges():
-    reference = {"rank": 128, "content": 32, "rotary": 16, "value": 32}
-    assert is_cheaper_absorbed(1, 2, **reference)
-    assert is_cheaper_absorbed(1, 65_536, **reference)
-    assert is_cheaper_absorbed(8, 4096, **reference)
-    for length in (1, 2, 64, 4096):
-        assert not is_cheaper_absorbed(length, length, **reference), "a prompt is expanded"
-    edge = max(new for new in range(1, 4096) if is_cheaper_absorbed(new, 8192, **reference))
-    assert all(is_cheaper_absorbed(new, 8192, **reference) for new in range(1, edge + 1))
-    assert not any(is_cheaper_absorbed(new, 8192, **reference) for new in range(edge + 1, 8193))
+@pytest.mark.parametrize("context", [2, 64, 1024, 8192, 65_536])
+@pytest.mark.parametrize("widths", [(128, 32, 16, 32), (512, 128, 64, 128)], ids=["A", "B"])
+def test_the_choice_at_its_edges(widths, context):
+    rank, content, rotary, value = widths
+    dearer = 2 * rank - content - value  # multiply-adds a score that absorbing needs more
+    edge = context * rank * (content + value) / (rank * (content + value) + context * dearer)
+    last = math.ceil(edge) - 1  # of new tokens that are absorbed
+    layer = MLA(hidden_size=16, num_attention_heads=1, **MLA.resolve(
+        16, 1, kv_lora_rank=rank, qk_nope_head_dim=content, qk_rope_head_dim=rotary, v_head_dim=value
+    ))  # fmt: skip
+    assert 1 <= last < context - 1 or context == 2
+    assert all(is_cheaper_absorbed(new, context, *widths) for new in range(1, last + 1))
+    assert not any(is_cheaper_absorbed(new, context, *widths) for new in range(last + 1, min(context, 4096) + 1))
+    assert layer.absorbs(last, context) and not layer.absorbs(last + 1, context)
+    assert not layer.absorbs(context, context), "a prompt is expanded"

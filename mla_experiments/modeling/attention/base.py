@@ -24,6 +24,7 @@ class Attention(nn.Module, ABC):
         layer_idx: which layer of the cache this one reads and writes.
         rotary: whether positions enter by RoPE; without it the attention knows no positions.
         rope_interleave: layout of rotary pairs, see `rope.rotate`.
+        rope_parameters: how the rotary angles are made, see `rope.RotaryEmbedding`; some scale the scores too.
         options: the mechanism's own hyper-parameters, see its `resolve`.
     """
 
@@ -35,6 +36,7 @@ class Attention(nn.Module, ABC):
         layer_idx: int = 0,
         rotary: bool = True,
         rope_interleave: bool = False,
+        rope_parameters: dict | None = None,
         **options: int | None,
     ):
         super().__init__()
@@ -43,6 +45,7 @@ class Attention(nn.Module, ABC):
         self.layer_idx = layer_idx
         self.rotary = rotary
         self.rope_interleave = rope_interleave
+        self.rope_parameters = rope_parameters
         for name, value in self.resolve(hidden_size, num_attention_heads, rotary=rotary, **options).items():
             setattr(self, name, value)
 

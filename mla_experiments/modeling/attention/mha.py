@@ -10,10 +10,9 @@ key-value heads, G = H here; `gqa.py` and `mqa.py` choose another G and change n
 """
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend
+from ...kernels import Linear, attend
 from .base import Attention, head_width, merge_heads, require, split_heads
 from .rope import rotate
 
@@ -25,10 +24,10 @@ class MHA(Attention):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         query_width = self.num_heads * self.head_dim
         key_width = self.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
-        self.k_proj = nn.Linear(hidden_size, key_width, bias=False)
-        self.v_proj = nn.Linear(hidden_size, key_width, bias=False)
-        self.o_proj = nn.Linear(query_width, hidden_size, bias=False)
+        self.q_proj = Linear(hidden_size, query_width, bias=False)
+        self.k_proj = Linear(hidden_size, key_width, bias=False)
+        self.v_proj = Linear(hidden_size, key_width, bias=False)
+        self.o_proj = Linear(query_width, hidden_size, bias=False)
 
     @classmethod
     def resolve(cls, hidden_size, num_attention_heads, *, rotary=True, head_dim=None, num_key_value_heads=None):

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend
+from ...kernels import Linear, attend
 from .absorb import absorbed, is_cheaper_absorbed
 from .base import Attention, head_width, merge_heads, require, split_heads
-from .rope import rotate
+from .rope import rotate, score_factor
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
 DECODE_MODES = ("auto", "expand", "absorb", "full")
@@ -33,20 +33,20 @@ class MLA(Attention):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         self.decode_mode = "auto"
         self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
-        self.scale = self.qk_head_dim**-0.5
+        self.scale = self.qk_head_dim**-0.5 * score_factor(self.rope_parameters)
         query_width = self.num_heads * self.qk_head_dim
         if self.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
+            self.q_proj = Linear(hidden_size, query_width, bias=False)
         else:
-            self.q_a_proj = nn.Linear(hidden_size, self.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(hidden_size, self.q_lora_rank, bias=False)
             self.q_a_layernorm = nn.RMSNorm(self.q_lora_rank, eps=LATENT_NORM_EPS)
-            self.q_b_proj = nn.Linear(self.q_lora_rank, query_width, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
+            self.q_b_proj = Linear(self.q_lora_rank, query_width, bias=False)
+        self.kv_a_proj_with_mqa = Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
         self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
-        self.kv_b_proj = nn.Linear(
+        self.kv_b_proj = Linear(
             self.kv_lora_rank, self.num_heads * (self.qk_nope_head_dim + self.v_head_dim), bias=False
         )
-        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
+        self.o_proj = Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
 
     @classmethod
     def resolve(

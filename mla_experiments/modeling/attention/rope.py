@@ -5,26 +5,56 @@ two numbers form a pair is a matter of layout: `half_split` (Llama) pairs i with
 DeepSeek) pairs 2i with 2i + 1. Scores depend on the layout, so a checkpoint must be read in its own.
 """
 
+import math
+
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+# those that stretch the context in one way for all lengths; "dynamic" and "longrope" change with the length at hand
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines of the rotation angles, made once per forward pass and shared by all layers."""
+    """Cosines and sines of the rotation angles, made once per forward pass and shared by all layers.
 
-    def __init__(self, dim: int, theta: float):
+    Args:
+        dim: how many numbers of a head turn.
+        rope_parameters: transformers' standard description: `rope_type`, `rope_theta`, and what the type needs.
+    """
+
+    def __init__(self, dim: int, rope_parameters: dict | None = None):
         super().__init__()
-        self.dim, self.theta = dim, theta
-        self.inv_freq = nn.Buffer(self.inverse_frequencies(), persistent=False)  # [dim / 2]
+        self.dim, self.rope_parameters = dim, rope_parameters or DEFAULT_ROPE
+        frequencies, self.attention_factor = self.frequencies()
+        self.inv_freq = nn.Buffer(frequencies, persistent=False)  # [dim / 2]
 
-    def inverse_frequencies(self) -> torch.Tensor:
-        """Return the angle per position of every pair, `[dim / 2]` in radians."""
-        return self.theta ** (-torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
+    def frequencies(self) -> tuple[torch.Tensor, float]:
+        """Return the angle per position of every pair, `[dim / 2]` in radians, and the factor on cosines and sines."""
+        if self.rope_parameters["rope_type"] == "default":
+            exponents = torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim
+            return self.rope_parameters["rope_theta"] ** -exponents, 1.0
+        described = PreTrainedConfig(hidden_size=self.dim, num_attention_heads=1, head_dim=self.dim)
+        described.rope_parameters = self.rope_parameters
+        return ROPE_INIT_FUNCTIONS[self.rope_parameters["rope_type"]](described, torch.device("cpu"))
 
     def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines, each `[B, T, dim / 2]`, for positions `[B, T]`; angles are taken in f32."""
         angles = position_ids[..., None].float() * self.inv_freq.float()
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+
+
+def score_factor(rope_parameters: dict | None) -> float:
+    """Return DeepSeek's factor on the scores where YaRN stretches the context: (0.1 · mscale_all_dim · ln factor + 1)².
+
+    Peng et al. 2023, YaRN, §3.4, eq. 21-22, scale queries and keys; DeepSeek-V2's dimensions without RoPE need it too.
+    """
+    described = rope_parameters or DEFAULT_ROPE
+    if described["rope_type"] == "default" or not described.get("mscale_all_dim") or described["factor"] <= 1:
+        return 1.0
+    return (0.1 * described["mscale_all_dim"] * math.log(described["factor"]) + 1.0) ** 2
 
 
 def rotate(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], interleaved: bool) -> torch.Tensor:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 # New tokens up to which the heads that share a key are rows of one query, and not heads over repeated keys: more rows
 # bring no more speed, but a larger mask.
 FEW_TOKENS = 16
+# Fused attention on a CPU gives a thread its own heads; from this context on, idle threads are worth a split.
+LONG_CONTEXT = 4096
 
 
 def attend(
@@ -41,8 +43,45 @@ def attend(
         if mask is not None and num_new > 1:
             mask = mask.expand(-1, shared, -1, -1).flatten(1, 2).unsqueeze(1)  # [B or 1, 1, H/G·T, S]
         rows = query.unflatten(1, (-1, shared)).flatten(2, 3)  # [B, G, H/G·T, D]: a key is read once for all
-        return _fused(rows, key, value, mask, scale, False).unflatten(2, (shared, num_new)).flatten(1, 2)
+        attended = _few_rows(rows, key, value, mask, scale)
+        return attended.unflatten(2, (shared, num_new)).flatten(1, 2)
     return _fused(query, _repeated(key, shared), _repeated(value, shared), mask, scale, causal)
+
+
+def _few_rows(query, key, value, mask, scale):
+    """One block of rows for each key-value head; on a CPU it shares out a long context where heads are too few."""
+    heads, threads = query.shape[0] * query.shape[1], torch.get_num_threads()
+    idle = query.device.type == "cpu" and heads < threads and 1 in query.shape[:2]
+    if not idle or mask is not None or key.shape[2] < LONG_CONTEXT or torch.is_grad_enabled():
+        return _fused(query, key, value, mask, scale, False)
+    return _split_context(query, key, value, scale, threads // heads)
+
+
+def _split_context(query, key, value, scale, parts):
+    """Attend to parts of the context side by side and weigh their answers (Dao et al. 2023, Flash-Decoding).
+
+    With softmax over each part alone, part i has the share exp(lse_i) / Σ exp(lse_j) of the whole; lse is the
+    logarithm of the sum of its exponentials. Shapes as in `attend`; batch or heads are 1.
+    """
+    batch, length = query.shape[0], key.shape[2] // parts
+    query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # [X, R, D], [X, S, D]
+    whole = [part[:, : parts * length].unflatten(1, (parts, length)) for part in (key, value)]  # [X, parts, S', D]
+    outputs = [_fused_with_sums(query.unsqueeze(1).expand(-1, parts, -1, -1), *whole, scale)]
+    if parts * length < key.shape[1]:
+        rest = [part[:, None, parts * length :] for part in (key, value)]
+        outputs.append(_fused_with_sums(query.unsqueeze(1), *rest, scale))
+    output, sums = (torch.cat(both, dim=1) for both in zip(*outputs, strict=True))  # [X, parts, R, D], [X, parts, R]
+    shares = sums.softmax(dim=1).to(output.dtype).unsqueeze(-1)
+    return (output * shares).sum(dim=1).unflatten(0, (batch, -1))
+
+
+def _fused_with_sums(query, key, value, scale):
+    """The fused attention of CPUs, which also returns the logarithms of its sums of exponentials."""
+    width = value.shape[-1]
+    if width < key.shape[-1]:
+        value = F.pad(value, (0, key.shape[-1] - width))
+    output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scale)
+    return output[..., :width], sums
 
 
 def _repeated(key, shared):

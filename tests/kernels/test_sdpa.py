@@ -1,0 +1,56 @@
+"""Attention over keys and values against the plain formula in float64, on all its paths."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mla_experiments.kernels import attend, sdpa
+
+
+def formula(query, key, value, scale):
+    """One new token a sequence, everything seen, every head by itself."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = (part.double().repeat_interleave(shared, dim=1) for part in (key, value))
+    return (query.double() @ key.mT * scale).softmax(-1) @ value
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch_and_groups=st.sampled_from([(1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (2, 2)]),
+    shared=st.sampled_from([2, 4]),
+    length=st.integers(64, 97),
+    threads=st.sampled_from([1, 2, 5, 8]),
+    value_width=st.sampled_from([1, 5, 8]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_a_context_shared_out_over_threads_gives_the_same_answer(
+    batch_and_groups, shared, length, threads, value_width, dtype
+):
+    batch, groups = batch_and_groups
+    kept = sdpa.LONG_CONTEXT
+    try:
+        sdpa.LONG_CONTEXT = 64
+        torch.set_num_threads(threads)
+        query = torch.randn(batch, groups * shared, 1, 8, dtype=dtype)
+        buffer = torch.randn(batch, groups, length + 11, 8, dtype=dtype)  # as a cache with room to grow
+        key, value = buffer[:, :, :length], buffer[:, :, :length, :value_width]
+        with torch.inference_mode():
+            output = attend(query, key, value, None, 0.7)
+    finally:
+        sdpa.LONG_CONTEXT = kept
+        torch.set_num_threads(1)
+    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), formula(query, key, value, 0.7), **close)
+
+
+@pytest.mark.parametrize("extreme", [-300.0, 300.0])
+def test_parts_whose_scores_are_far_apart_do_not_overflow(extreme):
+    query, key = torch.ones(1, 2, 1, 4), torch.randn(1, 1, sdpa.LONG_CONTEXT + 1, 4)
+    key[:, :, :100] += extreme
+    torch.set_num_threads(2)
+    with torch.inference_mode():
+        output = attend(query, key, key, None, 1.0)
+    torch.set_num_threads(1)
+    torch.testing.assert_close(output.double(), formula(query, key, key, 1.0), atol=1e-3, rtol=1e-4)

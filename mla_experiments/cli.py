@@ -67,6 +67,21 @@ class GenerationArguments:
 
 
 @dataclass
+class ConversionArguments:
+    """How a checkpoint is written in another form."""
+
+    overwrite: bool = field(default=False, metadata={"help": "replace what stands in OUT"})
+
+
+@dataclass
+class ExportArguments(ConversionArguments):
+    """Which form."""
+
+    to: str = field(default="hf", metadata={"help": "hf, a stock checkpoint of transformers"})
+    weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
+
+
+@dataclass
 class BenchmarkOutput:
     """Where results go."""
 
@@ -105,7 +120,7 @@ def train(argv: list[str]) -> None:
     from transformers import TrainingArguments
     from transformers.utils import logging
 
-    from .report import draw_curves
+    from .report import draw_curves, write_model_card
     from .training import PRESETS, RunArguments, train, trainer_defaults
     from .training.settings import preset_name
 
@@ -122,12 +137,15 @@ def train(argv: list[str]) -> None:
     figures = Path(arguments.figures_dir) / arguments.run
     folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
     draw_curves(runs, figures)
+    for folder in folders:
+        write_model_card(folder)
     wrote(", ".join(map(str, folders)), f"curves in {figures}", "python eval_model.py")
 
 
 def evaluate(argv: list[str]) -> None:
     """Evaluate trained models on held-out text: perplexities, bits per byte, cache, size."""
     from .evaluation import evaluate_models, known_rows
+    from .report import write_model_card
 
     models = []
     while argv and not argv[0].startswith("-"):
@@ -136,6 +154,8 @@ def evaluate(argv: list[str]) -> None:
     given["models"] = models or given["models"]
     output_dir = Path(given.pop("output_dir"))
     results = evaluate_models(**given, known=known_rows(output_dir))
+    for folder in results.run_folders:
+        write_model_card(folder)
     print(results.table())
     written = results.save(output_dir)
     wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", "mla-experiments generate --model NAME")
@@ -149,6 +169,34 @@ def generate(argv: list[str]) -> None:
         argv = ["--model", *argv]
     (given,) = parse([GenerationArguments], argv, "generate", generate.__doc__)
     print_continuation(**given)
+
+
+def export(argv: list[str]) -> None:
+    """Write a trained model as a stock checkpoint: `export RUN --to hf OUT`. Llama, or DeepSeek-V3 for MLA."""
+    from .evaluation import find_models
+    from .modeling.conversion import export_checkpoint
+    from .report import write_model_card
+
+    places = {"RUN": "folder of a trained model, or its name under WEIGHTS_DIR", "OUT": "folder to write"}
+    given, where = parse([ExportArguments], argv, "export", export.__doc__, positional=places)
+    if given["to"] != "hf":
+        raise UserError(f"to={given['to']} is unknown; hf, a stock checkpoint of transformers, is what there is")
+    (source,) = find_models([where["RUN"]], Path(given["weights_dir"]))
+    stock = export_checkpoint(
+        source, where["OUT"], given["overwrite"], lambda folder: write_model_card(folder, source, where["OUT"])
+    )
+    wrote(where["OUT"], f"{stock.architectures[0]}, with a model card", f"hf upload NAME {where['OUT']}")
+
+
+def import_(argv: list[str]) -> None:
+    """Make a local Llama or dense DeepSeek-V2/V3 checkpoint a model of ours: `import PATH OUT`."""
+    from .modeling.conversion import import_checkpoint
+
+    places = {"PATH": "folder of a Llama, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint", "OUT": "folder to write"}
+    given, where = parse([ConversionArguments], argv, "import", import_.__doc__, positional=places)
+    config = import_checkpoint(Path(where["PATH"]), Path(where["OUT"]), given["overwrite"])
+    known = "" if (Path(where["OUT"]) / "tokenizer.json").is_file() else "; no tokenizer was there to bring along"
+    wrote(where["OUT"], f"{config.attention}{known}", f"mla-experiments generate {where['OUT']} --prompt TEXT")
 
 
 def bench(argv: list[str]) -> None:
@@ -198,6 +246,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "generate": generate,
+    "export": export,
+    "import": import_,
     "bench": bench,
     "kernels": kernels,
 }
@@ -232,8 +282,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(classes: list[type], argv: list[str], command: str, description: str, defaults: dict | None = None):
-    """Return the flags of each dataclass as a dictionary.
+def parse(
+    classes: list[type],
+    argv: list[str],
+    command: str,
+    description: str,
+    defaults: dict | None = None,
+    positional: dict[str, str] | None = None,
+):
+    """Return the flags of each dataclass as a dictionary, and one more of the positional arguments if there are any.
 
     Args:
         classes: dataclasses whose fields are the flags.
@@ -241,6 +298,7 @@ def parse(classes: list[type], argv: list[str], command: str, description: str, 
         command: the sub-command, for the messages.
         description: what it does, for `--help`.
         defaults: in place of the fields' own.
+        positional: arguments without a flag, all needed, and what they mean.
 
     Raises:
         UserError: unknown flag, or a value of the wrong type.
@@ -253,9 +311,12 @@ def parse(classes: list[type], argv: list[str], command: str, description: str, 
 
     parser = Parser(classes, prog=f"mla-experiments {command}", description=description, allow_abbrev=False)
     known = {action.dest for action in parser._actions}
+    for name, meaning in (positional or {}).items():
+        parser.add_argument(name, help=meaning)
     parser.set_defaults(**{name: value for name, value in (defaults or {}).items() if name in known})
     values = vars(parser.parse_args(with_config(argv, known)))
-    return [{f.name: values[f.name] for f in fields(cls) if f.init} for cls in classes]
+    named = [{f.name: values[f.name] for f in fields(cls) if f.init} for cls in classes]
+    return [*named, {name: values[name] for name in positional}] if positional else named
 
 
 def with_config(argv: list[str], known: set[str]) -> list[str]:
@@ -301,7 +362,9 @@ def flags_of_all_commands() -> set[str]:
 
     from .training import RunArguments
 
-    classes = (DataArguments, EvaluationArguments, GenerationArguments, RunArguments, TrainingArguments)
+    classes = (
+        DataArguments, EvaluationArguments, GenerationArguments, ExportArguments, RunArguments, TrainingArguments,
+    )  # fmt: skip
     return {f.name for cls in classes for f in fields(cls) if f.init}
 
 

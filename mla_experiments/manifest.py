@@ -43,7 +43,16 @@ def is_current(folder: Path, request: dict) -> bool:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
-    """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place.
+    """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place."""
+    manifest = {"request": request, "versions": library_versions()}
+    with whole_folder(folder) as scratch:
+        yield scratch, manifest
+        write_json(scratch / MANIFEST, manifest)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder that takes the place of `folder` at the end; after an error all is as it was.
 
     What stood there before is replaced only once the new folder is complete.
     """
@@ -51,10 +60,8 @@ def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    manifest = {"request": request, "versions": library_versions()}
     try:
-        yield scratch, manifest
-        write_json(scratch / MANIFEST, manifest)
+        yield scratch
         replaced = folder.with_name(folder.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():

@@ -15,6 +15,7 @@ from ..manifest import MANIFEST, file_hash, library_versions, read_manifest, wri
 from ..modeling import DecoderForCausalLM, load_model
 from .perplexity import Score, score_documents
 
+RUN_FILE = "run.json"  # written by training
 COLUMNS = (  # heading, key, format
     ("model", "model", "{}"),
     ("parameters", "parameters", "{:,}"),
@@ -29,10 +30,11 @@ COLUMNS = (  # heading, key, format
 
 @dataclass
 class Results:
-    """One row per model and split, and what they were measured with."""
+    """One row per model and split, what they were measured with, and which runs now hold their own rows."""
 
     rows: list[dict]
     context: dict
+    run_folders: list[Path]
 
     def table(self) -> str:
         """Return the rows as a Markdown table, aligned so that it reads well on a terminal too."""
@@ -86,19 +88,31 @@ def evaluate_models(
     name, splits = held_out_texts(corpus, text_column, Path(data_dir))
     earlier = {(row["weights_sha256"], row["text_sha256"]): row for row in known}
     text_hashes = {split: texts_hash(texts) for split, texts in splits.items()}
-    rows = []
+    rows, run_folders = [], []
     for folder in tqdm(folders, "evaluating models", unit=" models"):
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
         shown = folder.relative_to(weights_dir) if folder.is_relative_to(weights_dir) else folder
         weights = weights_hash(folder)
+        own = []
         for split, texts in splits.items():
             if (row := earlier.get((weights, text_hashes[split]))) is None:
                 score = score_documents(model, tokenizer, texts, description=f"{shown} on {split}")
                 row = {**_row(folder, model, score), "weights_sha256": weights, "text_sha256": text_hashes[split]}
-            rows.append({**row, "model": str(shown), "split": split})
+            own.append({**row, "model": str(shown), "corpus": name, "split": split})
+        if (folder / RUN_FILE).is_file():
+            record_in_run(folder, own)
+            run_folders.append(folder)
+        rows += own
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return Results(rows, {"corpus": name, "device": device, "versions": library_versions()})
+    return Results(rows, {"corpus": name, "device": device, "versions": library_versions()}, run_folders)
+
+
+def record_in_run(folder: Path, rows: list[dict]) -> None:
+    """Keep rows in the run's own `results.json`, in place of earlier ones on the same text."""
+    new = {row["text_sha256"] for row in rows}
+    kept = [row for row in known_rows(folder) if row["text_sha256"] not in new and "corpus" in row]
+    write_json(folder / "results.json", {"results": kept + rows})
 
 
 def known_rows(folder: Path) -> list[dict]:
@@ -159,7 +173,7 @@ def is_prepared(corpus: str, folder: Path) -> bool:
 
 def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:
     try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         run = {}
     return {

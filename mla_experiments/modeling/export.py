@@ -101,24 +101,24 @@ def _refuse_what_differs(stock):
     require(partial == 1.0, f"partial_rotary_factor={partial} is not known here; only heads that turn whole are")
 
 
-def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
-    """Return a weight of MLA with its rotary rows in the interleaved layout, or the weight itself if it has none.
+def has_rotary_rows(name: str) -> bool:
+    """Return whether the last rows of every head of a weight of MLA, by its name, are turned by RoPE."""
+    return name.endswith(tuple(f"self_attn.{part}.weight" for part in ("q_proj", "q_b_proj", "kv_a_proj_with_mqa")))
 
-    What loads DeepSeek checkpoints for serving takes this layout for granted. Row i of the half-split layout becomes
-    row 2i, row i + d/2 row 2i + 1.
+
+def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    """Return a weight of MLA with its rotary rows moved from the half-split to the interleaved layout.
+
+    Servers of DeepSeek checkpoints take that layout for granted. Row i of d becomes row 2i, row i + d/2 row 2i + 1.
 
     Args:
-        name: of the weight, as in a state dict.
-        weight: `[out, in]`, in the half-split layout.
-        config: of the model that it belongs to.
+        name: of the weight, one that `has_rotary_rows`.
+        weight: `[H · (d_nope + d_R), in]`, or `[d_c + d_R, in]` of the shared key.
+        config: of the model.
     """
     rotary = config.attention_options["qk_rope_head_dim"]
+    num_heads = 1 if name.endswith("kv_a_proj_with_mqa.weight") else config.num_attention_heads
+    rows = weight.unflatten(0, (num_heads, -1))  # [H, rows of a head, in]
+    content, turned = rows[:, :-rotary], rows[:, -rotary:]
     order = torch.arange(rotary).view(2, -1).T.flatten()
-    if name.endswith("self_attn.kv_a_proj_with_mqa.weight"):
-        heads = weight.unflatten(0, (1, -1))  # [1, d_c + d_R, in]
-    elif name.endswith(("self_attn.q_proj.weight", "self_attn.q_b_proj.weight")):
-        heads = weight.unflatten(0, (config.num_attention_heads, -1))  # [H, d_nope + d_R, in]
-    else:
-        return weight
-    content, turned = heads[:, :-rotary], heads[:, -rotary:]
     return torch.cat((content, turned[:, order]), dim=1).flatten(0, 1)

@@ -37,8 +37,9 @@ class RotaryEmbedding(nn.Module):
             exponents = torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim
             return self.rope_parameters["rope_theta"] ** -exponents, 1.0
         described = PreTrainedConfig(hidden_size=self.dim, num_attention_heads=1, head_dim=self.dim)
+        described.max_position_embeddings = None  # what the types known here need of it stands in the parameters
         described.rope_parameters = self.rope_parameters
-        return ROPE_INIT_FUNCTIONS[self.rope_parameters["rope_type"]](described, torch.device("cpu"))
+        return ROPE_INIT_FUNCTIONS[self.rope_parameters["rope_type"]](described)
 
     def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines, each `[B, T, dim / 2]`, for positions `[B, T]`; angles are taken in f32."""

@@ -1,0 +1,133 @@
+"""The model card of a run, `README.md` in the form of the hub: what it is, what it saw, how good it is, how to load."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+from transformers import AutoConfig, PreTrainedConfig
+
+MECHANISMS = {
+    "mha": "multi-head attention",
+    "gqa": "grouped-query attention",
+    "mqa": "multi-query attention",
+    "mla": "multi-head latent attention",
+}
+METRICS = {
+    "perplexity_per_token": "perplexity per token",
+    "perplexity_per_word": "perplexity per word",
+    "bits_per_byte": "bits per byte",
+}
+LOADING = """```python
+{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}")
+print(tokenizer.decode(model.generate(**tokenizer("The history of", return_tensors="pt"))[0]))
+```"""
+
+
+def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Path | str | None = None) -> Path:
+    """Write `README.md` into the folder of a model; return its path.
+
+    Args:
+        folder: of the model.
+        run_folder: of the run that made it, with `run.json` and perhaps `results.json`; by default the same.
+        shown_as: path in the example of loading; by default that of the folder.
+    """
+    folder = Path(folder)
+    config, run, rows = AutoConfig.from_pretrained(folder), *recorded(Path(run_folder or folder))
+    name = run.get("attention") or attention_of(config)
+    native = config.model_type == "mla_experiments"
+    data = ModelCardData(
+        model_name=Path(run_folder or folder).resolve().name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["mla-experiments", name],
+        eval_results=[result for row in rows for result in eval_results(row)] or None,
+    )
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# A decoder with {MECHANISMS.get(name, name)} ({name.upper()})",
+        describe_model(config, native),
+        describe_training(run),
+        describe_results(rows),
+        "## Load it\n\n"
+        + LOADING.format(
+            path=shown_as or folder, imports="import mla_experiments  # pip install mla-experiments\n" if native else ""
+        ),
+    ]
+    path = folder / "README.md"
+    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return path
+
+
+def recorded(folder: Path) -> tuple[dict, list[dict]]:
+    """Return what a run recorded of itself and its evaluations; empty where there is nothing."""
+
+    def read(name, nothing):
+        try:
+            return json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return nothing
+
+    return read("run.json", {}), read("results.json", {"results": []})["results"]
+
+
+def attention_of(config: PreTrainedConfig) -> str:
+    """Return the mechanism of a model, ours or stock."""
+    if hasattr(config, "attention"):
+        return config.attention
+    if hasattr(config, "kv_lora_rank"):
+        return "mla"
+    groups = config.num_key_value_heads
+    return {config.num_attention_heads: "mha", 1: "mqa"}.get(groups, "gqa")
+
+
+def eval_results(row: dict) -> list[EvalResult]:
+    """Return one row of evaluation in the hub's form, a metric each."""
+    return [
+        EvalResult(
+            task_type="text-generation", dataset_type=row["corpus"], dataset_name=row["corpus"],
+            dataset_split=row["split"], metric_type=metric, metric_name=said, metric_value=row[metric],
+        )
+        for metric, said in METRICS.items()
+    ]  # fmt: skip
+
+
+def describe_model(config: PreTrainedConfig, native: bool) -> str:
+    """Say what the network is."""
+    size = (
+        f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads, vocabulary "
+        f"{config.vocab_size:,}, context {config.max_position_embeddings:,} tokens"
+    )
+    if native:
+        options = ", ".join(f"{name} {value}" for name, value in config.attention_options.items() if value is not None)
+        return f"{size}; {options}. Positions: {config.positions}. Trained with mla-experiments."
+    return f"{size}, as a stock `{config.model_type}` of transformers. Trained with mla-experiments."
+
+
+def describe_training(run: dict) -> str:
+    """Say what the model was trained on, and for how long."""
+    identity = run.get("identity")
+    if not identity:
+        return ""
+    tokens = identity["steps"] * identity["batch_size"] * identity["sequence_length"]
+    return (
+        f"## Training\n\n{tokens:,} tokens of {run['corpus']} ({identity['steps']:,} steps of "
+        f"{identity['batch_size']} sequences of {identity['sequence_length']:,}), learning rate "
+        f"{identity['learning_rate']:g}, seed {identity['seed']}, on {run['device']}. `run.json` has every setting, "
+        "the hashes of corpus and tokenizer, and the versions."
+    )
+
+
+def describe_results(rows: list[dict]) -> str:
+    """Show the evaluations as a table."""
+    if not rows:
+        return ""
+    lines = [
+        f"| {row['corpus']} | {row['split']} | {row['perplexity_per_token']:.2f} | {row['perplexity_per_word']:.2f} | "
+        f"{row['bits_per_byte']:.4f} | {row['cache_bytes_per_token']:,.0f} |"
+        for row in rows
+    ]
+    head = "| corpus | split | ppl/token | ppl/word | bits/byte | cache bytes/token |\n|---|---|--:|--:|--:|--:|"
+    return "## Evaluation\n\n" + "\n".join([head, *lines])

@@ -48,6 +48,11 @@ class EvaluationArguments:
     data_dir: str = field(default="data", metadata={"help": "holds the prepared corpus"})
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
     output_dir: str = field(default=".", metadata={"help": "where results.json and results.md go"})
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "in place of it run lm-evaluation-harness: names of its tasks, YAML files, or `documents`"},
+    )
+    limit: int | None = field(default=None, metadata={"help": "documents of each of the TASKS; by default all"})
 
 
 @dataclass
@@ -79,6 +84,13 @@ class ExportArguments(ConversionArguments):
 
     to: str = field(default="hf", metadata={"help": "hf, a stock checkpoint of transformers"})
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
+
+
+@dataclass
+class StudyArguments:
+    """Where studies live."""
+
+    studies_dir: str = field(default="studies", metadata={"help": "holds data, runs and studies"})
 
 
 @dataclass
@@ -152,13 +164,28 @@ def evaluate(argv: list[str]) -> None:
         models.append(argv.pop(0))
     (given,) = parse([EvaluationArguments], argv, "eval", evaluate.__doc__)
     given["models"] = models or given["models"]
-    output_dir = Path(given.pop("output_dir"))
+    output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
+    if tasks:
+        return evaluate_by_harness(tasks, limit, given, output_dir)
     results = evaluate_models(**given, known=known_rows(output_dir))
     for folder in results.run_folders:
         write_model_card(folder)
     print(results.table())
     written = results.save(output_dir)
     wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", "mla-experiments generate --model NAME")
+
+
+def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
+    """Run tasks of lm-evaluation-harness and write `harness.json`."""
+    from .benchmark.measure import table
+    from .evaluation.harness import evaluate_tasks
+    from .manifest import library_versions, write_json
+
+    rows = evaluate_tasks(tasks, limit=limit, **given)
+    print(table(rows))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "harness.json", {"versions": library_versions(), "limit": limit, "results": rows})
+    wrote(output_dir / "harness.json", f"{len(rows)} values", "mla-experiments export RUN --to hf OUT")
 
 
 def generate(argv: list[str]) -> None:
@@ -197,6 +224,28 @@ def import_(argv: list[str]) -> None:
     config = import_checkpoint(Path(where["PATH"]), Path(where["OUT"]), given["overwrite"])
     known = "" if (Path(where["OUT"]) / "tokenizer.json").is_file() else "; no tokenizer was there to bring along"
     wrote(where["OUT"], f"{config.attention}{known}", f"mla-experiments generate {where['OUT']} --prompt TEXT")
+
+
+def study(argv: list[str]) -> int:
+    """Run all that a study still lacks: `study experiments/NAME.yaml`. Stop it at any time and start it again."""
+    from .study import read_study, run_study
+
+    places = {"FILE": "YAML file of the study"}
+    given, where = parse([StudyArguments], argv, "study", study.__doc__, positional=places)
+    folder, failures = run_study(read_study(Path(where["FILE"])), Path(given["studies_dir"]))
+    wrote(folder, f"{len(failures)} failed runs", f"mla-experiments report {folder}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def report(argv: list[str]) -> None:
+    """Write the report of a study, finished or not: `report studies/NAME`."""
+    from .report.study import write_report
+
+    (where,) = parse([], argv, "report", report.__doc__, positional={"STUDY": "folder of a study"})
+    written = write_report(Path(where["STUDY"]))
+    wrote(written[0], f"and {len(written) - 1} other files", "", False)
 
 
 def bench(argv: list[str]) -> None:
@@ -241,13 +290,15 @@ def kernels(argv: list[str]) -> None:
         print(f"{name:<12}{'usable' if reason is None else 'not usable: ' + reason}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "data": data,
     "train": train,
     "eval": evaluate,
     "generate": generate,
     "export": export,
     "import": import_,
+    "study": study,
+    "report": report,
     "bench": bench,
     "kernels": kernels,
 }
@@ -266,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"command {argv[0]} is unknown; choose one of {', '.join(COMMANDS)}")
-        COMMANDS[argv[0]](list(argv[1:]))
+        return COMMANDS[argv[0]](list(argv[1:])) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -279,7 +330,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped at once. A training run goes on from its last checkpoint with --resume.")
         return 130
-    return 0
 
 
 def parse(

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import PreTrainedTokenizerFast, TextStreamer, set_seed
 
 from ..data import load_tokenizer
 from ..errors import UserError
 from ..kernels.latent import force_backend
-from ..modeling import load_model
+from ..modeling import DecoderForCausalLM, load_model
 from .results import find_models
 
 
@@ -40,19 +40,35 @@ def print_continuation(
     force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
     decoder, tokenizer = load_model(folder), load_tokenizer(folder)
+    print(prompt, end="", flush=True)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    continuation(decoder, tokenizer, prompt, max_new_tokens, temperature, top_k, seed, streamer)
+
+
+def continuation(
+    decoder: DecoderForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    streamer: TextStreamer | None = None,
+) -> str:
+    """Return what a model says after a prompt; arguments and errors are those of `print_continuation`."""
     tokens = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     context = decoder.config.max_position_embeddings
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if len(tokens) + max_new_tokens > context:
         raise UserError(
-            f"max_new_tokens={max_new_tokens} after a prompt of {len(tokens)} tokens is more than the context of "
-            f"{folder}, {context}; shorten one of them"
+            f"max_new_tokens={max_new_tokens} after a prompt of {len(tokens)} tokens is more than the context of the "
+            f"model, {context}; shorten one of them"
         )
     set_seed(seed)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
     )
-    print(prompt, end="", flush=True)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    decoder.generate(torch.tensor([tokens]), max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    inputs = torch.tensor([tokens], device=decoder.device)
+    output = decoder.generate(inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)

@@ -92,14 +92,14 @@ def evaluate_models(
     for folder in tqdm(folders, "evaluating models", unit=" models"):
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-        shown = folder.relative_to(weights_dir) if folder.is_relative_to(weights_dir) else folder
+        shown = shown_name(folder, Path(weights_dir))
         weights = weights_hash(folder)
         own = []
         for split, texts in splits.items():
             if (row := earlier.get((weights, text_hashes[split]))) is None:
                 score = score_documents(model, tokenizer, texts, description=f"{shown} on {split}")
                 row = {**_row(folder, model, score), "weights_sha256": weights, "text_sha256": text_hashes[split]}
-            own.append({**row, "model": str(shown), "corpus": name, "split": split})
+            own.append({**row, "model": shown, "corpus": name, "split": split})
         if (folder / RUN_FILE).is_file():
             record_in_run(folder, own)
             run_folders.append(folder)
@@ -150,6 +150,11 @@ def find_models(names: list[str], weights: Path) -> list[Path]:
     if not found:
         raise UserError(f"weights_dir={weights} holds no trained model; train some with: python train_model.py")
     return list(dict.fromkeys(found))
+
+
+def shown_name(folder: Path, weights: Path) -> str:
+    """Return a model's name under `weights`, or its whole path where it stands elsewhere."""
+    return str(folder.relative_to(weights) if folder.is_relative_to(weights) else folder)
 
 
 def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tuple[str, dict[str, list[str]]]:

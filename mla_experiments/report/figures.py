@@ -28,8 +28,8 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
-    scratch = path.with_suffix(".partial.png")
+    """Write a figure in the format of its suffix, whole or not at all."""
+    scratch = path.with_name(f"{path.stem}.partial{path.suffix}")
     figure.savefig(scratch)
     scratch.replace(path)
     return path

@@ -1,0 +1,39 @@
+"""What a decoder costs, by arithmetic alone: parameters, floating-point operations, cache. Nothing is run.
+
+Operations are those of matrix products, two a multiply-add, as torch's FLOP counter counts them.
+"""
+
+import torch
+
+from ..modeling import DecoderConfig, DecoderForCausalLM
+
+BACKWARD = 2  # a backward pass computes two products for each of the forward pass
+
+
+def skeleton(config: DecoderConfig) -> DecoderForCausalLM:
+    """Return the model without memory for its weights."""
+    with torch.device("meta"):
+        return DecoderForCausalLM(config)
+
+
+def num_parameters(config: DecoderConfig) -> int:
+    """Return the number of parameters, tied ones counted once."""
+    return skeleton(config).num_parameters()
+
+
+def forward_flops(config: DecoderConfig, num_new: int, context: int) -> int:
+    """Return the FLOPs of a forward pass of `num_new` tokens that see `context` tokens each, logits of all included."""
+    attention = skeleton(config).model.layers[0].self_attn
+    mlp = 2 * num_new * 3 * config.hidden_size * config.intermediate_size
+    head = 2 * num_new * config.hidden_size * config.vocab_size
+    return config.num_hidden_layers * (attention.flops(num_new, context) + mlp) + head
+
+
+def training_flops_per_token(config: DecoderConfig, sequence_length: int) -> float:
+    """Return the FLOPs of forward and backward pass, per token of a sequence."""
+    return (1 + BACKWARD) * forward_flops(config, sequence_length, sequence_length) / sequence_length
+
+
+def cache_elements_per_token(config: DecoderConfig) -> int:
+    """Return how many numbers the cache keeps of one token, over all layers."""
+    return config.num_hidden_layers * skeleton(config).model.layers[0].self_attn.cache_elements_per_token()

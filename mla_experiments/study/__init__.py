@@ -1,0 +1,6 @@
+"""Fair comparisons: matched variants over seeds and learning rates, and how sure their differences are."""
+
+from .description import Study, read_study
+from .runner import run_study
+
+__all__ = ["Study", "read_study", "run_study"]

@@ -1,0 +1,128 @@
+"""What is held equal between the variants of a study, and how nearly.
+
+The width of the MLP is the one size that every variant has and that no mechanism's meaning depends on: it is solved
+for, so that totals agree. The first variant sets the mark.
+"""
+
+import json
+from dataclasses import dataclass
+
+from ..benchmark.costs import cache_elements_per_token, num_parameters, training_flops_per_token
+from ..errors import UserError
+from ..modeling import DecoderConfig
+from ..training import RunArguments
+from .description import Study, Variant
+
+TOLERANCE = 0.005
+BYTES = 4  # of a number in the cache of a model saved in single precision, as evaluation measures it
+LIMITING = {"gqa": "num_key_value_heads", "mla": "kv_lora_rank"}  # the option that sets the size of the cache
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A variant, complete, with what it costs and how far it is from the mark (a share of it)."""
+
+    variant: Variant
+    options: dict
+    intermediate_size: int
+    parameters: int
+    training_flops_per_token: float
+    cache_bytes_per_token: int
+    residual: float
+
+
+def match(study: Study, vocab_size: int) -> list[Matched]:
+    """Solve for what the study holds equal.
+
+    Raises:
+        UserError: a match that cannot be met, and how near it came.
+    """
+    solved: list[Matched] = []
+    for variant in study.variants:
+        options = dict(variant.options)
+        if study.match == "cache" and variant.attention in LIMITING:
+            options |= nearest_cache(study, variant, vocab_size)
+        mark = measure_of(study, solved[0]) if solved else None
+        solved.append(complete(study, variant, options, vocab_size, mark))
+    return solved
+
+
+def measure_of(study: Study, matched: Matched) -> float:
+    """Return the total that is held equal."""
+    return matched.training_flops_per_token if study.match == "flops" else matched.parameters
+
+
+def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mark: float | None) -> Matched:
+    """Return a variant whose MLP is as wide as the mark asks for; as wide as stated where there is none."""
+    config = config_of(study, variant, options, vocab_size)
+    if mark is not None and study.match != "none":
+        now, wider = (cost(study, config_of(study, variant, options, vocab_size, config.intermediate_size + more))
+                      for more in (0, 1))  # fmt: skip
+        width = round(config.intermediate_size + (mark - now) / (wider - now))
+        if width < 1:
+            least = cost(study, config_of(study, variant, options, vocab_size, 1))
+            raise UserError(
+                f"match={study.match} cannot be met by {variant.name}: with an MLP of width 1 it still has "
+                f"{100 * (least / mark - 1):+.1f} % of the first variant's; choose a smaller option or match: none"
+            )
+        config = config_of(study, variant, options, vocab_size, width)
+    total = cost(study, config)
+    residual = 0.0 if mark is None else total / mark - 1
+    if study.match != "none" and abs(residual) > TOLERANCE:
+        raise UserError(
+            f"match={study.match} cannot be met by {variant.name}: the nearest is {100 * residual:+.2f} %, more than "
+            f"{100 * TOLERANCE} %; choose a larger model or match: none"
+        )
+    return Matched(
+        variant=variant,
+        options=options,
+        intermediate_size=config.intermediate_size,
+        parameters=num_parameters(config),
+        training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
+        cache_bytes_per_token=BYTES * cache_elements_per_token(config),
+        residual=residual,
+    )
+
+
+def cost(study: Study, config: DecoderConfig) -> float:
+    """Return what is held equal of a config: training FLOPs per token, or parameters."""
+    if study.match == "flops":
+        return training_flops_per_token(config, config.max_position_embeddings)
+    return num_parameters(config)
+
+
+def nearest_cache(study: Study, variant: Variant, vocab_size: int) -> dict:
+    """Return the option of a mechanism whose cache is nearest to the study's budget."""
+    name = LIMITING[variant.attention]
+    heads = config_of(study, variant, variant.options, vocab_size).num_attention_heads
+    if name == "num_key_value_heads":
+        candidates = [groups for groups in range(1, heads + 1) if heads % groups == 0]
+    else:
+        one = cache_of(study, variant, {name: 1}, vocab_size)
+        slope = cache_of(study, variant, {name: 2}, vocab_size) - one
+        candidates = [max(1, round(1 + (study.cache_bytes_per_token - one) / slope))]
+    wanted = study.cache_bytes_per_token
+    return {name: min(candidates, key=lambda value: abs(cache_of(study, variant, {name: value}, vocab_size) - wanted))}
+
+
+def cache_of(study: Study, variant: Variant, options: dict, vocab_size: int) -> int:
+    """Return the bytes per token that a variant caches with other options."""
+    return BYTES * cache_elements_per_token(config_of(study, variant, variant.options | options, vocab_size))
+
+
+def config_of(
+    study: Study, variant: Variant, options: dict, vocab_size: int, intermediate_size: int | None = None
+) -> DecoderConfig:
+    """Return the config of a variant."""
+    return run_arguments(study, variant, options, intermediate_size).model_config(variant.attention, vocab_size, 0)
+
+
+def run_arguments(
+    study: Study, variant: Variant, options: dict, intermediate_size: int | None = None, **more
+) -> RunArguments:
+    """Return the arguments of the runs of a variant."""
+    own, _ = study.arguments(variant)
+    if intermediate_size is not None:
+        own = own | {"intermediate_size": intermediate_size}
+    own = own | {"attention": [variant.attention], "attention_options": json.dumps({variant.attention: options})}
+    return RunArguments(**(own | more))

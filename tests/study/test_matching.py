@@ -1,0 +1,105 @@
+"""What is held equal is equal: totals counted from real models, caches from real tensors, FLOPs by torch's counter."""
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from mla_experiments.benchmark.costs import forward_flops, num_parameters
+from mla_experiments.errors import UserError
+from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
+from mla_experiments.study import read_study
+from mla_experiments.study.matching import config_of, match
+
+
+def study(tmp_path, **content):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"preset": "demo", "hidden_size": 64, "num_hidden_layers": 2, **content}))
+    return read_study(path)
+
+
+def config(stated, matched):
+    return config_of(stated, matched.variant, matched.options, 300, matched.intermediate_size)
+
+
+def counted_flops(made, length):
+    """What torch's counter counts in a forward pass without memory; a ready mask, since no value can be looked at."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool)
+        DecoderForCausalLM(made)(torch.zeros(1, length, dtype=torch.long), attention_mask=mask, use_cache=False)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_parameters_agree(tmp_path, positions):
+    stated = study(tmp_path, match="parameters", positions=positions, attention=["mha", "gqa", "mqa", "mla"])
+    totals = [sum(p.numel() for p in DecoderForCausalLM(config(stated, m)).parameters()) for m in match(stated, 300)]
+    assert max(totals) / min(totals) < 1.005
+
+
+def test_training_flops_agree(tmp_path):
+    stated = study(tmp_path, match="flops", attention=["mha", "mla"])
+    counted = []
+    for matched in match(stated, 300):
+        counted.append(counted_flops(config(stated, matched), 256))
+    assert max(counted) / min(counted) < 1.005
+
+
+def test_cache_is_as_near_as_groups_and_rank_allow(tmp_path):
+    stated = study(tmp_path, match="cache", cache_bytes_per_token=520, attention=["gqa", "mla"], num_attention_heads=8)
+    gqa, mla = match(stated, 300)
+    # 2 layers, heads of 8: a group takes 2 · 8 numbers a layer; MLA keeps its rank and 4 rotary numbers
+    assert gqa.options == {"num_key_value_heads": 4} and gqa.cache_bytes_per_token == 512
+    assert mla.options == {"kv_lora_rank": 61} and mla.cache_bytes_per_token == 520
+    assert abs(mla.parameters / gqa.parameters - 1) < 0.005
+
+
+def test_a_match_that_cannot_be_met_says_how_near_it_came(tmp_path):
+    options = {"attention.kv_lora_rank": 4000, "intermediate_size": 8}
+    with pytest.raises(UserError, match=r"match=parameters cannot be met by mla kv_lora_rank=4000: .*\+\d+\.\d %"):
+        match(study(tmp_path, match="parameters", attention=["mha", "mla"], **options), 300)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    attention=st.sampled_from(["mha", "gqa", "mqa", "mla"]), layers=st.integers(1, 3), length=st.integers(2, 40),
+    tied=st.booleans(), vocabulary=st.integers(2, 99),
+)  # fmt: skip
+def test_costs_are_those_of_the_real_model(attention, layers, length, tied, vocabulary):
+    made = DecoderConfig(
+        vocab_size=vocabulary, hidden_size=32, num_attention_heads=4, num_hidden_layers=layers, attention=attention,
+        tie_word_embeddings=tied, max_position_embeddings=64,
+    )  # fmt: skip
+    model = DecoderForCausalLM(made)
+    assert num_parameters(made) == sum(parameter.numel() for parameter in model.parameters())
+    assert forward_flops(made, length, length) == counted_flops(made, length)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"atention": ["mha"]}, "unknown field atention; did you mean attention?"),
+        ({"attention": ["mla", "mlq"]}, "attention=mlq is unknown; did you mean mqa"),
+        ({"attention.kv_lora_ranks": 4}, "did you mean attention.kv_lora_rank?"),
+        ({"match": "size"}, "match=size is unknown"),
+        ({"match": "cache"}, "belong together"),
+        ({"learning_rate": {"mha": 1e-3}, "attention": ["mha", "mla"]}, "says nothing of mla"),
+        ({"learning_rate": "fast"}, "learning_rate=fast is not a number"),
+        ({"preset": "huge"}, "preset=huge is unknown"),
+    ],
+)
+def test_a_study_that_cannot_be_is_one_sentence(tmp_path, content, said):
+    with pytest.raises(UserError, match=said):
+        study(tmp_path, **content)
+
+
+def test_lists_are_swept_and_options_reach_those_that_know_them(tmp_path):
+    stated = study(
+        tmp_path, attention=["mha", "gqa", "mla"], hidden_size=[32, 64],
+        **{"attention.kv_lora_rank": [8, 16], "attention.num_key_value_heads": [1, 2]},
+    )  # fmt: skip
+    names = [variant.name for variant in stated.variants]
+    assert len(names) == len(set(names)) == 2 + 4 + 4
+    assert "mla kv_lora_rank=8 hidden_size=64" in names and "mha hidden_size=32" in names

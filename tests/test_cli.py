@@ -72,9 +72,8 @@ def test_every_experiment_is_understood_by_every_stage(path):
     from transformers import TrainingArguments
 
     from mla_experiments.cli import DataArguments, EvaluationArguments, parse
-    from mla_experiments.training import RunArguments
-
     from mla_experiments.study import read_study
+    from mla_experiments.training import RunArguments
 
     assert read_study(path).variants
     if "seeds:" in path.read_text():

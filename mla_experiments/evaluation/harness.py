@@ -4,13 +4,13 @@ The harness sees an ordinary transformers model; nothing here scores anything. T
 the same documents is a test, and so says what they mean.
 """
 
+import re
 from pathlib import Path
 
 from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import load_yaml_config
 
 from ..data import load_tokenizer
 from ..errors import UserError
@@ -39,7 +39,10 @@ def evaluate_tasks(
     Raises:
         UserError: an unknown task, or one whose data cannot be had.
     """
-    manager = TaskManager()
+    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise UserError(f"tasks={missing[0]} is not there; give a YAML file of a task, a name, or {DOCUMENTS}")
+    manager = TaskManager(include_path=[str(path.resolve().parent) for path in files] or None)
     described = [describe(task, manager, corpus, text_column, data_dir) for task in tasks]
     rows = []
     for folder in find_models(models, Path(weights_dir)):
@@ -65,9 +68,8 @@ def describe(task: str, manager: TaskManager, corpus: str | None, text_column: s
         _, splits = held_out_texts(corpus, text_column, Path(data_dir))
         return documents_task(next(reversed(splits.values())))
     if task.endswith((".yaml", ".yml")):
-        if not Path(task).is_file():
-            raise UserError(f"tasks={task} is not there; give a YAML file of a task, a name, or {DOCUMENTS}")
-        return load_yaml_config(task)
+        stated = re.search(r"^task:\s*(\S+)", Path(task).read_text(encoding="utf-8"), re.MULTILINE)
+        task = stated[1] if stated else task
     if task not in manager.all_tasks:
         raise UserError(f"tasks={task} is unknown to lm-evaluation-harness; `lm-eval ls tasks` lists what it has")
     return task
@@ -92,7 +94,7 @@ def documents_task(texts: list[str]) -> dict:
         "test_split": "test",
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
-        "doc_to_target": "{{text}}",
+        "doc_to_target": lambda document: document["text"],  # a template would drop the last line's end
         "process_results": counted,
         "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
     }

@@ -1,8 +1,9 @@
 """Perplexity of held-out documents, each scored alone.
 
 The protocol is lm-evaluation-harness's rolling log-likelihood: the end-of-document token stands before the first
-token, and a document longer than the model's context is cut into windows whose tokens are predicted once each, the
-first of a window from the last token of the window before. Losses are summed in float64.
+token, and a document longer than the model's context is cut into windows whose tokens are predicted once each. A
+window begins with the last token of the one before; the last window, which has fewer tokens to predict, begins earlier,
+so that it is as long as the others. Losses are summed in float64.
 """
 
 import math
@@ -17,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from ..modeling import DecoderForCausalLM
 
-IGNORED = -100  # label of a position that is padding
+IGNORED = -100  # label of a position that is padding, or predicted by another window
+PROTOCOL = "rolling windows, the last one full"  # scores of another protocol are not comparable
 
 
 @dataclass(frozen=True)
@@ -99,16 +101,21 @@ def score_documents(
         for batch in batches(all_windows, batch_tokens):
             for (document, _, labels), loss in zip(batch, window_losses(model, batch), strict=True):
                 nats[document] += loss
-                progress.update(len(labels))
+                progress.update(len(labels) - labels.count(IGNORED))
     counted = zip(nats, encoded, texts, strict=True)
     return Score([DocumentScore(n, len(ids), len(text.split()), len(text.encode())) for n, ids, text in counted])
 
 
 def windows(tokens: list[int], prefix: int, context: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield inputs and labels, at most `context` each, so that every token is a label exactly once."""
+    """Yield inputs and labels, at most `context` each, so that every token is a label exactly once.
+
+    Labels are `IGNORED` where the last window looks back at tokens that another has predicted.
+    """
     shifted = [prefix, *tokens[:-1]]
     for start in range(0, len(tokens), context):
-        yield shifted[start : start + context], tokens[start : start + context]
+        end = min(start + context, len(tokens))
+        begin = max(0, end - context)
+        yield shifted[begin:end], [IGNORED] * (start - begin) + tokens[start:end]
 
 
 def batches(all_windows: list, batch_tokens: int) -> Iterator[list]:

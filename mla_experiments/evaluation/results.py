@@ -13,7 +13,7 @@ from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
 from ..manifest import MANIFEST, file_hash, library_versions, read_manifest, write_json
 from ..modeling import DecoderForCausalLM, load_model
-from .perplexity import Score, score_documents
+from .perplexity import PROTOCOL, Score, score_documents
 
 RUN_FILE = "run.json"  # written by training
 COLUMNS = (  # heading, key, format
@@ -111,7 +111,7 @@ def evaluate_models(
 def record_in_run(folder: Path, rows: list[dict]) -> None:
     """Keep rows in the run's own `results.json`, in place of earlier ones on the same text."""
     new = {row["text_sha256"] for row in rows}
-    kept = [row for row in known_rows(folder) if row["text_sha256"] not in new and "corpus" in row]
+    kept = [row for row in known_rows(folder) if row["text_sha256"] not in new]
     write_json(folder / "results.json", {"results": kept + rows})
 
 
@@ -119,7 +119,7 @@ def known_rows(folder: Path) -> list[dict]:
     """Return the rows of `results.json` in a folder; none where it is absent or not ours."""
     try:
         rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
-        return [row for row in rows if "weights_sha256" in row and "text_sha256" in row]
+        return [row for row in rows if row.get("protocol") == PROTOCOL]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -182,6 +182,7 @@ def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:
     except (OSError, ValueError):
         run = {}
     return {
+        "protocol": PROTOCOL,
         "attention": model.config.attention,
         "parameters": model.num_parameters(),
         "perplexity_per_token": score.perplexity_per_token,

@@ -94,6 +94,17 @@ class StudyArguments:
 
 
 @dataclass
+class PlanArguments:
+    """Where and how the model would run, and what if it were another."""
+
+    hardware: str = field(default="h100", metadata={"help": "h100, h200, a100, rtx-4090, or this (measured)"})
+    contexts: list[int] = field(default_factory=lambda: [4096, 32768], metadata={"help": "tokens in the cache"})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 32], metadata={"help": "sequences decoded together"})
+    attention: str | None = field(default=None, metadata={"help": "what if it had another mechanism: mha gqa mqa mla"})
+    attention_options: str = field(default="{}", metadata={"help": 'its options, JSON: {"kv_lora_rank": 256}'})
+
+
+@dataclass
 class BenchmarkOutput:
     """Where results go."""
 
@@ -248,6 +259,28 @@ def report(argv: list[str]) -> None:
     wrote(written[0], f"and {len(written) - 1} other files", "", False)
 
 
+def plan_(argv: list[str]) -> None:
+    """Say what a model would cost without running it: `plan deepseek-v2`, `plan FOLDER`, `plan reference`."""
+    from .benchmark.measure import table
+    from .benchmark.plan import architecture_of, changed, facts, hardware_of, plan
+
+    places = {"MODEL": "a well-known name, or a folder with config.json"}
+    given, where = parse([PlanArguments], argv, "plan", plan_.__doc__, positional=places)
+    refuse_nonpositive(given)
+    architecture = changed(architecture_of(where["MODEL"]), given["attention"], given["attention_options"])
+    hardware = hardware_of(given["hardware"])
+    print("\n".join(facts(architecture, hardware)) + "\n")
+    print(table(plan(architecture, hardware, given["contexts"], given["batch_sizes"])))
+
+
+def refuse_nonpositive(given: dict) -> None:
+    """Refuse a number that is not positive, by its field."""
+    for name, value in given.items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool) and number <= 0:
+                raise UserError(f"{name}={number} must be positive")
+
+
 def bench(argv: list[str]) -> None:
     """Measure speed and memory beside transformers' own models: `bench WHAT`, `bench --help` lists what."""
     from .benchmark import MEASUREMENTS
@@ -267,10 +300,7 @@ def bench(argv: list[str]) -> None:
     kind, *argv = argv
     module = modules[kind]
     given, output = parse([module.Arguments, BenchmarkOutput], argv, f"bench {kind}", module.__doc__)
-    for name, value in given.items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not isinstance(number, bool) and number <= 0:
-                raise UserError(f"{name}={number} must be positive")
+    refuse_nonpositive(given)
     rows = module.measure(module.Arguments(**given))
     if not rows:
         raise UserError(f"bench {kind} had nothing to measure with {given}; give at least one of each list")
@@ -297,6 +327,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": generate,
     "export": export,
     "import": import_,
+    "plan": plan_,
     "study": study,
     "report": report,
     "bench": bench,

@@ -1,0 +1,135 @@
+"""What a model would cost, without running it: size, cache, batch, and the bound that hardware sets to decoding.
+
+The bound is the roofline's (Williams et al. 2009): the slower of reading what a step must read once and doing its
+arithmetic at the best rate. What is measured comes out slower, here by 1.5 to 4 times (`mla-experiments bench decode`).
+"""
+
+import difflib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from ..errors import UserError
+from ..modeling import DecoderConfig
+from ..modeling.attention import MLA
+from ..modeling.export import native_config
+from .architectures import ARCHITECTURES, Architecture
+from .core import flops as absorbed_flops
+from .costs import cache_elements_per_token, skeleton, training_flops_per_token
+from .hardware import HARDWARE, Hardware, this_machine
+
+
+def architecture_of(model: str) -> Architecture:
+    """Return a well-known model by name, or that of a `config.json` (its folder serves too).
+
+    Raises:
+        UserError: neither, with the nearest name.
+    """
+    if model.lower() in ARCHITECTURES:
+        return ARCHITECTURES[model.lower()]
+    path = Path(model)
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        near = difflib.get_close_matches(model.lower(), ARCHITECTURES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give a folder with config.json or {', '.join(ARCHITECTURES)}"
+        raise UserError(f"model={model} is unknown; {hint}")
+    config = AutoConfig.from_pretrained(folder)
+    return Architecture(config if isinstance(config, DecoderConfig) else native_config(config))
+
+
+def changed(architecture: Architecture, attention: str | None, options: str) -> Architecture:
+    """Return the same model with another mechanism, or other options of its own."""
+    try:
+        given = json.loads(options)
+        assert isinstance(given, dict)
+    except (ValueError, AssertionError):
+        raise UserError(
+            f'attention_options={options} is not understood; give JSON such as {{"kv_lora_rank": 256}}'
+        ) from None
+    if attention is None and not given:
+        return architecture
+    old = architecture.config
+    same = attention in (None, old.attention)
+    values = old.to_dict() | {"attention": attention or old.attention}
+    values["attention_options"] = (old.attention_options | given) if same else given
+    return replace(architecture, config=DecoderConfig.from_dict(values))
+
+
+def hardware_of(name: str) -> Hardware:
+    """Return hardware by name; "this" measures the CPU at hand."""
+    if name == "this":
+        return this_machine()
+    if name.lower() not in HARDWARE:
+        near = difflib.get_close_matches(name.lower(), [*HARDWARE, "this"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of this, {', '.join(HARDWARE)}"
+        raise UserError(f"hardware={name} is unknown; {hint}")
+    return HARDWARE[name.lower()]
+
+
+def decoding_flops(architecture: Architecture, context: int) -> int:
+    """Return the FLOPs of decoding one token after `context` tokens; MLA absorbs."""
+    config, attention = architecture.config, skeleton(architecture.config).model.layers[0].self_attn
+    if isinstance(attention, MLA):
+        layer = attention.flops(1, 0) + absorbed_flops(attention, 1, context)
+    else:
+        layer = attention.flops(1, context)
+    in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return config.num_hidden_layers * layer + 2 * (architecture.active_parameters - in_attention - embedding)
+
+
+def plan(architecture: Architecture, hardware: Hardware, contexts: list[int], batches: list[int]) -> list[dict]:
+    """Return a row per context and batch: cache, what fits, intensity, and the bound of a decoding step."""
+    size, rows = hardware.bytes_per_number, []
+    weights = architecture.parameters * size
+    per_token = cache_elements_per_token(architecture.config) * size
+    free = hardware.memory_gib * 2**30 - weights
+    for context in contexts:
+        for batch in batches:
+            # with more tokens than experts choose, more experts are read; this counts each token's own, up to all
+            read = min(architecture.parameters, batch * architecture.active_parameters) * size
+            read = read if architecture.experts else weights
+            moved = read + batch * context * per_token
+            flops = batch * decoding_flops(architecture, context)
+            seconds = max(moved / hardware.gb_per_second / 1e9, flops / hardware.tflop_per_second / 1e12)
+            rows.append(
+                {
+                    "context": context,
+                    "batch": batch,
+                    "cache GiB": batch * context * per_token / 2**30,
+                    "largest batch": max(0, int(free // (context * per_token))),
+                    "FLOPs/byte": flops / moved,
+                    "bound by": "memory" if moved / hardware.gb_per_second / 1e9 >= seconds else "arithmetic",
+                    "ms/step at best": 1e3 * seconds,
+                    "tokens/s at best": batch / seconds,
+                }
+            )
+    return rows
+
+
+def facts(architecture: Architecture, hardware: Hardware) -> list[str]:
+    """Return what does not depend on context or batch, in sentences."""
+    config, size = architecture.config, hardware.bytes_per_number
+    elements = cache_elements_per_token(config)
+    active = architecture.active_parameters
+    shared = "" if architecture.experts is None else f", {active / 1e9:.2f} G of them for a token"
+    longest = int((hardware.memory_gib * 2**30 - architecture.parameters * size) // (elements * size))
+    gib, gflop = architecture.parameters * size / 2**30, training_flops(architecture) / 1e9
+    return [
+        f"{config.attention}: {', '.join(f'{k} {v}' for k, v in config.attention_options.items() if v is not None)}",
+        f"{architecture.parameters / 1e9:.3f} G parameters{shared}; {gib:,.1f} GiB of weights at {size} bytes",
+        f"cache: {elements * size:,} bytes a token, {elements // config.num_hidden_layers:,} numbers a token and layer",
+        f"training: {gflop:.3g} GFLOP a token at {config.max_position_embeddings:,} tokens",
+        f"the longest context of one sequence in {hardware.memory_gib:.0f} GiB: {max(0, longest):,} tokens"
+        + ("" if longest > 0 else " (the weights alone do not fit)"),
+    ]
+
+
+def training_flops(architecture: Architecture) -> float:
+    """Return training FLOPs per token; experts count as far as a token uses them."""
+    config = architecture.config
+    flops = training_flops_per_token(config, config.max_position_embeddings)
+    dense = replace(architecture, experts=None)
+    return flops + 6 * (architecture.active_parameters - dense.parameters)

@@ -1,0 +1,94 @@
+"""The planner against published figures, torch's counter, and the models that it speaks of."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mla_experiments.benchmark.architectures import ARCHITECTURES, Architecture
+from mla_experiments.benchmark.costs import cache_elements_per_token
+from mla_experiments.benchmark.hardware import HARDWARE, Hardware
+from mla_experiments.benchmark.plan import changed, decoding_flops, plan
+from mla_experiments.cli import main
+from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
+from mla_experiments.modeling.attention import set_decode_mode
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active", "numbers_per_layer"),
+    [  # model cards and papers: parameters in G, numbers cached per token and layer
+        ("llama-3-8b", 8.03, None, 2048), ("llama-3-70b", 70.6, None, 2048), ("mistral-7b", 7.24, None, 2048),
+        ("qwen2.5-7b", 7.62, None, 1024), ("deepseek-v2-lite", 15.7, None, 576), ("deepseek-v2", 236, 21, 576),
+        ("deepseek-v3", 671, 37, 576), ("kimi-k2", 1030, 32, 576),
+    ],
+)  # fmt: skip
+def test_published_sizes_come_out(name, total, active, numbers_per_layer):
+    architecture = ARCHITECTURES[name]
+    assert architecture.parameters / 1e9 == pytest.approx(total, rel=0.005)
+    if active:
+        assert architecture.active_parameters / 1e9 == pytest.approx(active, rel=0.03)
+    config = architecture.config
+    assert cache_elements_per_token(config) == numbers_per_layer * config.num_hidden_layers
+
+
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_decoding_flops_are_those_that_are_done(attention, tied):
+    config = DecoderConfig(
+        vocab_size=50, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, attention=attention,
+        max_position_embeddings=64, tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model, mask = DecoderForCausalLM(config), torch.ones(1, 1, 1, 11, dtype=torch.bool)
+        set_decode_mode(model, "absorb")
+        cache = model(
+            torch.zeros(1, 10, dtype=torch.long),
+            attention_mask=torch.ones(1, 1, 10, 10, dtype=torch.bool),
+            use_cache=True,
+        ).past_key_values
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 1, dtype=torch.long), attention_mask=mask, past_key_values=cache)
+    padding = 2 * 2 * 4 * 11 * config.attention_options["qk_rope_head_dim"] if attention == "mla" else 0
+    norms = sum(p.numel() for n, p in model.named_parameters() if "norm" in n)
+    norms_of_latents = sum(p.numel() for n, p in model.named_parameters() if "kv_a_layernorm" in n)
+    # every parameter outside attention counts as one multiply-add, norms too; fused values are as wide as keys
+    expected = decoding_flops(Architecture(config), 11) - 2 * (norms - norms_of_latents) + padding
+    assert counter.get_total_flops() == expected
+
+
+def test_the_bound_is_the_slower_of_memory_and_arithmetic():
+    architecture = ARCHITECTURES["reference"]
+    slow_memory, slow_products = Hardware(16, 1, 1000, 4), Hardware(16, 1000, 0.001, 4)
+    (first,), (second,) = (plan(architecture, hardware, [1024], [1]) for hardware in (slow_memory, slow_products))
+    moved = 4 * (architecture.parameters + 1024 * cache_elements_per_token(architecture.config))
+    assert first["bound by"] == "memory" and first["ms/step at best"] == pytest.approx(moved / 1e9 * 1e3)
+    assert second["bound by"] == "arithmetic"
+    assert second["ms/step at best"] == pytest.approx(decoding_flops(architecture, 1024) / 1e9 * 1e3)
+
+
+def test_what_if_keeps_the_rest():
+    other = changed(ARCHITECTURES["deepseek-v2"], None, '{"kv_lora_rank": 256}')
+    assert cache_elements_per_token(other.config) == 60 * (256 + 64)
+    llama = changed(ARCHITECTURES["llama-3-8b"], "mla", "{}")
+    assert llama.config.attention == "mla" and llama.config.num_hidden_layers == 32
+
+
+def test_every_named_hardware_can_be_planned_for(capsys):
+    for name in HARDWARE:
+        assert main(["plan", "llama-3-8b", "--hardware", name, "--contexts", "4096", "--batch_sizes", "1"]) == 0
+        assert "131,072 bytes a token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["plan", "lama-3-8b"], "model=lama-3-8b is unknown; did you mean llama-3-8b?"),
+        (["plan", "reference", "--hardware", "h10"], "hardware=h10 is unknown; did you mean h100?"),
+        (["plan", "reference", "--contexts", "0"], "contexts=0 must be positive"),
+        (["plan", "reference", "--attention_options", "rank"], "attention_options=rank is not understood"),
+        (["plan", "reference", "--attention", "mlaa"], "attention='mlaa' is unknown"),
+        (["plan", "reference", "--attention_options", '{"rank": 3}'], "attention_options has rank"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(capsys, argv, said):
+    assert main(argv) == 2
+    assert said in capsys.readouterr().err

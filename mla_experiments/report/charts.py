@@ -79,4 +79,4 @@ def to_plotly(chart: Chart) -> dict:
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
         "legend": {"orientation": "h", "y": -0.25}, "margin": {"t": 48, "r": 16, "l": 56, "b": 48},
     }  # fmt: skip
-    return {"data": traces, "layout": layout, "config": {"responsive": True, "displaylogo": False}}
+    return {"data": traces, "layout": layout, "config": {"responsive": True, "displayModeBar": False}}

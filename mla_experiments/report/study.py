@@ -5,6 +5,7 @@ What is not there yet is left out and said so; nothing is estimated in its place
 
 import json
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -105,8 +106,6 @@ def row(content: dict, root: Path, name: str, runs: list[dict], nats: np.ndarray
     """Return a variant's line of the table."""
     (variant,) = (v for v in content["variants"] if v["name"] == name)
     words = sum(read_scores(root / runs[0]["folder"])["test"]["words"])
-    speeds = [recorded(root / run["folder"]).get("train_tokens_per_second") for run in runs]
-    speeds = [speed for speed in speeds if speed]
     return {
         "variant": name,
         "parameters": variant["parameters"],
@@ -117,14 +116,9 @@ def row(content: dict, root: Path, name: str, runs: list[dict], nats: np.ndarray
         "bits_per_byte": estimate(bits_per_byte(nats, num_bytes).tolist()),
         "cache_bytes_per_token": variant["cache_bytes_per_token"],
         "training_flops_per_token": variant["training_flops_per_token"],
-        "training_tokens_per_second": float(np.median(speeds)) if speeds else None,
+        "training_tokens_per_second": content["training"].get(name),
         "decode": content["decode"].get(name, {}),
     }
-
-
-def recorded(run_folder: Path) -> dict:
-    """Return a run's `run.json`."""
-    return json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
 
 
 def charts(found: Findings, root: Path, chosen: dict[str, list[dict]]) -> list[Chart]:
@@ -314,7 +308,7 @@ def sections(found: Findings) -> dict:
 def to_markdown(found: Findings) -> str:
     """Return `report.md`."""
     parts = sections(found)
-    lines = [f"# {found.content['name']}", "", " ".join(parts["answer"]), ""]
+    lines = [f"# {found.content['name']}", "", " ".join(map(escaped, parts["answer"])), ""]
     lines += ["| " + " | ".join(parts["headings"]) + " |", "|---" + "|--:" * (len(parts["headings"]) - 1) + "|"]
     lines += ["| " + " | ".join(entry) + " |" for entry in parts["rows"]]
     lines += ["", f"± is the 95 % interval over seeds. {parts['matched']}", "", "## Differences", ""]
@@ -332,8 +326,13 @@ def to_markdown(found: Findings) -> str:
         "",
         *(f"**{name}**\n\n    {indented(text)}\n" for name, text in parts["samples"].items()),
     ]
-    lines += ["## How it was made", "", *(f"- {sentence}" for sentence in parts["made"])]
+    lines += ["## How it was made", "", *(f"- {escaped(sentence)}" for sentence in parts["made"])]
     return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Escape what names of corpora may hold, for Markdown that is shown as HTML."""
+    return escape(text, quote=False)
 
 
 def indented(text: str) -> str:

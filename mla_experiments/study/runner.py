@@ -19,6 +19,7 @@ import torch
 
 from ..benchmark.decode import decode_step
 from ..benchmark.measure import interleaved, machine, spread
+from ..benchmark.training import training_step
 from ..data import load_corpus, load_tokenizer, load_tokens, prepare_corpus, prepare_tokenizer, prepare_tokens
 from ..errors import Stopped, UserError
 from ..evaluation.generation import continuation
@@ -87,8 +88,8 @@ def run_study(study: Study, root: Path) -> tuple[Path, list[str]]:
         try:
             train_and_score(trial, tokens, data, texts)
             spent.append(time.monotonic() - begun)
-        except Stopped:
-            raise
+        except Stopped as stopped:
+            raise Stopped(f"{str(stopped).split(';')[0]}. The same command goes on.") from None
         except (UserError, RuntimeError, OSError, ValueError) as error:
             failures.append(f"{trial.name}: {str(error).splitlines()[0]}")
             print(f"failed: {failures[-1]}")
@@ -191,18 +192,35 @@ def record(
         "complete": all(trial.is_done for trial in all_trials)
         and len(all_trials) == sum(len(study.rates[m.variant.attention]) + len(study.seeds) - 1 for m in variants),
         "decode": old.get("decode", {}),
+        "training": old.get("training", {}),
         "samples": old.get("samples", {}),
     }  # fmt: skip
     if beside:
         if set(content["decode"]) != set(names):
             content["decode"] = decode_speeds(study, variants, manifest["vocab_size"])
+            content["training"] = training_speeds(study, variants, manifest["vocab_size"])
         for matched in variants:
             rate = best_rate(study, matched, root, data, manifest)
             if rate is not None:
                 first = trial_of(study, matched, study.seeds[0], rate, root, data, manifest)
                 model, tokenizer = load_model(first.run.folder), load_tokenizer(data / "tokenizer")
-                content["samples"][matched.variant.name] = continuation(model, tokenizer, PROMPT, 48)
+                content["samples"][matched.variant.name] = continuation(
+                    model, tokenizer, PROMPT, min(48, model.config.max_position_embeddings // 2)
+                )
     write_json(path, content)
+
+
+def training_speeds(study: Study, variants: list[Matched], vocab_size: int) -> dict[str, float]:
+    """Return tokens per second of a training step, by variant, taking turns: runs may have shared the machine."""
+    steps, tokens = {}, {}
+    for matched in variants:
+        own, flags = study.arguments(matched.variant)
+        shape = own["sequence_length"], min(own["batch_size"], flags["per_device_train_batch_size"])
+        config = config_of(study, matched.variant, matched.options, vocab_size, matched.intermediate_size)
+        steps[matched.variant.name] = training_step(DecoderForCausalLM(config), *shape)
+        tokens[matched.variant.name] = shape[0] * shape[1]
+    seconds = interleaved(steps, rounds=9)
+    return {name: 1e3 * tokens[name] / spread(times)["ms"] for name, times in seconds.items()}
 
 
 def decode_speeds(study: Study, variants: list[Matched], vocab_size: int) -> dict[str, dict[str, float]]:

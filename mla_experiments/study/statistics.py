@@ -29,8 +29,8 @@ def estimate(values: list[float]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Estimate(mean, None)
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=stats.sem(values))
-    return Estimate(mean, float(high - low) / 2 if math.isfinite(high) else 0.0)
+    error = stats.sem(values)
+    return Estimate(mean, float(stats.t.interval(CONFIDENCE, len(values) - 1, scale=error)[1]) if error > 0 else 0.0)
 
 
 def bits_per_byte(nats: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:

@@ -22,7 +22,6 @@ TINY = {
 def state(tmp_path, monkeypatch):
     """Write a study and return a function that states it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "DECODE_CONTEXTS", (8,))
     (tmp_path / "text.txt").write_text("".join(synthetic_articles(40)))
 
     def write(name, **more):

@@ -94,6 +94,13 @@ class StudyArguments:
 
 
 @dataclass
+class CompareArguments:
+    """Where runs are looked for."""
+
+    weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
+
+
+@dataclass
 class PlanArguments:
     """Where and how the model would run, and what if it were another."""
 
@@ -259,6 +266,19 @@ def report(argv: list[str]) -> None:
     wrote(written[0], f"and {len(written) - 1} other files", "", False)
 
 
+def compare(argv: list[str]) -> None:
+    """Put studies and runs side by side: `compare studies/NAME weights/mha …`; refuses what does not compare."""
+    from .report.comparison import compared
+
+    places = []
+    while argv and not argv[0].startswith("-"):
+        places.append(argv.pop(0))
+    (given,) = parse([CompareArguments], argv, "compare", compare.__doc__)
+    if not places:
+        raise UserError("compare needs folders of studies or runs; give some: mla-experiments compare A B")
+    print(compared(places, Path(given["weights_dir"])))
+
+
 def plan_(argv: list[str]) -> None:
     """Say what a model would cost without running it: `plan deepseek-v2`, `plan FOLDER`, `plan reference`."""
     from .benchmark.measure import table
@@ -330,6 +350,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "plan": plan_,
     "study": study,
     "report": report,
+    "compare": compare,
     "bench": bench,
     "kernels": kernels,
 }

@@ -14,8 +14,10 @@ from ..errors import UserError
 from ..manifest import MANIFEST, file_hash, library_versions, read_manifest, write_json
 from ..modeling import DecoderForCausalLM, load_model
 from .perplexity import PROTOCOL, Score, score_documents
+from .scores import read_scores, texts_hash, write_scores
 
 RUN_FILE = "run.json"  # written by training
+HELD_OUT = ("validation", "test")
 COLUMNS = (  # heading, key, format
     ("model", "model", "{}"),
     ("parameters", "parameters", "{:,}"),
@@ -37,14 +39,20 @@ class Results:
     run_folders: list[Path]
 
     def table(self) -> str:
-        """Return the rows as a Markdown table, aligned so that it reads well on a terminal too."""
-        cells = [[heading for heading, _, _ in COLUMNS]]
-        cells += [[_show(row.get(key), form) for _, key, form in COLUMNS] for row in self.rows]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(COLUMNS))]
+        """Return the rows as a Markdown table, aligned so that it reads well on a terminal too.
+
+        Tokens of different tokenizers do not compare: perplexity per token is left out then, and it is said why.
+        """
+        mixed = len({row["tokenizer_sha256"] for row in self.rows}) > 1
+        columns = [column for column in COLUMNS if not (mixed and column[1] == "perplexity_per_token")]
+        cells = [[heading for heading, _, _ in columns]]
+        cells += [[_show(row.get(key), form) for _, key, form in columns] for row in self.rows]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
         lines = ["| " + " | ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(line, widths, strict=True))) + " |"
                  for line in cells]  # fmt: skip
         rule = "|" + "|".join("-" * (w + 1) + ("-" if _is_text(i) else ":") for i, w in enumerate(widths)) + "|"
-        return "\n".join([lines[0], rule, *lines[1:]])
+        reason = ["", "Tokenizers differ, so perplexities per token would not compare."] if mixed else []
+        return "\n".join([lines[0], rule, *lines[1:], *reason])
 
     def save(self, folder: Path) -> list[Path]:
         """Write `results.json` and `results.md`; return their paths."""
@@ -87,6 +95,7 @@ def evaluate_models(
     folders = find_models(models, Path(weights_dir))
     name, splits = held_out_texts(corpus, text_column, Path(data_dir))
     earlier = {(row["weights_sha256"], row["text_sha256"]): row for row in known}
+    corpus_is_prepared = splits.keys() == set(HELD_OUT)
     text_hashes = {split: texts_hash(texts) for split, texts in splits.items()}
     rows, run_folders = [], []
     for folder in tqdm(folders, "evaluating models", unit=" models"):
@@ -94,14 +103,20 @@ def evaluate_models(
         model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
         shown = shown_name(folder, Path(weights_dir))
         weights = weights_hash(folder)
-        own = []
+        own, scored = [], {}
+        is_run = (folder / RUN_FILE).is_file()
+        unscored = is_run and corpus_is_prepared and read_scores(folder) is None
         for split, texts in splits.items():
-            if (row := earlier.get((weights, text_hashes[split]))) is None:
+            if unscored or (row := earlier.get((weights, text_hashes[split]))) is None:
                 score = score_documents(model, tokenizer, texts, description=f"{shown} on {split}")
+                scored[split] = (texts, score)
                 row = {**_row(folder, model, score), "weights_sha256": weights, "text_sha256": text_hashes[split]}
-            own.append({**row, "model": shown, "corpus": name, "split": split})
-        if (folder / RUN_FILE).is_file():
+            tokenizer_hash = file_hash(folder / "tokenizer.json")
+            own.append({**row, "model": shown, "corpus": name, "split": split, "tokenizer_sha256": tokenizer_hash})
+        if is_run:
             record_in_run(folder, own)
+            if corpus_is_prepared and scored.keys() == splits.keys():
+                write_scores(folder, scored)
             run_folders.append(folder)
         rows += own
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
@@ -128,14 +143,6 @@ def weights_hash(folder: Path) -> str:
     """Return a hash of a model's weights and config."""
     files = sorted([*folder.glob("model*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
     return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
-
-
-def texts_hash(texts: list[str]) -> str:
-    """Return a hash of documents and their boundaries."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    return digest.hexdigest()
 
 
 def find_models(names: list[str], weights: Path) -> list[Path]:
@@ -168,7 +175,7 @@ def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tupl
         return corpus, {"all": list(read_documents(Path(corpus), text_column))}
     manifest = read_manifest(folder, CORPUS_MADE_BY)
     prepared = load_corpus(folder)
-    return manifest["corpus"], {split: list(prepared[split]["text"]) for split in ("validation", "test")}
+    return manifest["corpus"], {split: list(prepared[split]["text"]) for split in HELD_OUT}
 
 
 def is_prepared(corpus: str, folder: Path) -> bool:

@@ -11,8 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..study.runner import DECODE_CONTEXTS, STUDY, read_scores
-from ..study.statistics import Comparison, Estimate, RateFit, bits_per_byte, compare, estimate, fit_rates
+from ..evaluation.scores import read_scores
+from ..study.runner import DECODE_CONTEXTS, STUDY
+from ..study.statistics import (
+    Comparison,
+    Estimate,
+    RateFit,
+    bits_per_byte,
+    compare,
+    estimate,
+    fit_rates,
+    perplexity_per_word,
+)
 from .charts import Chart, Series, draw
 from .page import write_page
 
@@ -24,6 +34,7 @@ class Findings:
     """Everything that a report shows of a study, computed once."""
 
     content: dict
+    chosen: dict[str, list[Path]]
     rows: list[dict]
     comparisons: list[Comparison]
     fits: dict[str, RateFit]
@@ -61,59 +72,53 @@ def read_findings(folder: Path) -> Findings:
     done = [run for run in content["runs"] if run["done"]]
     if not done:
         raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
-    root = folder.parent
-    names = [v["name"] for v in content["variants"] if any(run["variant"] == v["name"] for run in done)]
+    fits, chosen = chosen_runs(content, folder.parent)
+    scores = {name: test_nats(folders) for name, folders in chosen.items()}
+    num_bytes = read_scores(next(iter(chosen.values()))[0])["test"].bytes
+    rows = [row(content, name, chosen[name], fits[name], scores[name]) for name in chosen]
+    found = Findings(content, chosen, rows, compare(scores, num_bytes), fits, [])
+    found.charts = charts(found)
+    return found
+
+
+def chosen_runs(content: dict, root: Path) -> tuple[dict[str, RateFit], dict[str, list[Path]]]:
+    """Return by variant what its learning rates gave with the first seed, and its runs at the best, by seed."""
     fits, chosen = {}, {}
     first_seed = content["stated"]["seeds"][0]
-    for name in names:
-        of_variant = [run for run in done if run["variant"] == name]
-        by_rate = {
-            run["learning_rate"]: validation_bits(root / run["folder"])
-            for run in of_variant
-            if run["seed"] == first_seed
-        }
-        if not by_rate:
-            continue
-        fits[name] = fit_rates(by_rate)
-        at_best = {run["seed"]: run for run in of_variant if run["learning_rate"] == fits[name].best}
-        chosen[name] = [at_best[seed] for seed in sorted(at_best)]
-    scores, num_bytes = test_nats(root, chosen)
-    rows = [row(content, root, name, chosen[name], scores[name], num_bytes) for name in chosen]
-    found = Findings(content, rows, compare(scores, num_bytes), fits, [])
-    found.charts = charts(found, root, chosen)
-    return found
+    for variant in content["variants"]:
+        done = [run for run in content["runs"] if run["done"] and run["variant"] == variant["name"]]
+        by_rate = {run["learning_rate"]: validation_bits(root / run["folder"])
+                   for run in done if run["seed"] == first_seed}  # fmt: skip
+        if by_rate:
+            fits[variant["name"]] = fit = fit_rates(by_rate)
+            at_best = {run["seed"]: root / run["folder"] for run in done if run["learning_rate"] == fit.best}
+            chosen[variant["name"]] = [at_best[seed] for seed in sorted(at_best)]
+    return fits, chosen
 
 
 def validation_bits(run_folder: Path) -> float:
     """Return a run's bits per byte on the validation split."""
     part = read_scores(run_folder)["validation"]
-    return float(bits_per_byte(np.array(part["nats"]), np.array(part["bytes"])))
+    return float(bits_per_byte(part.nats, part.bytes))
 
 
-def test_nats(root: Path, chosen: dict[str, list[dict]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return nats `[seeds, documents]` of the test split by variant, and the documents' bytes."""
-    scores, num_bytes = {}, None
-    for name, runs in chosen.items():
-        parts = [read_scores(root / run["folder"])["test"] for run in runs]
-        scores[name] = np.array([part["nats"] for part in parts])
-        if num_bytes is not None and parts[0]["bytes"] != num_bytes.tolist():
-            raise UserError("the runs of this study were scored on different documents; delete their scores.json")
-        num_bytes = np.array(parts[0]["bytes"])
-    return scores, num_bytes
+def test_nats(folders: list[Path]) -> np.ndarray:
+    """Return nats `[seeds, documents]` of the test split."""
+    return np.array([read_scores(folder)["test"].nats for folder in folders])
 
 
-def row(content: dict, root: Path, name: str, runs: list[dict], nats: np.ndarray, num_bytes: np.ndarray) -> dict:
+def row(content: dict, name: str, folders: list[Path], fit: RateFit, nats: np.ndarray) -> dict:
     """Return a variant's line of the table."""
     (variant,) = (v for v in content["variants"] if v["name"] == name)
-    words = sum(read_scores(root / runs[0]["folder"])["test"]["words"])
+    test = read_scores(folders[0])["test"]
     return {
         "variant": name,
         "parameters": variant["parameters"],
         "residual": variant["residual"],
-        "learning_rate": runs[0]["learning_rate"],
-        "seeds": len(runs),
-        "perplexity_per_word": estimate([float(np.exp(total / words)) for total in nats.sum(1)]),
-        "bits_per_byte": estimate(bits_per_byte(nats, num_bytes).tolist()),
+        "learning_rate": fit.best,
+        "seeds": len(folders),
+        "perplexity_per_word": estimate(perplexity_per_word(nats, test.words).tolist()),
+        "bits_per_byte": estimate(bits_per_byte(nats, test.bytes).tolist()),
         "cache_bytes_per_token": variant["cache_bytes_per_token"],
         "training_flops_per_token": variant["training_flops_per_token"],
         "training_tokens_per_second": content["training"].get(name),
@@ -121,7 +126,7 @@ def row(content: dict, root: Path, name: str, runs: list[dict], nats: np.ndarray
     }
 
 
-def charts(found: Findings, root: Path, chosen: dict[str, list[dict]]) -> list[Chart]:
+def charts(found: Findings) -> list[Chart]:
     """Return all charts of a report."""
     style = {row["variant"]: index for index, row in enumerate(found.rows)}
     drawn = [fronts(found, style, "cache_bytes_per_token", "cache bytes per token")]
@@ -130,7 +135,7 @@ def charts(found: Findings, root: Path, chosen: dict[str, list[dict]]) -> list[C
     for key, label in (("tokens", "training tokens"), ("flops", "training FLOPs"), ("seconds", "training seconds")):
         chart = Chart(f"loss-{key}", f"Validation loss against {label}", label, "nats per token")
         for entry in found.rows:
-            curve = loss_curve(found, root, chosen[entry["variant"]], entry, key)
+            curve = loss_curve(found.chosen[entry["variant"]], entry, key)
             if curve:
                 chart.series.append(Series(entry["variant"], *curve, style=style[entry["variant"]]))
         drawn.append(chart)
@@ -166,11 +171,11 @@ def fronts(found: Findings, style: dict[str, int], key: str, label: str) -> Char
     return chart
 
 
-def loss_curve(found: Findings, root: Path, runs: list[dict], entry: dict, key: str):
+def loss_curve(folders: list[Path], entry: dict, key: str):
     """Return x, mean loss over seeds and the half-width of its interval; None where the runs logged none."""
     curves = []
-    for run in runs:
-        lines = (root / run["folder"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for folder in folders:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         logged = [json.loads(line) for line in lines]
         curves.append({point["tokens"]: point["eval_loss"] for point in logged if "eval_loss" in point})
     tokens = sorted(set.intersection(*map(set, curves)))
@@ -182,7 +187,7 @@ def loss_curve(found: Findings, root: Path, runs: list[dict], entry: dict, key: 
         "flops": entry["training_flops_per_token"],
         "seconds": 1 / (entry["training_tokens_per_second"] or 1),
     }[key]
-    band = [part.half_width for part in estimates] if len(runs) > 1 else None
+    band = [part.half_width for part in estimates] if len(folders) > 1 else None
     return [at * scale for at in tokens], [part.mean for part in estimates], band
 
 

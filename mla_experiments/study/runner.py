@@ -24,14 +24,15 @@ from ..data import load_corpus, load_tokenizer, load_tokens, prepare_corpus, pre
 from ..errors import Stopped, UserError
 from ..evaluation.generation import continuation
 from ..evaluation.perplexity import score_documents
+from ..evaluation.results import HELD_OUT
+from ..evaluation.scores import read_scores, write_scores
 from ..manifest import read_manifest, write_json
 from ..modeling import DecoderForCausalLM, load_model
 from ..training.run import Run
 from .description import Study
 from .matching import Matched, config_of, match, run_arguments
 
-SPLITS = ("validation", "test")
-SCORES, STUDY = "scores.json", "study.json"
+STUDY = "study.json"
 DECODE_CONTEXTS = (1024, 8192)
 PROMPT = "The history of"
 
@@ -53,7 +54,7 @@ class Trial:
     @property
     def is_done(self) -> bool:
         """Whether it is trained and scored."""
-        return self.run.is_finished and (self.run.folder / SCORES).is_file()
+        return self.run.is_finished and read_scores(self.run.folder) is not None
 
 
 def run_study(study: Study, root: Path) -> tuple[Path, list[str]]:
@@ -73,7 +74,7 @@ def run_study(study: Study, root: Path) -> tuple[Path, list[str]]:
     data = prepare_data(study, root / "data")
     tokens, manifest = load_tokens(data / "tokens", data / "tokenizer")
     variants = match(study, manifest["vocab_size"])
-    texts = {split: list(load_corpus(data / "corpus")[split]["text"]) for split in SPLITS}
+    texts = {split: list(load_corpus(data / "corpus")[split]["text"]) for split in HELD_OUT}
     folder, failures, spent = root / study.name, [], []
     folder.mkdir(parents=True, exist_ok=True)
     total = sum(len(study.rates[m.variant.attention]) + len(study.seeds) - 1 for m in variants)
@@ -142,7 +143,7 @@ def best_rate(study: Study, matched: Matched, root: Path, data: Path, manifest: 
     for rate in study.rates[matched.variant.attention]:
         trial = trial_of(study, matched, study.seeds[0], rate, root, data, manifest)
         if trial.is_done:
-            losses[rate] = sum(read_scores(trial.run.folder)["validation"]["nats"])
+            losses[rate] = read_scores(trial.run.folder)["validation"].nats.sum()
     return min(losses, key=losses.__getitem__, default=None)
 
 
@@ -153,16 +154,11 @@ def train_and_score(trial: Trial, tokens, data: Path, texts: dict[str, list[str]
         trial.run.train(tokens, tokenizer, lambda _: None)
     model = load_model(trial.run.folder)
     model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    scores = {}
-    for split, documents in texts.items():
-        scored = score_documents(model, tokenizer, documents, description=f"scoring {split}").documents
-        scores[split] = {name: [getattr(one, name) for one in scored] for name in ("nats", "tokens", "words", "bytes")}
-    write_json(trial.run.folder / SCORES, scores)
-
-
-def read_scores(folder: Path) -> dict:
-    """Return a run's scores, document by document."""
-    return json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    scored = {
+        split: (documents, score_documents(model, tokenizer, documents, description=f"scoring {split}"))
+        for split, documents in texts.items()
+    }
+    write_scores(trial.run.folder, scored)
 
 
 def record(

@@ -38,6 +38,11 @@ def bits_per_byte(nats: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:
     return nats.sum(-1) / num_bytes.sum() / math.log(2)
 
 
+def perplexity_per_word(nats: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Return exp(nats / words) of nats `[..., documents]` and words `[documents]`."""
+    return np.exp(nats.sum(-1) / words.sum())
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Whether B is worse than A (difference > 0, in bits per byte), with intervals and p-values.

@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 
 from mla_experiments.cli import main
+from mla_experiments.evaluation.perplexity import DocumentScore, Score
+from mla_experiments.evaluation.scores import read_scores, write_scores
 from mla_experiments.report.study import read_findings, write_report
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> **bold** | cell'
 MECHANISMS = {"mha": 0.0, "gqa": 0.05, "mqa": 0.1, "mla": 0.0}  # how much worse, in bits per byte
 
 
+COUNTS = [250] * 40, [200] * 40, [1000] * 40  # tokens, words, bytes of each document
+
+
 def fake_study(root, seeds=5, rates=(1e-3, 3e-3, 9e-3), done=lambda _: True):
     """Write a study whose runs were never trained, with scores that have known differences."""
     generator, runs = np.random.default_rng(0), []
-    num_bytes = [1000] * 40
     hard = generator.normal(1500, 200, 40)
     for name, worse in MECHANISMS.items():
         for number in range(len(rates) + seeds - 1):
@@ -28,8 +32,8 @@ def fake_study(root, seeds=5, rates=(1e-3, 3e-3, 9e-3), done=lambda _: True):
             folder.mkdir(parents=True)
             off = 0.02 * abs(np.log(rate / 3e-3))
             nats = hard + (worse + off) * 1000 * np.log(2) + generator.normal(0, 3, 40)
-            score = {"nats": nats.tolist(), "bytes": num_bytes, "words": [200] * 40, "tokens": [250] * 40}
-            (folder / "scores.json").write_text(json.dumps({"validation": score, "test": score}))
+            score = Score([DocumentScore(*document) for document in zip(nats.tolist(), *COUNTS, strict=True)])
+            write_scores(folder, {split: (["text"], score) for split in ("validation", "test")})
             lines = [{"tokens": 100 * t, "eval_loss": 6 - t / 10 + worse} for t in range(1, 21)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     variants = [
@@ -63,7 +67,7 @@ def test_the_answer_names_what_is_worse_and_what_is_not_told_apart(tmp_path):
     assert all(fit.best == 3e-3 and not fit.at_edge for fit in findings.fits.values())
     for row in findings.rows:
         nats = [
-            json.loads((tmp_path / run["folder"] / "scores.json").read_text())["test"]["nats"]
+            read_scores(tmp_path / run["folder"])["test"].nats
             for run in findings.content["runs"]
             if run["variant"] == row["variant"] and run["learning_rate"] == 3e-3
         ]

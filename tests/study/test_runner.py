@@ -9,6 +9,7 @@ from conftest import synthetic_articles
 
 from mla_experiments.cli import main
 from mla_experiments.errors import Stopped
+from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.study import runner
 
 TINY = {
@@ -52,9 +53,7 @@ def test_a_study_tries_rates_then_seeds_does_only_what_is_missing_and_shares_run
     assert first["complete"] and len(first["runs"]) == 6
     for name in ("mha", "mla"):
         losses = {
-            run["learning_rate"]: sum(
-                json.loads((tmp_path / "studies" / run["folder"] / "scores.json").read_text())["validation"]["nats"]
-            )
+            run["learning_rate"]: read_scores(tmp_path / "studies" / run["folder"])["validation"].nats.sum()
             for run in first["runs"]
             if run["variant"] == name and run["seed"] == 0
         }

@@ -1,0 +1,57 @@
+"""What the parts of a decoding step take on this CPU: matrix products of few rows, and the core of attention.
+
+Each is timed over as much memory as no processor cache holds, so that it reads what a whole model would make it read.
+From two contexts follow all others, from one layer the model: `mla-experiments plan MODEL --hardware this`.
+"""
+
+import math
+import statistics
+from functools import partial
+
+import torch
+
+from ..kernels import Linear, attend
+from ..modeling.attention import MLA, Attention
+from .core import absorb, inputs
+from .measure import interleaved
+
+UNCACHED = 1 << 29  # bytes; no processor cache is as large
+CONTEXTS = (2048, 8192)  # tokens
+ROUNDS = 5
+
+
+@torch.inference_mode()
+def seconds_per_weight(in_features: int, out_features: int, batch: int) -> float:
+    """Measure the products of `batch` rows with matrices of this shape, per number of theirs."""
+    size = in_features * out_features
+    layers = [Linear(in_features, out_features, bias=False) for _ in range(math.ceil(UNCACHED / 4 / size))]
+    rows = torch.randn(batch, 1, in_features)
+    return _median([partial(layer, rows) for layer in layers]) / size
+
+
+@torch.inference_mode()
+def core_seconds(attention: Attention, batch: int) -> tuple[float, float]:
+    """Measure one layer's attention core from a filled cache: seconds of any call, and seconds per token of context."""
+    step = _absorbed if isinstance(attention, MLA) else _fused
+    times = []
+    for context in CONTEXTS:
+        cached_bytes = 4 * batch * context * attention.cache_elements_per_token()
+        times.append(_median([step(attention, batch, context) for _ in range(math.ceil(UNCACHED / cached_bytes))]))
+    slope = (times[1] - times[0]) / (CONTEXTS[1] - CONTEXTS[0])
+    return max(0.0, times[0] - slope * CONTEXTS[0]), slope
+
+
+def _absorbed(mla: MLA, batch: int, context: int):
+    return partial(absorb, mla, *inputs(mla, batch, 1, context), None)
+
+
+def _fused(attention: Attention, batch: int, context: int):
+    query = torch.randn(batch, attention.num_heads, 1, attention.head_dim)
+    key, value = torch.randn(2, batch, attention.num_key_value_heads, context, attention.head_dim)
+    return partial(attend, query, key, value, None, attention.head_dim**-0.5)
+
+
+def _median(tasks: list) -> float:
+    """The median time of a task, all of them one after another so that each finds its memory uncached."""
+    seconds = interleaved(dict(enumerate(tasks)), ROUNDS, warmup=1)
+    return statistics.median(second for times in seconds.values() for second in times)

@@ -1,0 +1,58 @@
+"""The scores of a run, document by document, in its `scores.json`: what comparisons of studies and runs are made of."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..manifest import write_json
+from .perplexity import PROTOCOL, Score
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """Per document: nats in float64, and what they are spread over; and the hash of the texts themselves."""
+
+    text_sha256: str
+    nats: np.ndarray
+    tokens: np.ndarray
+    words: np.ndarray
+    bytes: np.ndarray
+
+
+def texts_hash(texts: list[str]) -> str:
+    """Return a hash of documents and their boundaries."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
+
+
+def write_scores(folder: Path, scored: dict[str, tuple[list[str], Score]]) -> None:
+    """Write the scores of a run's splits, each with the texts that were scored, in place of earlier ones."""
+    splits = {
+        split: {
+            "text_sha256": texts_hash(texts),
+            **{name: [getattr(d, name) for d in score.documents] for name in ("nats", "tokens", "words", "bytes")},
+        }
+        for split, (texts, score) in scored.items()
+    }
+    write_json(folder / SCORES, {"protocol": PROTOCOL, "splits": splits})
+
+
+def read_scores(folder: Path) -> dict[str, SplitScores] | None:
+    """Return a run's scores by split; None where there are none, or none of the protocol of today."""
+    try:
+        content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        if content["protocol"] != PROTOCOL:
+            return None
+        return {
+            split: SplitScores(part.pop("text_sha256"), **{name: np.array(values) for name, values in part.items()})
+            for split, part in content["splits"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

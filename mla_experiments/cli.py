@@ -8,7 +8,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 
 from .allocator import keep_freed_memory
@@ -108,7 +108,6 @@ class PlanArguments:
     contexts: list[int] = field(default_factory=lambda: [4096, 32768], metadata={"help": "tokens in the cache"})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32], metadata={"help": "sequences decoded together"})
     attention: str | None = field(default=None, metadata={"help": "what if it had another mechanism: mha gqa mqa mla"})
-    attention_options: str = field(default="{}", metadata={"help": 'its options, JSON: {"kv_lora_rank": 256}'})
 
 
 @dataclass
@@ -280,14 +279,32 @@ def compare(argv: list[str]) -> None:
 
 
 def plan_(argv: list[str]) -> None:
-    """Say what a model would cost without running it: `plan deepseek-v2`, `plan FOLDER`, `plan reference`."""
+    """Say what a model or a study would cost without running it: `plan deepseek-v2 --kv_lora_rank 256`."""
     from .benchmark.measure import table
     from .benchmark.plan import architecture_of, changed, facts, hardware_of, plan
+    from .modeling.attention import ATTENTION
+    from .study import read_study, study_plan
 
-    places = {"MODEL": "a well-known name, or a folder with config.json"}
-    given, where = parse([PlanArguments], argv, "plan", plan_.__doc__, positional=places)
+    known = {}  # option: the mechanisms that know it
+    for name, mechanism in ATTENTION.items():
+        for option in sorted(mechanism.option_names()):
+            known.setdefault(option, []).append(name)
+    what_if = make_dataclass(
+        "WhatIf",
+        [(option, int | None, field(default=None, metadata={"help": f"what if: an option of {', '.join(names)}"}))
+         for option, names in known.items()],
+    )  # fmt: skip
+    argv = ["reference", *argv] if argv[:1] not in (["-h"], ["--help"]) and (not argv or argv[0][0] == "-") else argv
+    places = {"MODEL": "a well-known name (by default: reference), a folder with config.json, or a study's YAML file"}
+    given, what_if, where = parse([PlanArguments, what_if], argv, "plan", plan_.__doc__, positional=places)
     refuse_nonpositive(given)
-    architecture = changed(architecture_of(where["MODEL"]), given["attention"], given["attention_options"])
+    options = {name: value for name, value in what_if.items() if value is not None}
+    if where["MODEL"].endswith((".yaml", ".yml")):
+        if options or given["attention"]:
+            raise UserError("--attention and its options are for models; a study states its own in its file")
+        print(table(study_plan(read_study(Path(where["MODEL"])), hardware_of(given["hardware"]))))
+        return
+    architecture = changed(architecture_of(where["MODEL"]), given["attention"], options)
     hardware = hardware_of(given["hardware"])
     print("\n".join(facts(architecture, hardware)) + "\n")
     print(table(plan(architecture, hardware, given["contexts"], given["batch_sizes"])))

@@ -6,18 +6,44 @@ From two contexts follow all others, from one layer the model: `mla-experiments 
 
 import math
 import statistics
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from ..kernels import Linear, attend
+from ..modeling import DecoderConfig
 from ..modeling.attention import MLA, Attention
 from .core import absorb, inputs
+from .costs import skeleton
 from .measure import interleaved
 
 UNCACHED = 1 << 29  # bytes; no processor cache is as large
 CONTEXTS = (2048, 8192)  # tokens
 ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of a decoding step for a batch size: per weight that is read, and per layer and its tokens of context."""
+
+    per_weight: float
+    per_layer: float
+    per_layer_and_token: float
+
+    def step(self, weights: int, num_layers: int, context: int) -> float:
+        """Return the seconds of a step of all layers, each weight read once."""
+        return weights * self.per_weight + num_layers * (self.per_layer + context * self.per_layer_and_token)
+
+
+def measure_parts(config: DecoderConfig, batch: int) -> Parts:
+    """Measure the parts of a model's decoding step, `batch` sequences together, in single precision."""
+    attention = skeleton(config).model.layers[0].self_attn.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_(std=0.02)  # as memory comes it may hold numbers that are slow to multiply
+    per_weight = seconds_per_weight(config.hidden_size, config.intermediate_size, batch)
+    return Parts(per_weight, *core_seconds(attention, batch))
 
 
 @torch.inference_mode()

@@ -1,11 +1,11 @@
 """What a model would cost, without running it: size, cache, batch, and the bound that hardware sets to decoding.
 
 The bound is the roofline's (Williams et al. 2009): the slower of reading what a step must read once and doing its
-arithmetic at the best rate. What is measured comes out slower, here by 1.5 to 4 times (`mla-experiments bench decode`).
+arithmetic at the best rate. What runs is slower; on the machine at hand, its parts are timed too (`parts.py`), and what
+is expected stands beside the bound.
 """
 
 import difflib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from .architectures import ARCHITECTURES, Architecture
 from .core import flops as absorbed_flops
 from .costs import cache_elements_per_token, skeleton, training_flops_per_token
 from .hardware import HARDWARE, Hardware, this_machine
+from .parts import measure_parts
 
 
 def architecture_of(model: str) -> Architecture:
@@ -39,21 +40,18 @@ def architecture_of(model: str) -> Architecture:
     return Architecture(config if isinstance(config, DecoderConfig) else native_config(config))
 
 
-def changed(architecture: Architecture, attention: str | None, options: str) -> Architecture:
-    """Return the same model with another mechanism, or other options of its own."""
-    try:
-        given = json.loads(options)
-        assert isinstance(given, dict)
-    except (ValueError, AssertionError):
-        raise UserError(
-            f'attention_options={options} is not understood; give JSON such as {{"kv_lora_rank": 256}}'
-        ) from None
-    if attention is None and not given:
+def changed(architecture: Architecture, attention: str | None, options: dict[str, int]) -> Architecture:
+    """Return the same model with another mechanism, or other options of its own.
+
+    Raises:
+        UserError: an option that the mechanism does not know, or cannot have.
+    """
+    if attention is None and not options:
         return architecture
     old = architecture.config
     same = attention in (None, old.attention)
     values = old.to_dict() | {"attention": attention or old.attention}
-    values["attention_options"] = (old.attention_options | given) if same else given
+    values["attention_options"] = (old.attention_options | options) if same else options
     return replace(architecture, config=DecoderConfig.from_dict(values))
 
 
@@ -76,37 +74,49 @@ def decoding_flops(architecture: Architecture, context: int) -> int:
     else:
         layer = attention.flops(1, context)
     in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers
+    norms = config.hidden_size * (2 * config.num_hidden_layers + 1)  # those outside attention
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return config.num_hidden_layers * layer + 2 * (architecture.active_parameters - in_attention - embedding)
+    return config.num_hidden_layers * layer + 2 * (architecture.active_parameters - in_attention - embedding - norms)
 
 
 def plan(architecture: Architecture, hardware: Hardware, contexts: list[int], batches: list[int]) -> list[dict]:
-    """Return a row per context and batch: cache, what fits, intensity, and the bound of a decoding step."""
+    """Return a row per context and batch: cache, what fits, intensity, and the bound of a decoding step.
+
+    On the machine at hand there is also what is expected, from its measured parts.
+    """
+    parts = {batch: measure_parts(architecture.config, batch) for batch in batches} if hardware.at_hand else {}
     size, rows = hardware.bytes_per_number, []
-    weights = architecture.parameters * size
     per_token = cache_elements_per_token(architecture.config) * size
-    free = hardware.memory_gib * 2**30 - weights
+    free = hardware.memory_gib * 2**30 - architecture.parameters * size
     for context in contexts:
         for batch in batches:
-            # with more tokens than experts choose, more experts are read; this counts each token's own, up to all
-            read = min(architecture.parameters, batch * architecture.active_parameters) * size
-            read = read if architecture.experts else weights
-            moved = read + batch * context * per_token
-            flops = batch * decoding_flops(architecture, context)
-            seconds = max(moved / hardware.gb_per_second / 1e9, flops / hardware.tflop_per_second / 1e12)
-            rows.append(
-                {
-                    "context": context,
-                    "batch": batch,
-                    "cache GiB": batch * context * per_token / 2**30,
-                    "largest batch": max(0, int(free // (context * per_token))),
-                    "FLOPs/byte": flops / moved,
-                    "bound by": "memory" if moved / hardware.gb_per_second / 1e9 >= seconds else "arithmetic",
-                    "ms/step at best": 1e3 * seconds,
-                    "tokens/s at best": batch / seconds,
-                }
-            )
+            weights = weights_read(architecture, batch)
+            moved, flops = weights * size + batch * context * per_token, batch * decoding_flops(architecture, context)
+            reading, computing = moved / hardware.gb_per_second / 1e9, flops / hardware.tflop_per_second / 1e12
+            row = {
+                "context": context,
+                "batch": batch,
+                "cache GiB": batch * context * per_token / 2**30,
+                "largest batch": max(0, int(free // (context * per_token))),
+                "FLOPs/byte": flops / moved,
+                "bound by": "memory" if reading >= computing else "arithmetic",
+                "ms/step at best": 1e3 * max(reading, computing),
+                "tokens/s at best": batch / max(reading, computing),
+            }
+            if batch in parts:
+                layers = architecture.config.num_hidden_layers
+                row["ms/step expected"] = 1e3 * parts[batch].step(weights, layers, context)
+            rows.append(row)
     return rows
+
+
+def weights_read(architecture: Architecture, batch: int) -> int:
+    """Return how many weights a step reads; with experts those of each token, up to all, and of a table one row."""
+    config = architecture.config
+    table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    if not architecture.experts:
+        return architecture.parameters - table
+    return min(architecture.parameters, batch * architecture.active_parameters) - table
 
 
 def facts(architecture: Architecture, hardware: Hardware) -> list[str]:

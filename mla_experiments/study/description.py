@@ -5,7 +5,6 @@ holds one variant for each value; `attention.OPTION` is an option of those mecha
 """
 
 import difflib
-import inspect
 import itertools
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -104,7 +103,12 @@ def check_fields(content: dict, path: Path) -> None:
     from transformers import TrainingArguments
 
     flags = {f.name for cls in (RunArguments, TrainingArguments) for f in fields(cls) if f.init}
-    known = {*flags, *OWN, *DATA, *(f"attention.{name}" for name in all_options())} - {
+    known = {
+        *flags,
+        *OWN,
+        *DATA,
+        *(f"attention.{o}" for mechanism in ATTENTION.values() for o in mechanism.option_names()),
+    } - {
         "run",
         "resume",
         "overwrite",
@@ -118,16 +122,6 @@ def check_fields(content: dict, path: Path) -> None:
             )
 
 
-def all_options() -> set[str]:
-    """Return the options of all mechanisms."""
-    return {name for mechanism in ATTENTION.values() for name in known_options(mechanism)}
-
-
-def known_options(mechanism) -> set[str]:
-    """Return the options that a mechanism knows."""
-    return set(inspect.signature(mechanism.resolve).parameters) - {"hidden_size", "num_attention_heads", "rotary"}
-
-
 def variants_of(attention: list[str], options: dict[str, list], swept: dict[str, list]):
     """Yield every mechanism with every combination of its swept options and of the swept fields."""
     for name in attention:
@@ -135,7 +129,7 @@ def variants_of(attention: list[str], options: dict[str, list], swept: dict[str,
             near = difflib.get_close_matches(str(name), ATTENTION, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(ATTENTION)}"
             raise UserError(f"attention={name} is unknown; {hint}")
-        own = {option: values for option, values in options.items() if option in known_options(ATTENTION[name])}
+        own = {option: values for option, values in options.items() if option in ATTENTION[name].option_names()}
         if name == "mha":
             own.pop("num_key_value_heads", None)
         if name == "mqa":

@@ -1,5 +1,7 @@
 """The planner against published figures, torch's counter, and the models that it speaks of."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,10 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mla_experiments.benchmark.architectures import ARCHITECTURES, Architecture
 from mla_experiments.benchmark.costs import cache_elements_per_token
 from mla_experiments.benchmark.hardware import HARDWARE, Hardware
+from mla_experiments.benchmark.parts import Parts, measure_parts
 from mla_experiments.benchmark.plan import changed, decoding_flops, plan
 from mla_experiments.cli import main
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.modeling.attention import set_decode_mode
+from mla_experiments.study import read_study, study_plan
 
 
 @pytest.mark.parametrize(
@@ -48,33 +52,31 @@ def test_decoding_flops_are_those_that_are_done(attention, tied):
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 1, dtype=torch.long), attention_mask=mask, past_key_values=cache)
     padding = 2 * 2 * 4 * 11 * config.attention_options["qk_rope_head_dim"] if attention == "mla" else 0
-    norms = sum(p.numel() for n, p in model.named_parameters() if "norm" in n)
-    norms_of_latents = sum(p.numel() for n, p in model.named_parameters() if "kv_a_layernorm" in n)
-    # every parameter outside attention counts as one multiply-add, norms too; fused values are as wide as keys
-    expected = decoding_flops(Architecture(config), 11) - 2 * (norms - norms_of_latents) + padding
-    assert counter.get_total_flops() == expected
+    # the fused attention's values are as wide as its keys
+    assert counter.get_total_flops() == decoding_flops(Architecture(config), 11) + padding
 
 
 def test_the_bound_is_the_slower_of_memory_and_arithmetic():
     architecture = ARCHITECTURES["reference"]
     slow_memory, slow_products = Hardware(16, 1, 1000, 4), Hardware(16, 1000, 0.001, 4)
     (first,), (second,) = (plan(architecture, hardware, [1024], [1]) for hardware in (slow_memory, slow_products))
-    moved = 4 * (architecture.parameters + 1024 * cache_elements_per_token(architecture.config))
+    table = 10_000 * 512  # of which a step reads one row
+    moved = 4 * (architecture.parameters - table + 1024 * cache_elements_per_token(architecture.config))
     assert first["bound by"] == "memory" and first["ms/step at best"] == pytest.approx(moved / 1e9 * 1e3)
     assert second["bound by"] == "arithmetic"
     assert second["ms/step at best"] == pytest.approx(decoding_flops(architecture, 1024) / 1e9 * 1e3)
 
 
 def test_what_if_keeps_the_rest():
-    other = changed(ARCHITECTURES["deepseek-v2"], None, '{"kv_lora_rank": 256}')
+    other = changed(ARCHITECTURES["deepseek-v2"], None, {"kv_lora_rank": 256})
     assert cache_elements_per_token(other.config) == 60 * (256 + 64)
-    llama = changed(ARCHITECTURES["llama-3-8b"], "mla", "{}")
+    llama = changed(ARCHITECTURES["llama-3-8b"], "mla", {})
     assert llama.config.attention == "mla" and llama.config.num_hidden_layers == 32
 
 
 def test_every_named_hardware_can_be_planned_for(capsys):
     for name in HARDWARE:
-        assert main(["plan", "llama-3-8b", "--hardware", name, "--contexts", "4096", "--batch_sizes", "1"]) == 0
+        assert main(["plan", "llama-3-8b", "--hardware", name, "--contexts", "4096", "--batch-sizes", "1"]) == 0
         assert "131,072 bytes a token" in capsys.readouterr().out
 
 
@@ -84,11 +86,46 @@ def test_every_named_hardware_can_be_planned_for(capsys):
         (["plan", "lama-3-8b"], "model=lama-3-8b is unknown; did you mean llama-3-8b?"),
         (["plan", "reference", "--hardware", "h10"], "hardware=h10 is unknown; did you mean h100?"),
         (["plan", "reference", "--contexts", "0"], "contexts=0 must be positive"),
-        (["plan", "reference", "--attention_options", "rank"], "attention_options=rank is not understood"),
+        (["plan", "reference", "--kv_lora_rank", "rank"], "argument --kv_lora_rank"),
         (["plan", "reference", "--attention", "mlaa"], "attention='mlaa' is unknown"),
-        (["plan", "reference", "--attention_options", '{"rank": 3}'], "attention_options has rank"),
+        (["plan", "reference", "--attention", "mqa", "--kv-lora-rank", "3"], "attention_options has kv_lora_rank"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(capsys, argv, said):
     assert main(argv) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_study_is_planned_run_by_run(tmp_path, capsys):
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "preset: demo\nhidden_size: 32\nnum_attention_heads: 2\nnum_hidden_layers: 1\nvocab_size: 300\n"
+        "sequence_length: 32\ntrain_tokens: 3600\nseeds: [0, 1, 2]\nlearning_rate: [1e-3, 1e-2]\nmatch: flops\n"
+        "attention: [mha, mla]\n"
+    )
+    slow = Hardware(16, 1, 1e-6, 4)  # a FLOP takes a microsecond
+    first, second, both = study_plan(read_study(path), slow)
+    assert first["runs"] == second["runs"] == 2 + 2 and both["runs"] == 8
+    assert first["hours at best"] == pytest.approx(4 * 3600 * first["GFLOP/token"] * 1e9 * 1e-6 / 3600)
+    assert second["GFLOP/token"] == pytest.approx(first["GFLOP/token"], rel=0.005)
+    assert both["hours at best"] == pytest.approx(first["hours at best"] + second["hours at best"])
+    (measured, *_) = study_plan(read_study(path), replace(slow, at_hand=True))
+    assert measured["hours expected"] > 0
+    assert main(["plan", str(path)]) == 0
+    assert "hours at best" in capsys.readouterr().out
+    assert main(["plan", str(path), "--kv_lora_rank", "3"]) == 2
+    assert "a study states its own" in capsys.readouterr().err
+
+
+def test_a_step_is_the_sum_of_its_measured_parts(monkeypatch):
+    monkeypatch.setattr("mla_experiments.benchmark.parts.UNCACHED", 1 << 16)
+    monkeypatch.setattr("mla_experiments.benchmark.parts.CONTEXTS", (64, 512))
+    assert Parts(2e-9, 1e-4, 1e-6).step(weights=500_000, num_layers=10, context=100) == pytest.approx(3e-3)
+    for attention in ("gqa", "mla"):
+        config = DecoderConfig(
+            vocab_size=50, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, attention=attention
+        )
+        parts = measure_parts(config, 2)
+        assert parts.per_weight > 0 and parts.per_layer >= 0
+        (row,) = plan(Architecture(config), Hardware(1, 1, 1, 4, at_hand=True), [512], [2])
+        assert row["ms/step expected"] > 0

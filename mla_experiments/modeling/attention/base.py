@@ -5,6 +5,7 @@ what it costs (`cache_elements_per_token`, `flops`). Training, generation, evalu
 tests work for it because it stands in the registry.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -61,6 +62,11 @@ class Attention(nn.Module, ABC):
         Raises:
             UserError: a value that cannot work, with its field.
         """
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """Return the names of the mechanism's own hyper-parameters: the keyword arguments of its `resolve`."""
+        return set(inspect.signature(cls.resolve).parameters) - {"hidden_size", "num_attention_heads", "rotary"}
 
     @classmethod
     @abstractmethod

@@ -2,6 +2,9 @@
 
 A manifest holds the stage's `request` (what was asked for, hashes of what it was made from included), the `hash` of
 the content, and whatever facts later stages need. A stage whose folder already answers the same request does nothing.
+
+Manifests and all other records that are read again (of runs, checkpoints, scores, studies) carry a checksum of
+themselves, and those of folders the checksums of their files: damage is found where it is read, not in the results.
 """
 
 import contextlib
@@ -16,27 +19,43 @@ from pathlib import Path
 from .errors import UserError
 
 MANIFEST = "manifest.json"
+CHECKSUM = "sha256"  # of a record's other fields
 
 
 def read_manifest(folder: Path, made_by: str) -> dict:
     """Return the manifest of `folder`.
 
     Raises:
-        UserError: there is none, or it cannot be read; `made_by` is the command that makes the folder.
+        UserError: there is none, or it is damaged; `made_by` is the command that makes the folder.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise UserError(f"{folder} is not there yet; make it with: {made_by}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_record(path)
     except ValueError:
         raise UserError(f"{path} is damaged; delete {folder} and make it again with: {made_by}") from None
 
 
+def read_whole(folder: Path, made_by: str) -> dict:
+    """Return the manifest of `folder`, all of whose files have been checked.
+
+    Raises:
+        UserError: as `read_manifest`, or a file is not what was written.
+    """
+    manifest = read_manifest(folder, made_by)
+    if damaged := changed_files(folder, manifest["files"]):
+        raise UserError(
+            f"{Path(folder) / damaged[0]} is not what was written there; "
+            f"delete {folder} and make it again with: {made_by}"
+        )
+    return manifest
+
+
 def is_current(folder: Path, request: dict) -> bool:
-    """Return whether `folder` was made, whole, for this very request."""
+    """Return whether `folder` was made, whole, for this very request, and is as it was made."""
     try:
-        return read_manifest(folder, "")["request"] == json.loads(json.dumps(request))
+        return read_whole(folder, "")["request"] == json.loads(json.dumps(request))
     except (UserError, KeyError):
         return False
 
@@ -47,7 +66,8 @@ def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
     manifest = {"request": request, "versions": library_versions()}
     with whole_folder(folder) as scratch:
         yield scratch, manifest
-        write_json(scratch / MANIFEST, manifest)
+        manifest["files"] = file_hashes(scratch)
+        write_record(scratch / MANIFEST, manifest)
 
 
 @contextlib.contextmanager
@@ -77,6 +97,44 @@ def write_json(path: Path, content: dict | list) -> None:
     scratch = path.with_name(path.name + ".partial")
     scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     scratch.replace(path)
+
+
+def write_record(path: Path, content: dict) -> None:
+    """Write JSON with a checksum of itself, for `read_record`."""
+    write_json(path, content | {CHECKSUM: _digest(content)})
+
+
+def read_record(path: Path) -> dict:
+    """Return what `write_record` wrote.
+
+    Raises:
+        ValueError: it is not what was written.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        checksum = content.pop(CHECKSUM)
+    except (AttributeError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path} is no record") from None
+    if checksum != _digest(content):
+        raise ValueError(f"{path} is not what was written there")
+    return content
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of every file in a folder and those below, by its name from there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+
+
+def changed_files(folder: Path, hashes: dict[str, str]) -> list[str]:
+    """Return the names of files that are gone or not as `hashes` says."""
+    paths = {name: Path(folder) / name for name in hashes}
+    return [name for name, path in paths.items() if not path.is_file() or file_hash(path) != hashes[name]]
 
 
 def library_versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..manifest import is_current, new_folder, read_manifest
+from ..manifest import is_current, new_folder, read_manifest, read_whole
 from .sources import SPLITS, WIKITEXT_HUB_NAMES, open_corpus
 
 MADE_BY = "python data/download_data.py"
@@ -48,7 +48,7 @@ def prepare_corpus(folder: Path, corpus: str = "auto", text_column: str = "text"
 
 def load_corpus(folder: Path) -> DatasetDict:
     """Return the splits of a prepared corpus, each with a column `text`, a document a row."""
-    read_manifest(folder, MADE_BY)
+    read_whole(folder, MADE_BY)
     return DatasetDict({split: Dataset.load_from_disk(str(Path(folder) / split)) for split in SPLITS})
 
 

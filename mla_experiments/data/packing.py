@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from ..manifest import is_current, new_folder, read_manifest
+from ..manifest import is_current, new_folder, read_manifest, read_whole
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus
 from .sources import SPLITS
@@ -140,7 +140,7 @@ def load_tokens(folder: Path, tokenizer_folder: Path) -> tuple[DatasetDict, dict
     Raises:
         UserError: there are none, or another tokenizer than the one in `tokenizer_folder` made them.
     """
-    manifest = read_manifest(folder, MADE_BY)
+    manifest = read_whole(folder, MADE_BY)
     tokenizer_hash = read_manifest(tokenizer_folder, TOKENIZER_MADE_BY)["hash"]
     if manifest["tokenizer_hash"] != tokenizer_hash:
         raise UserError(

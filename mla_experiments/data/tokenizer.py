@@ -11,7 +11,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import UserError
-from ..manifest import file_hash, is_current, new_folder, read_manifest
+from ..manifest import MANIFEST, file_hash, is_current, new_folder, read_manifest, read_whole
+from ..run_files import check_files
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus
 
@@ -86,7 +87,14 @@ def as_transformers_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer saved in a folder: `data/tokenizer`, or a trained model's own."""
+    """Return the tokenizer saved in a folder: `data/tokenizer`, or a trained model's own.
+
+    Raises:
+        UserError: there is none, or it is not what was written there.
+    """
     if not (Path(folder) / "tokenizer.json").is_file():
         raise UserError(f"{folder} holds no tokenizer (tokenizer.json); make one with: {MADE_BY}")
+    if (Path(folder) / MANIFEST).is_file():
+        read_whole(folder, MADE_BY)
+    check_files(folder, "tokenizer*")
     return AutoTokenizer.from_pretrained(str(folder))

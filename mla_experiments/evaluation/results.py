@@ -1,7 +1,6 @@
 """Evaluate trained models and show them side by side: terminal table, `results.json` and `results.md`."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from tqdm import tqdm
 from ..data import load_corpus, load_tokenizer, read_documents
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
-from ..manifest import MANIFEST, file_hash, library_versions, read_manifest, write_json
+from ..manifest import MANIFEST, file_hash, library_versions, read_manifest, read_record, write_record
 from ..modeling import DecoderForCausalLM, load_model
+from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import read_scores, texts_hash, write_scores
 
-RUN_FILE = "run.json"  # written by training
 HELD_OUT = ("validation", "test")
 COLUMNS = (  # heading, key, format
     ("model", "model", "{}"),
@@ -57,7 +56,7 @@ class Results:
     def save(self, folder: Path) -> list[Path]:
         """Write `results.json` and `results.md`; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "results.json", {**self.context, "results": self.rows})
+        write_record(folder / "results.json", {**self.context, "results": self.rows})
         facts = ", ".join(f"{name} {value}" for name, value in self.context["versions"].items())
         text = f"# Evaluation on {self.context['corpus']}\n\n{self.table()}\n\n{self.context['device']}; {facts}.\n"
         (folder / "results.md").write_text(text, encoding="utf-8")
@@ -127,13 +126,13 @@ def record_in_run(folder: Path, rows: list[dict]) -> None:
     """Keep rows in the run's own `results.json`, in place of earlier ones on the same text."""
     new = {row["text_sha256"] for row in rows}
     kept = [row for row in known_rows(folder) if row["text_sha256"] not in new]
-    write_json(folder / "results.json", {"results": kept + rows})
+    write_record(folder / "results.json", {"results": kept + rows})
 
 
 def known_rows(folder: Path) -> list[dict]:
     """Return the rows of `results.json` in a folder; none where it is absent or not ours."""
     try:
-        rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+        rows = read_record(folder / "results.json")["results"]
         return [row for row in rows if row.get("protocol") == PROTOCOL]
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -184,10 +183,7 @@ def is_prepared(corpus: str, folder: Path) -> bool:
 
 
 def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:
-    try:
-        run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        run = {}
+    run = read_run(folder)
     return {
         "protocol": PROTOCOL,
         "attention": model.config.attention,

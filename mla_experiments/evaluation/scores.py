@@ -1,13 +1,12 @@
 """The scores of a run, document by document, in its `scores.json`: what comparisons of studies and runs are made of."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..manifest import write_json
+from ..manifest import read_record, write_record
 from .perplexity import PROTOCOL, Score
 
 SCORES = "scores.json"
@@ -41,13 +40,13 @@ def write_scores(folder: Path, scored: dict[str, tuple[list[str], Score]]) -> No
         }
         for split, (texts, score) in scored.items()
     }
-    write_json(folder / SCORES, {"protocol": PROTOCOL, "splits": splits})
+    write_record(folder / SCORES, {"protocol": PROTOCOL, "splits": splits})
 
 
 def read_scores(folder: Path) -> dict[str, SplitScores] | None:
     """Return a run's scores by split; None where there are none, or none of the protocol of today."""
     try:
-        content = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        content = read_record(folder / SCORES)
         if content["protocol"] != PROTOCOL:
             return None
         return {

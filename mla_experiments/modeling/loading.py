@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import UserError
+from ..run_files import check_files
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 
@@ -24,6 +25,8 @@ def load_model(folder: Path) -> DecoderForCausalLM:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"
         raise UserError(f"model={folder} needs weights in model.safetensors but has {found}; save it as safetensors")
+    check_files(folder, "config.json")
+    check_files(folder, "model*.safetensors*")
     try:
         kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
         if kind != DecoderConfig.model_type:

@@ -1,6 +1,5 @@
 """Several studies and runs side by side, as far as they can be compared."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..errors import UserError
 from ..evaluation.scores import SplitScores, read_scores
 from ..manifest import file_hash
 from ..modeling import DecoderConfig
+from ..run_files import RUN_FILE, read_run
 from ..study.runner import STUDY
 from ..study.statistics import bits_per_byte, compare, estimate, perplexity_per_word
 from .study import HOW_TOLD_APART, read_findings, shown
@@ -32,7 +32,7 @@ class Contestant:
     @property
     def corpus(self) -> str:
         """What it was trained on."""
-        return json.loads((self.folders[0] / "run.json").read_text(encoding="utf-8"))["corpus"]
+        return read_run(self.folders[0])["corpus"]
 
     @property
     def tests(self) -> list[SplitScores]:
@@ -79,8 +79,8 @@ def contestants_of(place: str, weights_dir: Path) -> list[Contestant]:
         findings = read_findings(folder)
         mark = f" (unfinished: {findings.unfinished} runs to do)" if findings.unfinished else ""
         return [Contestant(f"{folder.name}: {name}{mark}", runs) for name, runs in findings.chosen.items()]
-    if not (folder / "run.json").is_file():
-        raise UserError(f"{place} is neither a study nor a run; give folders that hold {STUDY} or run.json")
+    if not read_run(folder):
+        raise UserError(f"{place} is neither a study nor a run; give folders that hold {STUDY} or {RUN_FILE}")
     if read_scores(folder) is None:
         raise UserError(f"{place} has not been scored; do it with: mla-experiments eval {place}")
     return [Contestant(place, [folder])]

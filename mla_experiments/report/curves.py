@@ -3,9 +3,9 @@
 Dashes and marks differ between mechanisms, so that the figures can be read without colour.
 """
 
-import json
 from pathlib import Path
 
+from ..run_files import METRICS_FILE, read_metrics, read_run
 from .figures import STYLES, new_figure, save
 
 
@@ -20,10 +20,9 @@ def draw_curves(runs: Path, figures: Path) -> list[Path]:
         The files written.
     """
     curves = {}
-    for path in sorted(runs.glob("*/metrics.jsonl")):
-        metrics = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        facts = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
-        if any("loss" in entry for entry in metrics):
+    for path in sorted(runs.glob(f"*/{METRICS_FILE}")):
+        metrics, facts = read_metrics(path.parent), read_run(path.parent)
+        if facts and any("loss" in entry for entry in metrics):
             curves[path.parent.name] = (metrics, facts)
     figures.mkdir(parents=True, exist_ok=True)
     written = []

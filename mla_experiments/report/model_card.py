@@ -1,10 +1,12 @@
 """The model card of a run, `README.md` in the form of the hub: what it is, what it saw, how good it is, how to load."""
 
-import json
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
+
+from ..evaluation.results import known_rows
+from ..run_files import read_run
 
 MECHANISMS = {
     "mha": "multi-head attention",
@@ -63,14 +65,7 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
 
 def recorded(folder: Path) -> tuple[dict, list[dict]]:
     """Return what a run recorded of itself and its evaluations; empty where there is nothing."""
-
-    def read(name, nothing):
-        try:
-            return json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return nothing
-
-    return read("run.json", {}), read("results.json", {"results": []})["results"]
+    return read_run(folder), known_rows(folder)
 
 
 def attention_of(config: PreTrainedConfig) -> str:

@@ -3,7 +3,6 @@
 What is not there yet is left out and said so; nothing is estimated in its place.
 """
 
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..evaluation.scores import read_scores
+from ..manifest import read_record
+from ..run_files import METRICS_FILE, check_files, read_metrics
 from ..study.runner import DECODE_CONTEXTS, STUDY
 from ..study.statistics import (
     Comparison,
@@ -68,7 +69,10 @@ def read_findings(folder: Path) -> Findings:
     path = folder / STUDY
     if not path.is_file():
         raise UserError(f"study={folder} holds no {STUDY}; make one with: mla-experiments study experiments/NAME.yaml")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = read_record(path)
+    except ValueError:
+        raise UserError(f"{path} is damaged; the same `mla-experiments study FILE` writes it anew") from None
     done = [run for run in content["runs"] if run["done"]]
     if not done:
         raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
@@ -175,9 +179,8 @@ def loss_curve(folders: list[Path], entry: dict, key: str):
     """Return x, mean loss over seeds and the half-width of its interval; None where the runs logged none."""
     curves = []
     for folder in folders:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        logged = [json.loads(line) for line in lines]
-        curves.append({point["tokens"]: point["eval_loss"] for point in logged if "eval_loss" in point})
+        check_files(folder, METRICS_FILE)
+        curves.append({point["tokens"]: point["eval_loss"] for point in read_metrics(folder) if "eval_loss" in point})
     tokens = sorted(set.intersection(*map(set, curves)))
     if not tokens or (key == "seconds" and not entry["training_tokens_per_second"]):
         return None

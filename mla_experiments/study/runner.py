@@ -26,7 +26,7 @@ from ..evaluation.generation import continuation
 from ..evaluation.perplexity import score_documents
 from ..evaluation.results import HELD_OUT
 from ..evaluation.scores import read_scores, write_scores
-from ..manifest import read_manifest, write_json
+from ..manifest import read_manifest, read_record, write_record
 from ..modeling import DecoderForCausalLM, load_model
 from ..training.run import Run
 from .description import Study
@@ -167,7 +167,10 @@ def record(
     """Write `study.json`: what is stated, matched and done, and at the end what is measured beside the runs."""
     all_trials = list(trials(study, variants, root, data, manifest))
     path = folder / STUDY
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        old = read_record(path)
+    except (OSError, ValueError):
+        old = {}
     corpus = read_manifest(data / "corpus", "")
     names = [matched.variant.name for matched in variants]
     content = {
@@ -203,7 +206,7 @@ def record(
                 content["samples"][matched.variant.name] = continuation(
                     model, tokenizer, PROMPT, min(48, model.config.max_position_embeddings // 2)
                 )
-    write_json(path, content)
+    write_record(path, content)
 
 
 def training_speeds(study: Study, variants: list[Matched], vocab_size: int) -> dict[str, float]:

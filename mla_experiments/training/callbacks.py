@@ -1,4 +1,4 @@
-"""What happens beside the training steps: progress, metrics, curves, whole checkpoints, and stopping in good order."""
+"""What happens beside the training steps: progress, metrics, curves, and stopping in good order."""
 
 import json
 import signal
@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback
-
-from . import checkpoints
 
 
 class Progress(TrainerCallback):
@@ -70,8 +69,19 @@ class Metrics(TrainerCallback):
     def line(self, entry: dict) -> str:
         """One entry of the Trainer's log with its tokens, as a line."""
         timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
-        kept = {name: value for name, value in entry.items() if name not in timing}
+        kept = {name: entry[name] for name in sorted(entry) if name not in timing}  # sorted as checkpoints keep them
         return json.dumps({"step": entry["step"], "tokens": entry["step"] * self.tokens_per_step} | kept) + "\n"
+
+
+class RestoreLoss(TrainerCallback):
+    """On resuming, lets the Trainer go on with the loss that it had summed up since its last line of the log."""
+
+    def __init__(self, trainer, checkpoint: Path):
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Restore it; the Trainer has just set it to zero."""
+        self.trainer.restore_loss_since_log(self.checkpoint)
 
 
 class Clock(TrainerCallback):
@@ -91,13 +101,8 @@ class Clock(TrainerCallback):
             self.steps += 1
 
 
-class SealCheckpoints(TrainerCallback):
-    """Marks each checkpoint as whole once all of it is written."""
-
-    def on_save(self, args, state, control, **kwargs):
-        """Write the checksums."""
-        if state.is_world_process_zero:
-            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+class StopAskedFor(Exception):  # noqa: N818 - not an error
+    """The user asked to stop while a validation ran."""
 
 
 class StopInGoodOrder(TrainerCallback):
@@ -128,10 +133,17 @@ class StopInGoodOrder(TrainerCallback):
         self.previous = {}
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop if asked to."""
+        """Save and stop if any process was asked to."""
+        if args.world_size > 1:
+            self.asked = bool(gather_object([self.asked]).count(True))
         if self.asked:
             control.should_save = control.should_training_stop = True
         return control
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """Leave a validation, which may take long; several processes finish it, for they could not agree on where."""
+        if self.asked and args.world_size == 1:
+            raise StopAskedFor
 
     def on_train_end(self, args, state, control, **kwargs):
         """Listen no more."""

@@ -1,26 +1,45 @@
-"""Checkpoints that are whole or not used: a seal of checksums is written last and verified before resuming."""
+"""Checkpoints that are whole or not used: written aside, sealed with checksums, renamed in place, checked on resuming.
 
-import json
+RUN/partial/checkpoint-N    being written
+RUN/checkpoint-N            whole when it was written
+RUN/set-aside/checkpoint-N  found broken; nothing here is read or deleted again
+"""
+
+import os
+import shutil
 from pathlib import Path
 
-from ..manifest import file_hash, write_json
+from ..manifest import changed_files, file_hashes, read_record, write_record
 
-SEAL = "checksums.json"
+SEAL, PARTIAL, ASIDE = "checksums.json", "partial", "set-aside"
 
 
 def seal(folder: Path) -> None:
-    """Write the SHA-256 of every file of a finished checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
-    write_json(folder / SEAL, {str(path.relative_to(folder)): file_hash(path) for path in files})
+    """Write the checksums of every file of a finished checkpoint, once all of it is on the disk."""
+    (folder / SEAL).unlink(missing_ok=True)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    write_record(folder / SEAL, {"files": file_hashes(folder)})
 
 
 def is_whole(folder: Path) -> bool:
     """Return whether every sealed file is there, unchanged."""
     try:
-        sums = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        return bool(sums) and all(file_hash(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError, AttributeError):
+        files = read_record(folder / SEAL)["files"]
+        return bool(files) and not changed_files(folder, files)
+    except (OSError, ValueError, KeyError):
         return False
+
+
+def publish(folder: Path, run_folder: Path) -> None:
+    """Seal a checkpoint that was written aside and put it in its place, in one step."""
+    seal(folder)
+    place = run_folder / folder.name
+    if place.exists():
+        set_aside(place)
+    folder.rename(place)
 
 
 def in_order(run_folder: Path) -> list[Path]:
@@ -35,9 +54,39 @@ def step_of(folder: Path) -> int:
 
 
 def last_whole(run_folder: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run; broken ones are named and passed over, never deleted."""
+    """Return the newest whole checkpoint of a run; broken ones newer than it are named and set aside."""
+    for folder in in_order(run_folder / PARTIAL):
+        print(f"{folder} was never finished; it is kept as {set_aside(folder, run_folder)}.")
     for folder in reversed(in_order(run_folder)):
         if is_whole(folder):
             return folder
-        print(f"{folder} is incomplete or damaged; trying the one before.")
+        print(f"{folder} is incomplete or damaged; it is kept as {set_aside(folder)}, and the one before is tried.")
     return None
+
+
+def set_aside(folder: Path, run_folder: Path | None = None) -> Path:
+    """Move a checkpoint where nothing reads it; return its new place."""
+    aside = (run_folder or folder.parent) / ASIDE
+    aside.mkdir(exist_ok=True)
+    number = 1
+    while (place := aside / (folder.name if number == 1 else f"{folder.name}-{number}")).exists():
+        number += 1
+    return folder.rename(place)
+
+
+def prune(run_folder: Path, keep: int | None, losses: dict[int, float]) -> None:
+    """Delete all checkpoints but the `keep` last and the one of the lowest validation loss.
+
+    Args:
+        run_folder: of the run.
+        keep: None keeps all.
+        losses: validation loss by step, as far as there was one.
+    """
+    if keep is None:
+        return
+    found = in_order(run_folder)
+    validated = [folder for folder in found if step_of(folder) in losses]
+    best = min(validated, key=lambda folder: losses[step_of(folder)], default=None)
+    for folder in found[: -max(1, keep)]:
+        if folder != best:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,29 +1,33 @@
 """A training run: one mechanism, one folder `weights/[RUN/]ATTENTION/`.
 
-The folder holds `run.json` (what determines the run, and how far it is), `metrics.jsonl`, sealed checkpoints while
+The folder holds `run.json` (what determines the run, and how far it is), `metrics.jsonl`, checkpoints while
 training, and at the end the weights as safetensors with config and tokenizer, which `from_pretrained` loads.
 """
 
+import contextlib
 import json
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from filelock import FileLock, Timeout
+from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data import load_tokenizer, load_tokens
 from ..errors import Stopped, UserError
-from ..manifest import library_versions, write_json
+from ..manifest import file_hash, library_versions, write_record
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import ATTENTION
+from ..run_files import METRICS_FILE, RUN_FILE, read_run
 from . import checkpoints
-from .callbacks import Clock, Metrics, Progress, SealCheckpoints, StopInGoodOrder
+from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopInGoodOrder
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
 from .trainer import StreamTrainer
 
-RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 DETERMINING = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
     "lr_scheduler_type", "lr_scheduler_kwargs", "seed", "bf16", "fp16",
@@ -48,16 +52,19 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
     data_dir, root = Path(arguments.data_dir), Path(arguments.weights_dir) / arguments.run
     tokens, manifest = load_tokens(data_dir / "tokens", data_dir / "tokenizer")
     runs = [Run(root / name, name, arguments, trainer_flags, manifest) for name in dict.fromkeys(arguments.attention)]
-    todo = [run for run in runs if not run.is_finished]
-    for run in todo:
-        run.check_folder(arguments.overwrite, arguments.resume)
-    if arguments.resume and todo and not any(run.folder.exists() for run in runs):
+    if arguments.resume and not any(run.folder.exists() for run in runs):
         raise UserError(f"--resume finds nothing to resume under {root}; leave it out to train anew")
-    for run in runs:
-        if run.is_finished:
-            print(f"{run.folder} is already trained with this configuration; nothing to do.")
-        else:
-            run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
+    with contextlib.ExitStack() as held:
+        for run in runs:
+            held.enter_context(run.lock())
+        todo = [run for run in runs if not run.is_finished]
+        for run in todo:
+            run.check_folder(arguments.overwrite, arguments.resume)
+        for run in runs:
+            if run in todo:
+                run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
+            else:
+                print(f"{run.folder} is already trained with this configuration; nothing to do.")
     return [run.folder for run in runs]
 
 
@@ -114,10 +121,30 @@ class Run:
     @property
     def recorded(self) -> dict:
         """What the folder says of itself; empty where there is no run."""
+        return read_run(self.folder)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from this run; the lock of a process that died holds nobody.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        if self.trainer_arguments.process_index > 0:  # the first process holds it for all
+            yield
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.parent / f".{self.folder.name}.lock", timeout=0)
         try:
-            return json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.folder} is being trained by another process; wait until it ends, or choose --run NAME"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def is_finished(self) -> bool:
@@ -153,10 +180,19 @@ class Run:
         if self.arguments.overwrite:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = checkpoints.last_whole(self.folder) if self.arguments.resume else None
+        checkpoint = self._checkpoint() if self.arguments.resume else None
         self.record(status="running")
         trainer, clock = self._trainer(tokens, tokenizer, draw)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint:
+            trainer.add_callback(RestoreLoss(trainer, checkpoint))
+            trainer.args.eval_on_start = lacks_validation(checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except pickle.UnpicklingError:  # torch opens nothing that could run code
+            raise UserError(
+                f"{checkpoint} holds a pickle that could run code, which is never opened; delete that checkpoint, "
+                "unless you know where it came from, and go on with --resume from the one before"
+            ) from None
         step = trainer.state.global_step
         if step < self.trainer_arguments.max_steps:
             raise Stopped(
@@ -168,8 +204,20 @@ class Run:
         tokenizer.save_pretrained(self.folder)
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder)
         speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
-        self.record(status="finished", train_tokens_per_second=speed)
+        self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
         draw(self.folder.parent)
+
+    def _checkpoint(self) -> Path | None:
+        """Return the checkpoint to go on from, and say what is new since it was written."""
+        before, now = self.recorded.get("versions", {}), library_versions()
+        if changed := differences(before, now):
+            print(f"{self.folder} was begun with other versions: {', '.join(changed)}; its last digits may differ.")
+        return checkpoints.last_whole(self.folder)
+
+    def _own_files(self) -> dict[str, str]:
+        """Return the checksums of what the finished run wrote: weights, config, tokenizer, metrics."""
+        written = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name != RUN_FILE]
+        return {path.name: file_hash(path) for path in written if path.suffix in (".json", ".safetensors", ".jsonl")}
 
     def _trainer(self, tokens, tokenizer, draw):
         arguments = self.trainer_arguments
@@ -190,7 +238,6 @@ class Run:
                 Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
                 Progress(self.attention, self.tokens_per_step),
                 clock,
-                SealCheckpoints(),
                 StopInGoodOrder(),
             ],
         )
@@ -203,7 +250,7 @@ class Run:
         device = (
             torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
         )
-        write_json(
+        write_record(
             self.folder / RUN_FILE,
             {
                 "attention": self.attention,
@@ -214,6 +261,14 @@ class Run:
                 **facts,
             },
         )
+
+
+def lacks_validation(checkpoint: Path) -> bool:
+    """Return whether the run was stopped in the validation that belongs to the step of a checkpoint."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    due = state.eval_steps and state.global_step % state.eval_steps == 0
+    done = any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
+    return bool(due and not done)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

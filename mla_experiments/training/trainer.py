@@ -1,25 +1,49 @@
-"""transformers' Trainer with sequences in the stream's own order and one clear sentence when a disk is full."""
+"""transformers' Trainer with sequences in the stream's own order, whole checkpoints, and faults that are explained."""
 
+import json
 import shutil
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from ..errors import UserError
+from ..manifest import write_json
+from . import checkpoints
+from .callbacks import StopAskedFor
+
+SINCE_LOG = "loss-since-log-{}.json"
 
 
 class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream`, which holds its sequences in the order in which to train on them."""
 
+    def __init__(self, *, args, **kwargs):
+        self._saving = False
+        self._keep, args.save_total_limit = args.save_total_limit, None  # pruned by `checkpoints.prune`
+        super().__init__(args=args, **kwargs)
+
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)
 
+    def _get_output_dir(self, trial):
+        run_folder = super()._get_output_dir(trial)
+        return str(Path(run_folder) / checkpoints.PARTIAL) if self._saving else run_folder
+
     def _save_checkpoint(self, model, trial):
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        run_folder = Path(self.args.output_dir)
+        folder = run_folder / checkpoints.PARTIAL / f"checkpoint-{self.state.global_step}"
+        self._saving = True
         try:
             super()._save_checkpoint(model, trial)
+            self._save_loss_since_log(folder)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                checkpoints.publish(folder, run_folder)
+                checkpoints.prune(run_folder, self._keep, self.validation_losses())
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             reason = str(error).strip().splitlines()[0]
@@ -27,3 +51,50 @@ class StreamTrainer(Trainer):
                 f"{folder} could not be written ({reason}); the checkpoint before it is whole: "
                 "free space on the disk, then go on with --resume"
             ) from error
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+
+    def _save_loss_since_log(self, folder):
+        """The Trainer forgets what it has summed up for the next line of the log; here it is kept, by process."""
+        content = {"loss": float(self._tr_loss), "since": self._globalstep_last_logged}
+        write_json(folder / SINCE_LOG.format(self.args.process_index), content)
+
+    def restore_loss_since_log(self, folder: Path) -> None:
+        """Go on summing up the loss where a checkpoint left it; over other processes by the mean of those then."""
+        kept = [json.loads(path.read_text()) for path in sorted(folder.glob(SINCE_LOG.format("*")))]
+        if len(kept) == self.args.world_size:
+            kept = [json.loads((folder / SINCE_LOG.format(self.args.process_index)).read_text())]
+        self._tr_loss = self._tr_loss + sum(part["loss"] for part in kept) / len(kept)
+        self._globalstep_last_logged = kept[0]["since"]
+
+    def validation_losses(self) -> dict[int, float]:
+        """Return the validation losses so far, by step."""
+        return {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        """Train on a batch, and stop with it kept when its loss is not finite."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss):
+            self._give_up(inputs, loss.item())
+        return loss
+
+    def _give_up(self, inputs, loss):
+        run_folder, step = Path(self.args.output_dir), self.state.global_step + 1
+        kept = run_folder / f"not-finite-at-step-{step}-process-{self.args.process_index}.safetensors"
+        save_file({name: values.cpu().contiguous() for name, values in inputs.items()}, kept)
+        whole = [folder for folder in checkpoints.in_order(run_folder) if checkpoints.is_whole(folder)]
+        last = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint before it"
+        raise UserError(
+            f"loss is {loss} at step {step} with learning_rate={self._get_learning_rate():g}; its batch is kept in "
+            f"{kept} and {last}; the same settings would end here again: lower --learning_rate or raise "
+            "--warmup_tokens, with --run NAME to keep this run"
+        )
+
+    def evaluate(self, *args, **kwargs):
+        """Validate, unless the user asks to stop meanwhile: a resumed run then makes up for it."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except StopAskedFor:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}

@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY
+from safetensors.torch import load_file
 
+from mla_experiments.cli import main
+from mla_experiments.manifest import write_record
+from mla_experiments.modeling import DecoderForCausalLM
+from mla_experiments.run_files import read_run
 from mla_experiments.training import checkpoints
+from mla_experiments.training.callbacks import StopInGoodOrder
 
 
 def command(**flags):
@@ -92,18 +98,133 @@ class Exploit:
         return Path.touch, (self.path,)
 
 
-def test_a_checkpoint_with_a_malicious_pickle_does_not_run_it(train):
+def test_a_checkpoint_with_a_malicious_pickle_does_not_run_it(train, capsys):
     train(save_steps=4)
     folder = Path("weights/mla/checkpoint-8")
     evil = pickle.dumps(Exploit(Path("owned").absolute()))
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
         (folder / name).write_bytes(evil)
     checkpoints.seal(folder)  # even a sealed one
-    facts = json.loads(Path("weights/mla/run.json").read_text())
-    Path("weights/mla/run.json").write_text(json.dumps(facts | {"status": "running"}))
+    write_record(Path("weights/mla/run.json"), read_run(Path("weights/mla")) | {"status": "running"})
     for later in checkpoints.in_order(Path("weights/mla")):
         if checkpoints.step_of(later) > 8:
             (later / checkpoints.SEAL).unlink()
-    with pytest.raises(Exception):  # noqa: B017 - whatever the library says, as long as nothing runs
-        train(save_steps=4, resume=True)
+    capsys.readouterr()
+    assert train(save_steps=4, resume=True) == 2
+    assert "checkpoint-8 holds a pickle that could run code" in capsys.readouterr().err
     assert not Path("owned").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(train, tmp_path, monkeypatch, capsys):
+    forward = DecoderForCausalLM.forward
+
+    def broken(model, *args, **kwargs):
+        output = forward(model, *args, **kwargs)
+        calls.append(model.training)
+        if model.training and sum(calls) == 7:
+            output.loss = output.loss * float("nan")
+        return output
+
+    calls: list[bool] = []
+    monkeypatch.setattr(DecoderForCausalLM, "forward", broken)
+    assert train(save_steps=4) == 2
+    said = capsys.readouterr().err
+    assert "error: loss is nan at step 7" in said and "the last good checkpoint is weights/mla/checkpoint-4" in said
+    batch = load_file(tmp_path / "weights/mla/not-finite-at-step-7-process-0.safetensors")
+    assert batch["input_ids"].shape == (4, 32)
+    monkeypatch.setattr(DecoderForCausalLM, "forward", forward)
+    assert train(save_steps=4, resume=True) == 0, "nothing that was whole is lost"
+
+
+def test_a_second_process_on_a_run_is_refused_and_a_dead_one_holds_nobody(prepared, tmp_path, train, capsys):
+    holder = (
+        "import sys, time\nfrom filelock import FileLock\n"
+        "lock = FileLock(sys.argv[1])\nlock.acquire()\nprint('held', flush=True)\ntime.sleep(60)"
+    )
+    (tmp_path / "weights").mkdir()
+    argv = [sys.executable, "-c", holder, str(tmp_path / "weights" / ".mla.lock")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert train() == 2
+        assert "weights/mla is being trained by another process" in capsys.readouterr().err
+        assert not (tmp_path / "weights" / "mla").exists()
+        process.kill()
+    assert train() == 0
+
+
+def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch):
+    train(run="whole", save_steps=4)
+    asked, ask = [], StopInGoodOrder.on_prediction_step
+
+    def stop(callback, args, state, control, **kwargs):
+        if state.global_step == 5 and not asked:
+            asked.append(True)
+            callback.ask(signal.SIGTERM, None)
+        return ask(callback, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopInGoodOrder, "on_prediction_step", stop)
+    assert train(run="stopped", save_steps=4) == 130
+    last = checkpoints.in_order(Path("weights/stopped/mla"))[-1]
+    assert last.name == "checkpoint-5", "saved although its validation was not finished"
+    assert train(run="stopped", save_steps=4, resume=True) == 0
+    for name in ("model.safetensors", "metrics.jsonl"):
+        whole, stopped = (Path(f"weights/{run}/mla/{name}").read_bytes() for run in ("whole", "stopped"))
+        assert whole == stopped
+
+
+def test_checkpoints_are_pruned_but_for_the_last_and_the_best(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoints.prune(tmp_path, None, {})
+    assert len(checkpoints.in_order(tmp_path)) == 5
+    checkpoints.prune(tmp_path, 2, {2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5, 9: 0.5})
+    assert [checkpoints.step_of(folder) for folder in checkpoints.in_order(tmp_path)] == [4, 8, 10]
+
+
+def test_broken_checkpoints_are_named_and_set_aside_never_deleted(tmp_path, capsys):
+    for step in (4, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"weights")
+        checkpoints.seal(tmp_path / f"checkpoint-{step}")
+    for _ in range(2):
+        (tmp_path / "partial" / "checkpoint-12").mkdir(parents=True)
+        (tmp_path / "checkpoint-8" / "model.safetensors").write_bytes(b"weightt")
+        assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-4"
+        said = capsys.readouterr().out
+        assert "checkpoint-8 is incomplete or damaged" in said and "checkpoint-12 was never finished" in said
+        (tmp_path / "checkpoint-8").mkdir()
+    aside = sorted(path.name for path in (tmp_path / "set-aside").iterdir())
+    assert aside == ["checkpoint-12", "checkpoint-12-2", "checkpoint-8", "checkpoint-8-2"]
+
+
+def test_other_library_versions_are_named_and_the_run_goes_on(train, capsys):
+    train(save_steps=4)
+    facts = read_run(Path("weights/mla"))
+    versions = facts["versions"] | {"torch": "1.0"}
+    write_record(Path("weights/mla/run.json"), facts | {"status": "running", "versions": versions})
+    assert train(save_steps=4, resume=True) == 0
+    assert "was begun with other versions: torch (1.0, now " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["corpus", "tokenizer", "tokens"])
+def test_damaged_data_are_found_before_training(train, prepared, stage, capsys):
+    folder = prepared / stage
+    victim = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    if stage == "corpus":
+        assert main(["data", "tokenizer", "--vocab_size", "280"]) == 2
+    else:
+        assert train() == 2
+    assert f"{victim.relative_to(prepared.parent)} is not what was written there" in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_not_evaluated(train, capsys):
+    train()
+    path = Path("weights/mla/model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["eval"]) == 2
+    assert "weights/mla/model.safetensors is not what training wrote there" in capsys.readouterr().err

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mla_experiments.manifest import write_record
 from mla_experiments.modeling import load_model
+from mla_experiments.run_files import read_run
 from mla_experiments.training.settings import mixed_precision
 
 
@@ -65,8 +67,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(train):
     train(run="whole", save_total_limit=9)
     before = Path("weights/stopped/mla")
     shutil.copytree("weights/whole/mla", before)
-    facts = json.loads((before / "run.json").read_text())
-    (before / "run.json").write_text(json.dumps(facts | {"status": "running"}))
+    write_record(before / "run.json", read_run(before) | {"status": "running"})
     (before / "model.safetensors").unlink()
     shutil.rmtree(before / "checkpoint-10")
     (before / "checkpoint-8" / "optimizer.pt").write_bytes(b"cut short")  # so that 4 is the last whole one
@@ -118,8 +119,7 @@ def test_files_that_no_run_made_are_not_overwritten(train, capsys):
 
 def test_an_unfinished_run_asks_for_resume(train, capsys):
     train()
-    facts = json.loads(Path("weights/mla/run.json").read_text())
-    Path("weights/mla/run.json").write_text(json.dumps(facts | {"status": "running"}))
+    write_record(Path("weights/mla/run.json"), read_run(Path("weights/mla")) | {"status": "running"})
     assert train() == 2
     assert "go on with --resume" in capsys.readouterr().err
 

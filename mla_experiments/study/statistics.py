@@ -64,9 +64,11 @@ class Comparison:
         size = f"{abs(self.difference):.4f} bits per byte"
         if self.over_seeds is None:
             return f"{self.b} against {self.a}: {self.difference:+.4f} bits per byte, one seed: no verdict."
+        low, high = sorted(end if self.difference > 0 else -end for end in self.over_seeds)
+        sure = f"95 % interval over seeds {low:.4f} to {high:.4f}, p = {self.p:.2g}"
         if self.p >= 1 - CONFIDENCE:
-            return f"{self.b} and {self.a} are not told apart at this budget (difference {size}, p = {self.p:.2f})."
-        return f"{self.b} is {'worse' if self.difference > 0 else 'better'} than {self.a} by {size} (p = {self.p:.2g})."
+            return f"{self.b} and {self.a} are not told apart at this budget (difference {size}; {sure})."
+        return f"{self.b} is {'worse' if self.difference > 0 else 'better'} than {self.a} by {size} ({sure})."
 
 
 def compare(scores: dict[str, np.ndarray], num_bytes: np.ndarray, seed: int = 0) -> list[Comparison]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ..data import load_corpus, load_tokenizer, read_documents
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
-from ..manifest import MANIFEST, file_hash, library_versions, read_manifest, read_record, write_record
+from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
 from ..modeling import DecoderForCausalLM, load_model
 from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
@@ -179,7 +179,12 @@ def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tupl
 
 def is_prepared(corpus: str, folder: Path) -> bool:
     """Return whether the corpus in a folder goes by this name."""
-    return corpus == "auto" or ((folder / MANIFEST).is_file() and read_manifest(folder, "")["corpus"] == corpus)
+    if corpus == "auto":
+        return True
+    try:
+        return read_manifest(folder, "")["corpus"] == corpus
+    except UserError:  # none, or a damaged one: the corpus is then what its name says, a path
+        return False
 
 
 def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:

@@ -7,6 +7,7 @@ import yaml
 from conftest import synthetic_articles
 
 from mla_experiments.cli import main
+from mla_experiments.manifest import read_record, write_record
 
 TINY = {
     "preset": "demo", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "sequence_length": 32,
@@ -96,9 +97,9 @@ def test_what_cannot_be_compared_is_one_sentence(compare, trained):
 def test_an_unfinished_study_is_marked(compare, trained):
     path = trained / "studies" / "tiny" / "study.json"
     whole = path.read_text()
-    content = json.loads(whole)
+    content = read_record(path)
     content["runs"][-1]["done"] = False
-    path.write_text(json.dumps(content))
+    write_record(path, content)
     code, out, _ = compare("studies/tiny")
     path.write_text(whole)
     assert code == 0 and "unfinished: 1 runs to do" in out

@@ -10,6 +10,7 @@ import pytest
 from mla_experiments.cli import main
 from mla_experiments.evaluation.perplexity import DocumentScore, Score
 from mla_experiments.evaluation.scores import read_scores, write_scores
+from mla_experiments.manifest import write_record
 from mla_experiments.report.study import read_findings, write_report
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> **bold** | cell'
@@ -52,7 +53,7 @@ def fake_study(root, seeds=5, rates=(1e-3, 3e-3, 9e-3), done=lambda _: True):
         "training": {name: 1000.0 + p for p, name in enumerate(MECHANISMS)},
     }  # fmt: skip
     (root / "tiny").mkdir()
-    (root / "tiny" / "study.json").write_text(json.dumps(content))
+    write_record(root / "tiny" / "study.json", content)
     return root / "tiny"
 
 

@@ -6,6 +6,7 @@ names. `--config FILE` reads the same flags from YAML; what stands on the comman
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -165,6 +166,8 @@ def train(argv: list[str]) -> None:
     runs = Path(arguments.weights_dir) / arguments.run
     figures = Path(arguments.figures_dir) / arguments.run
     folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
+    if int(os.environ.get("RANK", 0)) > 0:  # of several processes one speaks for all
+        return
     draw_curves(runs, figures)
     for folder in folders:
         write_model_card(folder)

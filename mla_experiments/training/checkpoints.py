@@ -40,6 +40,7 @@ def publish(folder: Path, run_folder: Path) -> None:
     if place.exists():
         set_aside(place)
     folder.rename(place)
+    folder.parent.rmdir()
 
 
 def in_order(run_folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -59,11 +60,12 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
             held.enter_context(run.lock())
         todo = [run for run in runs if not run.is_finished]
         for run in todo:
-            run.check_folder(arguments.overwrite, arguments.resume)
+            if run.is_main_process:
+                run.check_folder(arguments.overwrite, arguments.resume)
         for run in runs:
             if run in todo:
                 run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
-            else:
+            elif run.is_main_process:
                 print(f"{run.folder} is already trained with this configuration; nothing to do.")
     return [run.folder for run in runs]
 
@@ -90,9 +92,18 @@ class Run:
             flags["max_steps"] = -(-run.train_tokens // self.tokens_per_step)
         if not flags.get("warmup_steps"):
             flags["warmup_steps"] = min(-(-run.warmup_tokens // self.tokens_per_step), flags["max_steps"] - 1)
+        # several processes on CPUs find each other only when the CPU is asked for
+        flags["use_cpu"] = bool(flags.get("use_cpu")) or not torch.accelerator.is_available()
         flags |= {"disable_tqdm": True, "remove_unused_columns": False, "prediction_loss_only": True}
         accumulation = flags.pop("gradient_accumulation_steps")
-        arguments = TrainingArguments(**flags)
+        try:
+            arguments = TrainingArguments(**flags)
+        except ValueError as error:
+            raise UserError(f"training arguments do not fit together: {str(error).splitlines()[0]}") from None
+        if arguments.fsdp and arguments.use_cpu:
+            raise UserError(
+                "fsdp needs GPUs: on CPUs accelerate would shard nothing and train whole copies; leave --fsdp out"
+            )
         at_once = arguments.train_batch_size * arguments.world_size
         arguments.gradient_accumulation_steps = accumulation or max(1, run.batch_size // at_once)
         if at_once * arguments.gradient_accumulation_steps != run.batch_size:
@@ -119,6 +130,11 @@ class Run:
         return json.loads(json.dumps(identity, default=str))
 
     @property
+    def is_main_process(self) -> bool:
+        """Whether this process is the one of all that train the run together which writes and speaks for them."""
+        return self.trainer_arguments.process_index == 0
+
+    @property
     def recorded(self) -> dict:
         """What the folder says of itself; empty where there is no run."""
         return read_run(self.folder)
@@ -130,7 +146,7 @@ class Run:
         Raises:
             UserError: another process trains it.
         """
-        if self.trainer_arguments.process_index > 0:  # the first process holds it for all
+        if not self.is_main_process:  # that one holds it for all
             yield
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -177,11 +193,14 @@ class Run:
 
     def train(self, tokens, tokenizer, draw: Callable[[Path], None]) -> None:
         """Train from the last whole checkpoint, or from the start, and save the weights."""
-        if self.arguments.overwrite:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = self._checkpoint() if self.arguments.resume else None
-        self.record(status="running")
+        checkpoint = None
+        if self.is_main_process:
+            if self.arguments.overwrite:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint = self._checkpoint() if self.arguments.resume else None
+            self.record(status="running")
+        (checkpoint,) = broadcast_object_list([checkpoint])
         trainer, clock = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
@@ -199,10 +218,11 @@ class Run:
                 f"Stopped at step {step} of {self.trainer_arguments.max_steps}; {self.folder}/checkpoint-{step} is "
                 "saved. Go on with the same command and --resume."
             )
-        if not trainer.is_world_process_zero():
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all take part where weights are sharded
+        if not self.is_main_process:
             return
         tokenizer.save_pretrained(self.folder)
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
         speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
         self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
         draw(self.folder.parent)

@@ -130,6 +130,7 @@ def trainer_defaults() -> dict:
         "seed": 0,
         "logging_nan_inf_filter": False,
         "gradient_accumulation_steps": None,
+        "ddp_find_unused_parameters": False,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

@@ -1,10 +1,12 @@
 """transformers' Trainer with sequences in the stream's own order, whole checkpoints, and faults that are explained."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
@@ -91,10 +93,35 @@ class StreamTrainer(Trainer):
             "--warmup_tokens, with --run NAME to keep this run"
         )
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Validate, unless the user asks to stop meanwhile: a resumed run then makes up for it."""
+        self.model.eval()
         try:
-            return super().evaluate(*args, **kwargs)
+            metrics = {"eval_loss": self._validation_loss()}
         except StopAskedFor:
             self.control.should_save = self.control.should_training_stop = True
             return {}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """The mean loss of all tokens, to the bit the same on any number of processes.
+
+        Batches are the same everywhere, dealt out in turn, and summed up in their order. Where their number does not
+        divide, some processes repeat the first one, for all must take part in what sharded models gather.
+        """
+        size, rows = self.args.eval_batch_size, self.eval_dataset
+        batches = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        first, step = self.args.process_index, self.args.world_size
+        losses = []
+        for place in range(first, first + -(-len(batches) // step) * step, step):
+            batch = batches[place if place < len(batches) else 0]
+            inputs = self._prepare_inputs(self.data_collator([rows[index] for index in batch]))
+            with self.compute_loss_context_manager():
+                loss = self.model_wrapped(**inputs, use_cache=False).loss.item()
+            if place < len(batches):
+                losses.append((place, loss * len(batch)))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        return math.fsum(loss for _, loss in sorted(gather_object(losses))) / len(rows)

@@ -1,4 +1,4 @@
-"""What the parts of a decoding step take on this CPU: matrix products of few rows, and the core of attention.
+"""What the parts of a decoding step take on this CPU: calls, matrix products of few rows, the core of attention.
 
 Each is timed over as much memory as no processor cache holds, so that it reads what a whole model would make it read.
 From two contexts follow all others, from one layer the model: `mla-experiments plan MODEL --hardware this`.
@@ -12,10 +12,11 @@ from functools import partial
 import torch
 
 from ..kernels import Linear, attend
-from ..modeling import DecoderConfig
+from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import MLA, Attention
 from .core import absorb, inputs
 from .costs import skeleton
+from .decode import decode_step
 from .measure import interleaved
 
 UNCACHED = 1 << 29  # bytes; no processor cache is as large
@@ -25,15 +26,23 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of a decoding step for a batch size: per weight that is read, and per layer and its tokens of context."""
+    """Seconds of a decoding step for a batch size: per weight that is read, per layer and its tokens of context.
 
+    `per_step` and `per_layer` are what calling costs; no arithmetic makes up for it in small models.
+    """
+
+    per_step: float
     per_weight: float
     per_layer: float
     per_layer_and_token: float
 
     def step(self, weights: int, num_layers: int, context: int) -> float:
         """Return the seconds of a step of all layers, each weight read once."""
-        return weights * self.per_weight + num_layers * (self.per_layer + context * self.per_layer_and_token)
+        return (
+            self.per_step
+            + weights * self.per_weight
+            + num_layers * (self.per_layer + context * self.per_layer_and_token)
+        )
 
 
 def measure_parts(config: DecoderConfig, batch: int) -> Parts:
@@ -42,8 +51,24 @@ def measure_parts(config: DecoderConfig, batch: int) -> Parts:
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.normal_(std=0.02)  # as memory comes it may hold numbers that are slow to multiply
+    per_step, per_layer = calling_seconds(config.attention)
     per_weight = seconds_per_weight(config.hidden_size, config.intermediate_size, batch)
-    return Parts(per_weight, *core_seconds(attention, batch))
+    core_per_layer, per_layer_and_token = core_seconds(attention, batch)
+    return Parts(per_step, per_weight, per_layer + core_per_layer, per_layer_and_token)
+
+
+def calling_seconds(attention: str) -> tuple[float, float]:
+    """Measure a model in which there is next to nothing to compute: seconds of a step, and of each layer."""
+    few, many = 2, 6
+    times = []
+    for num_layers in (few, many):
+        config = DecoderConfig(
+            vocab_size=64, hidden_size=64, num_attention_heads=4, num_hidden_layers=num_layers, attention=attention
+        )
+        step, _ = decode_step(DecoderForCausalLM(config), batch=1, context=16)
+        times.append(statistics.median(interleaved({"step": step}, rounds=20)["step"]))
+    per_layer = (times[1] - times[0]) / (many - few)
+    return max(0.0, times[0] - few * per_layer), per_layer
 
 
 @torch.inference_mode()

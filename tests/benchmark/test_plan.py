@@ -120,7 +120,7 @@ def test_a_study_is_planned_run_by_run(tmp_path, capsys):
 def test_a_step_is_the_sum_of_its_measured_parts(monkeypatch):
     monkeypatch.setattr("mla_experiments.benchmark.parts.UNCACHED", 1 << 16)
     monkeypatch.setattr("mla_experiments.benchmark.parts.CONTEXTS", (64, 512))
-    assert Parts(2e-9, 1e-4, 1e-6).step(weights=500_000, num_layers=10, context=100) == pytest.approx(3e-3)
+    assert Parts(1e-3, 2e-9, 1e-4, 1e-6).step(weights=500_000, num_layers=10, context=100) == pytest.approx(4e-3)
     for attention in ("gqa", "mla"):
         config = DecoderConfig(
             vocab_size=50, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, attention=attention

@@ -1,0 +1,48 @@
+"""The planner against the clock: what `plan --hardware this` expects of a decoding step and its cache, and what is."""
+
+from dataclasses import dataclass, field
+
+from ..allocator import keep_freed_memory
+from ..modeling import DecoderForCausalLM
+from .architectures import ARCHITECTURES
+from .costs import cache_elements_per_token
+from .decode import cache_bytes, decode_step
+from .measure import interleaved, spread
+from .parts import measure_parts
+from .plan import changed, weights_read
+
+FIGURE = None
+
+
+@dataclass
+class Arguments:
+    """Expected and measured milliseconds of a decoding step of the reference shape."""
+
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
+    )
+    contexts: list[int] = field(default_factory=lambda: [4096, 8192, 32768], metadata={"help": "tokens in the cache"})
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "sequences decoded together"})
+    rounds: int = field(default=9, metadata={"help": "timed turns, after two to warm up"})
+
+
+def measure(given: Arguments) -> list[dict]:
+    """Return a row per mechanism, batch size and context."""
+    keep_freed_memory()
+    rows = []
+    for name in given.attention:
+        architecture = changed(ARCHITECTURES["reference"], name, {})
+        architecture.config.max_position_embeddings = max(given.contexts) + 8
+        model = DecoderForCausalLM(architecture.config)
+        for batch in given.batch_sizes:
+            parts = measure_parts(architecture.config, batch)
+            for context in given.contexts:
+                step, cache = decode_step(model, batch, context)
+                row = {"attention": name, "batch": batch, "context": context}
+                row |= spread(interleaved({"step": step}, given.rounds)["step"])
+                weights, layers = weights_read(architecture, batch), architecture.config.num_hidden_layers
+                row["ms expected"] = 1e3 * parts.step(weights, layers, context)
+                row["measured / expected"] = row["ms"] / row["ms expected"]
+                expected = 4 * batch * context * cache_elements_per_token(architecture.config)
+                rows.append(row | {"cache MiB": cache_bytes(cache) / 2**20, "expected MiB": expected / 2**20})
+    return rows

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 
 from ..errors import UserError
+from . import latent_torch
 
 # the fastest first; the last one serves every device, dtype, shape and mask, and has gradients
 BACKENDS = {
@@ -47,11 +48,12 @@ def attend_latents(
         if reason:
             raise UserError(f"backend={_forced} cannot serve this attention: {reason}; choose another or none.")
         return backend.attend_latents(query, latents, value_width, mask, scale)
-    if query.device.type == "cuda" and not (torch.is_grad_enabled() and query.requires_grad):
+    differentiable = torch.is_grad_enabled() and query.requires_grad
+    if query.device.type == "cuda" and not differentiable and not torch.compiler.is_compiling():
         for backend in usable():
             if backend.why_not(query, latents, value_width, mask) is None:
                 return backend.attend_latents(query, latents, value_width, mask, scale)
-    return load("torch").attend_latents(query, latents, value_width, mask, scale)
+    return latent_torch.attend_latents(query, latents, value_width, mask, scale)
 
 
 def load(name: str) -> ModuleType:

@@ -15,6 +15,8 @@ from transformers.cache_utils import Cache
 
 from ...errors import UserError
 
+Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
+
 
 class Attention(nn.Module, ABC):
     """Causal self-attention of one decoder layer.
@@ -77,7 +79,7 @@ class Attention(nn.Module, ABC):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        position_embeddings: Rotation,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:

@@ -22,6 +22,9 @@ from .rope import rotate
 class MHA(Attention):
     """Multi-head attention: G = H key-value heads."""
 
+    head_dim: int
+    num_key_value_heads: int
+
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         query_width = self.num_heads * self.head_dim

@@ -31,6 +31,12 @@ DECODE_MODES = ("auto", "expand", "absorb", "full")
 class MLA(Attention):
     """Multi-head latent attention with decoupled RoPE and full or low-rank queries."""
 
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         self.decode_mode = "auto"
@@ -45,9 +51,8 @@ class MLA(Attention):
             self.q_b_proj = Linear(self.q_lora_rank, query_width, bias=False)
         self.kv_a_proj_with_mqa = Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
         self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
-        self.kv_b_proj = Linear(
-            self.kv_lora_rank, self.num_heads * (self.qk_nope_head_dim + self.v_head_dim), bias=False
-        )
+        expanded_width = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        self.kv_b_proj = Linear(self.kv_lora_rank, expanded_width, bias=False)
         self.o_proj = Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
 
     @classmethod
@@ -69,12 +74,9 @@ class MLA(Attention):
         content widths of a head's key and value (d_h), `q_lora_rank` the rank of the queries, None for full ones.
         """
         options = {
-            "q_lora_rank": q_lora_rank,
-            "kv_lora_rank": kv_lora_rank,
-            "qk_nope_head_dim": qk_nope_head_dim,
-            "qk_rope_head_dim": qk_rope_head_dim,
-            "v_head_dim": v_head_dim,
-        }
+            "q_lora_rank": q_lora_rank, "kv_lora_rank": kv_lora_rank, "qk_nope_head_dim": qk_nope_head_dim,
+            "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
+        }  # fmt: skip
         width = head_width(hidden_size, num_attention_heads)
         derived = {
             "kv_lora_rank": 4 * width,

@@ -102,12 +102,18 @@ def test_odd_documents_agree_too(run, tmp_path):
     lengths = (CONTEXT - 1, CONTEXT, CONTEXT + 1, 2 * CONTEXT, 2 * CONTEXT + 1)
     texts = [
         "", " ", "\n\n", "x", "Zürich — 東京 🎉 naïve\u200b", "a\u00a0b\u2003c", "<|endoftext|> in words",
-        "again and " * 60,  # its windows repeat each other
         *(of_so_many_tokens(tokenizer, length) for length in lengths),
     ]  # fmt: skip
     path = tmp_path / "odd.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert_equal_to_four_digits(theirs(run, "documents", tmp_path, "--corpus", str(path)), ours(run, texts))
+
+
+def test_a_document_whose_windows_repeat_each_other_agrees_too(run, tmp_path):
+    path = tmp_path / "again.jsonl"
+    path.write_text(json.dumps({"text": "the tree " * 50}) + "\n")
+    found = theirs(run, "documents", tmp_path, "--corpus", str(path))
+    assert_equal_to_four_digits(found, ours(run, read_documents(path, "text")))
 
 
 def test_a_tokenizer_that_begins_texts_with_a_token_of_its_own_agrees_too(run, tmp_path):

@@ -15,6 +15,11 @@ def why_not_here() -> str | None:
     return None
 
 
+def pays(query) -> bool:
+    """Whether it is meant for such queries."""
+    return query.device.type == "cuda"
+
+
 def why_not(query, latents, value_width, mask) -> str | None:
     """Return what it cannot serve."""
     if (latents.shape[-1], value_width) != (576, 512):

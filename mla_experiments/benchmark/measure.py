@@ -80,11 +80,8 @@ def roofline(seconds: float, flops: float, num_bytes: float, ceiling: dict[str, 
 
 def flops_of(task: Callable[[], object]) -> int:
     """Return the floating-point operations that a task really does, by torch's counter."""
-    # the counter knows the fused attention of GPUs, and silently leaves out that of CPUs, ours included
-    fused = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops,
-        torch.ops.mla_experiments.attend_shared_keys: _shared_keys_flops,
-    }
+    # the counter knows the fused attention of GPUs, and silently leaves out that of CPUs
+    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops}
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         task()
     return counter.get_total_flops()
@@ -93,12 +90,6 @@ def flops_of(task: Callable[[], object]) -> int:
 def _fused_attention_flops(query, key, value, dropout=0.0, causal=False, **_):
     """Two products over all scores; half of those in a causal mask are never made."""
     return sdpa_flop_count(query, key, value) // (2 if causal else 1)
-
-
-def _shared_keys_flops(query, key, value, *_, **__):
-    """Two products of every query with every key and value that all heads share."""
-    batch, num_heads, num_new, width = query
-    return 2 * batch * num_heads * num_new * key[1] * (width + value[-1])
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

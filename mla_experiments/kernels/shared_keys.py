@@ -1,24 +1,14 @@
-"""`shared_keys.c` as an operator of PyTorch: attention of query rows that share keys and values, on CPUs.
-
-It is compiled by this machine's own C compiler at its first use, in about a second, and kept in the user's cache folder
-under a name that says source, compiler and processor. Where that fails, `why_not_here` says why and PyTorch serves.
-"""
+"""`shared_keys.c` as an operator of PyTorch: attention of query rows that share keys and values, on CPUs."""
 
 import ctypes
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from functools import cache
-from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
-SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+from .compiling import CannotCompile, library
+
+NAME = "shared_keys"
 SHORTEST_SPLIT = 128  # tokens: a shorter one is done before another thread has begun
 FULL_ENOUGH = 0.75  # lanes without a row are computed too; with fewer rows PyTorch is faster
 
@@ -38,61 +28,10 @@ class Shape(ctypes.Structure):
     ]  # fmt: skip
 
 
-class CannotCompile(RuntimeError):  # noqa: N818 - says what it is
-    """There is no compiler here, or it does not compile the source; the message is one line."""
-
-
-def compiled(march: str = "native", folder: Path | None = None) -> ctypes.CDLL:
-    """Return the library, compiled for a processor as `-march` names it.
-
-    Args:
-        march: "native" for this machine's.
-        folder: where it is kept; by default the user's cache folder.
-
-    Raises:
-        CannotCompile: see there.
-    """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if platform.system() != "Linux" or compiler is None:
-        raise CannotCompile("it needs Linux and a C compiler (such as gcc)")
-    macros = _run([compiler, f"-march={march}", "-dM", "-E", "-x", "c", os.devnull])  # compiler and processor
-    name = hashlib.sha256("\0".join((SOURCE.read_text("utf-8"), macros, *FLAGS)).encode()).hexdigest()[:16]
-    if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"
-    library = folder / f"{SOURCE.stem}-{name}.so"
-    if not library.is_file():
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                product = Path(scratch) / library.name
-                _run([compiler, f"-march={march}", *FLAGS, str(SOURCE), "-o", str(product)])
-                product.replace(library)
-        except OSError as error:
-            raise CannotCompile(f"{folder} cannot be written ({error.strerror})") from None
-    return ctypes.CDLL(str(library))
-
-
-def _run(argv: list[str]) -> str:
-    try:
-        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
-    except subprocess.CalledProcessError as error:
-        raise CannotCompile(f"{argv[0]} fails: {(error.stderr.strip() or 'no reason given').splitlines()[0]}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotCompile(f"{argv[0]} does not run ({error})") from None
-
-
-@cache
-def _library() -> ctypes.CDLL | CannotCompile:
-    try:
-        return compiled()
-    except (CannotCompile, OSError) as error:
-        return CannotCompile(str(error))
-
-
 def why_not_here() -> str | None:
     """Return what this machine lacks."""
-    library = _library()
-    return str(library) if isinstance(library, CannotCompile) else None
+    found = library(NAME)
+    return str(found) if isinstance(found, CannotCompile) else None
 
 
 def why_not(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str | None:
@@ -110,7 +49,7 @@ def why_not(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str 
 
 def fills_lanes(num_rows: int) -> bool:
     """Return whether so many rows fill this processor's vectors well enough to be worth it."""
-    lanes = _library().lanes()
+    lanes = library(NAME).lanes()
     return num_rows / (-(-num_rows // lanes) * lanes) >= FULL_ENOUGH
 
 
@@ -147,12 +86,19 @@ def _attend(query, key, value, mask, scale):
     output = torch.empty(batch, num_heads, num_new, value_width)
     tensors = (rows, key, value, mask, output)
     pointers = [ctypes.c_void_p(None if part is None else part.data_ptr()) for part in tensors]
-    if _library().attend(ctypes.byref(shape), *pointers):
+    if library(NAME).attend(ctypes.byref(shape), *pointers):
         raise MemoryError(f"no memory for attention over {context} tokens")
     return output
 
 
 # an operator, so that profilers and FLOP counters see it
-_operators = torch.library.Library("mla_experiments", "DEF")
+_operators = torch.library.Library("mla_experiments", "FRAGMENT")
 _operators.define("attend_shared_keys(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
 _operators.impl("attend_shared_keys", _attend, "CPU")
+
+
+@register_flop_formula(torch.ops.mla_experiments.attend_shared_keys)
+def _flops(query, key, value, *_, **__) -> int:
+    """Two products of every query with every key and value that all heads share."""
+    batch, num_heads, num_new, width = query
+    return 2 * batch * num_heads * num_new * key[1] * (width + value[-1])

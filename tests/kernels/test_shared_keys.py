@@ -1,13 +1,13 @@
-"""The attention in C: exact against float64 on both of its vector widths, honest about NaN and missing compilers."""
+"""The attention in C: exact against float64 on both of its vector widths, honest about NaN compilers."""
 
 import platform
-import sys
 
 import pytest
 import torch
 
 from mla_experiments.benchmark.measure import flops_of
 from mla_experiments.kernels import attend, sdpa, shared_keys
+from mla_experiments.kernels.compiling import compiled
 
 pytestmark = pytest.mark.skipif(
     shared_keys.why_not_here() is not None, reason=f"attention in C: {shared_keys.why_not_here()}"
@@ -24,8 +24,8 @@ def formula(query, key, value, mask, scale):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names a processor of another kind")
 def test_processors_with_shorter_vectors_get_the_same_answer(monkeypatch, tmp_path):
-    shorter = shared_keys.compiled("x86-64-v3", tmp_path)
-    monkeypatch.setattr(shared_keys, "_library", lambda: shorter)
+    shorter = compiled("shared_keys", "x86-64-v3", tmp_path)
+    monkeypatch.setattr(shared_keys, "library", lambda _: shorter)
     query, key, value = torch.randn(3, 11, 2, 20), torch.randn(3, 301, 20), torch.randn(3, 301, 13)
     mask = torch.rand(3, 1, 2, 301) < 0.5
     mask[0, 0, 1] = False  # sees nothing
@@ -67,19 +67,3 @@ def test_its_operations_are_counted():
     mask = torch.ones(1, 1, 3, 50, dtype=torch.bool)
     counted = flops_of(lambda: shared_keys.attend(query, latents, latents[..., :4], mask, 1.0))
     assert counted == 2 * 2 * 16 * 3 * 50 * (6 + 4)
-
-
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [("/nowhere/cc", "/nowhere/cc does not run"), (sys.executable, f"{sys.executable} fails: ")],
-)
-def test_a_compiler_that_is_none_is_named(compiler, reason, monkeypatch, tmp_path):
-    monkeypatch.setenv("CC", compiler)
-    with pytest.raises(shared_keys.CannotCompile, match=reason):
-        shared_keys.compiled(folder=tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(shared_keys.CannotCompile, match="file cannot be written"):
-        shared_keys.compiled(folder=tmp_path / "file")

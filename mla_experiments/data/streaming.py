@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datasets import DatasetBuilder, load_dataset_builder
+from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..errors import UserError
 from ..manifest import write_json
@@ -20,6 +21,8 @@ from .wikitext import is_title
 
 HELD_OUT_FILE = "held-out.json"  # in the folder of the tokens: hashes of the texts that training leaves out
 GROUP_CHARACTERS = 200_000  # read before they are tokenised together; bounds the memory
+ROWS_AT_ONCE = 50  # of a parquet file; pyarrow reads ahead of training up to 1 GiB in which each batch counts as its
+# whole row group, so that a batch of one in twenty rows leaves a twentieth of it
 FOOTER = 1 << 16  # bytes at the end of a parquet file that tell it from others: its schema, offsets and statistics
 
 
@@ -40,7 +43,7 @@ class DocumentStream:
         self.corpus, self.text_column, self.held_out = absolute(corpus), text_column, frozenset(held_out)
         with self._explained("cannot be streamed ({}); check its name, the network and the files"):
             builder, self.version = opened(self.corpus, version)
-            self._rows = builder.as_streaming_dataset(split="train")
+            self._rows = rows_of(builder, text_column)
         if version not in (None, self.version):
             raise UserError(
                 f"corpus={self.corpus} is not what it was when the data were prepared; bring it back, or prepare the "
@@ -56,8 +59,8 @@ class DocumentStream:
     def groups(self, state: dict | None = None) -> Iterator[tuple[dict, list[str]]]:
         """Yield some documents at a time, each time with the state before them, up to the end of the stream.
 
-        A state is JSON and marks a place between two documents. Going on from one reads no file before the one in which
-        it lies, and that from its start. Only one reader of a stream is open at a time.
+        A state is JSON and marks a place between two documents. Going on from one reads its file from the start, or
+        the file before too. Only one reader of a stream is open at a time.
 
         Args:
             state: where to go on; None begins at the start.
@@ -157,6 +160,22 @@ def files_version(files: list[str], corpus: str) -> str:
             content.seek(max(0, size - FOOTER))
             digest.update(f"{Path(file).name}\0{size}\0".encode() + content.read())
     return digest.hexdigest()
+
+
+def rows_of(builder: DatasetBuilder, text_column: str) -> IterableDataset:
+    """Return the rows of the training split; of parquet files only the text is fetched.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    if hasattr(builder.config, "fragment_scan_options"):
+        builder.config.columns, builder.config.batch_size = [text_column], ROWS_AT_ONCE
+        # what pyarrow fetches beforehand it keeps until the end of the file
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+    rows = builder.as_streaming_dataset(split="train")
+    if rows.column_names is not None and text_column not in rows.column_names:
+        raise UserError(f"text_column={text_column} is no column of this corpus; choose with --text-column")
+    return rows
 
 
 def first_documents(stream: DocumentStream, most_characters: int) -> Iterator[str]:

@@ -28,6 +28,17 @@ class DataArguments:
         },
     )
     text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "store a sample of hub:NAME[:CONFIG] or a folder of parquet files alone, and train from the "
+            "rest where it is (train_model.py --streaming)"
+        },
+    )
+    sample_characters: int = field(
+        default=100_000_000,
+        metadata={"help": "with --streaming: store so many, held-out text and what trains the tokenizer"},
+    )
     vocab_size: int = field(default=10_000, metadata={"help": "entries of the tokenizer, all included"})
     sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row"})
     shuffle_seed: int = field(default=0, metadata={"help": "of the order of training rows"})
@@ -133,7 +144,8 @@ def data(argv: list[str]) -> None:
     folder = Path(given["data_dir"])
     corpus, tokenizer, tokens = (folder / name for name in ("corpus", "tokenizer", "tokens"))
     if "download" in chosen:
-        counts = prepare_corpus(corpus, given["corpus"], given["text_column"])["splits"]
+        sample = given["sample_characters"] if given["streaming"] else None
+        counts = prepare_corpus(corpus, given["corpus"], given["text_column"], sample)["splits"]
         sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
         wrote(corpus, sizes, "python hftokenizer.py", len(chosen) == 1)
     if "tokenizer" in chosen:
@@ -142,7 +154,8 @@ def data(argv: list[str]) -> None:
     if "tokens" in chosen:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
         rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
-        wrote(tokens, f"rows of {manifest['sequence_length']} tokens: {rows}", "cd ..; python train_model.py")
+        following = "cd ..; python train_model.py" + (" --streaming" if "stream" in manifest else "")
+        wrote(tokens, f"rows of {manifest['sequence_length']} tokens: {rows}", following)
 
 
 def train(argv: list[str]) -> None:

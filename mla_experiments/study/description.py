@@ -113,7 +113,13 @@ def check_fields(content: dict, path: Path) -> None:
         "resume",
         "overwrite",
         "seed",
+        "streaming",
     }
+    if "streaming" in content:
+        raise UserError(
+            f"study={path} has the field streaming, but studies store their corpora; leave it out, or train with "
+            "train_model.py --streaming and put the runs side by side with mla-experiments compare"
+        )
     for name in content:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

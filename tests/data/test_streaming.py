@@ -96,7 +96,9 @@ def test_memory_holds_a_part_of_a_file_however_slowly_it_is_read(tmp_path, monke
 HUB_CARD = """---
 configs:
 - config_name: default
-  data_files: data/*.parquet
+  data_files:
+  - split: train
+    path: data/*.parquet
 - config_name: sample-10BT
   data_files: {files}
 ---

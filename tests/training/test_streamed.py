@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,8 @@ def test_a_run_resumed_from_any_checkpoint_ends_with_the_same_bits(train, stream
     assert 5 < epoch < 20
     for step in (3, epoch, epoch + 1, 24):
         assert 0 not in tokens[step * 128 - 5 : step * 128 + 5], "or the checkpoint is not in the middle of a document"
+        position = json.loads(Path(f"weights/whole/mla/checkpoint-{step}/{POSITION_FILE}").read_text())
+        assert 0 <= step * 128 - position["tokens"] < 128 * 4, "a group of documents, not all of them, is read again"
         shutil.copytree("weights/whole", "weights/stopped")
         back_to(Path("weights/stopped/mla"), step)
         (Path("weights/stopped/mla") / "model.safetensors").unlink()
@@ -153,7 +156,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_stores_no_text(train, streame
     killed = subprocess.Popen(command(run="killed", **flags), env=environment() | home, stdout=subprocess.DEVNULL,
                               stderr=subprocess.DEVNULL, cwd=tmp_path)  # fmt: skip
     while killed.poll() is None and not (path / "checkpoint-14").exists():
-        pass
+        time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     resumed = subprocess.run(command(run="killed", resume=True, **flags), cwd=tmp_path, env=environment() | home,

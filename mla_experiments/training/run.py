@@ -6,10 +6,10 @@ training, and at the end the weights as safetensors with config and tokenizer, w
 
 import contextlib
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -207,7 +207,7 @@ class Run:
             trainer.args.eval_on_start = lacks_validation(checkpoint)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except pickle.UnpicklingError:  # torch opens nothing that could run code
+        except UnpicklingError:  # torch opens nothing that could run code
             raise UserError(
                 f"{checkpoint} holds a pickle that could run code, which is never opened; delete that checkpoint, "
                 "unless you know where it came from, and go on with --resume from the one before"

@@ -252,7 +252,11 @@ def import_(argv: list[str]) -> None:
 
 def study(argv: list[str]) -> int:
     """Run all that a study still lacks: `study experiments/NAME.yaml`. Stop it at any time and start it again."""
+    from transformers.utils import logging
+
     from .study import read_study, run_study
+
+    logging.disable_progress_bar()  # one bar at a time: the run's own
 
     places = {"FILE": "YAML file of the study"}
     given, where = parse([StudyArguments], argv, "study", study.__doc__, positional=places)

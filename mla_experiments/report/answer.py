@@ -31,10 +31,12 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     untested = {name: c for name, c in pairs.items() if c.p is None}
     if not told and not tied:
         return [f"{best.mechanism} came out lowest, but {only(untested)} is no verdict."]
-    said = [f"{best.mechanism} is best; {behind(told)}."]
+    level = joined([best.mechanism, *tied])
+    if not told:
+        said = [f"No difference is told between {level}."]
+    else:
+        said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told)}."]
     if tied:
-        level = joined([best.mechanism, *tied])
-        said = [f"{level} are not told apart; {behind(told)}." if told else f"No difference is told between {level}."]
         room = max(abs(end) for c in tied.values() for end in c.over_seeds)
         said.append(
             f"Between those not told apart, the intervals leave room for {room:.4f} bits per byte "

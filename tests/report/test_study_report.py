@@ -13,6 +13,7 @@ from mla_experiments.cli import main
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
 from mla_experiments.report.findings import read_findings
+from mla_experiments.report.markdown import to_markdown
 from mla_experiments.report.study import write_report
 from mla_experiments.report.study_charts import charts, looks
 from mla_experiments.report.text import text_of
@@ -33,6 +34,12 @@ def change(folder, **facts):
     write_record(folder / "study.json", content | facts)
 
 
+def markdown_of(folder):
+    """What `report.md` would say, without drawing."""
+    found = read_findings(folder)
+    return to_markdown(text_of(found), charts(found))
+
+
 def test_the_answer_names_what_is_worse_by_how_much_and_what_is_not_told_apart(tmp_path):
     found = read_findings(fake_study(tmp_path))
     headline, room, cache, speed, scope = text_of(found).answer
@@ -46,6 +53,22 @@ def test_the_answer_names_what_is_worse_by_how_much_and_what_is_not_told_apart(t
     assert "2,000 training tokens and models of 1,000,000 to 1,000,003 parameters" in scope
 
 
+def test_where_nothing_is_told_apart_that_is_the_answer_with_what_remains_possible(tmp_path):
+    equal = [(Variant("mha"), 0.0), (Variant("mla"), 0.0)]
+    found = read_findings(fake_study(tmp_path, variants=equal))
+    headline, room, *_ = text_of(found).answer
+    assert re.fullmatch(r"No difference is told between (mha and mla|mla and mha)\.", headline)
+    (only,) = found.comparisons
+    assert f"room for {max(map(abs, only.over_seeds)):.4f} bits per byte" in room
+
+
+def test_a_clear_best_is_named(tmp_path):
+    found = read_findings(fake_study(tmp_path, variants=[(Variant("mha"), 0.05), (Variant("mla"), 0.0)]))
+    headline, cache, *_ = text_of(found).answer
+    assert headline.startswith("mla is best; mha is behind by 0.0") and "95 % interval" in headline
+    assert cache == "mla keeps a cache of 2,048 bytes a token, 2.0 times less than mha."
+
+
 def test_estimates_are_those_of_the_scores_at_the_best_rate(tmp_path):
     found = read_findings(fake_study(tmp_path))
     assert all(fit.best == 3e-3 and not fit.at_edge for fit in found.fits.values())
@@ -57,9 +80,7 @@ def test_estimates_are_those_of_the_scores_at_the_best_rate(tmp_path):
 
 
 def test_one_seed_gives_no_interval_and_no_verdict_and_an_edge_is_said(tmp_path):
-    folder = fake_study(tmp_path, seeds=1, rates=(3e-3, 9e-3))
-    write_report(folder)
-    text = (folder / "report.md").read_text()
+    text = markdown_of(fake_study(tmp_path, seeds=1, rates=(3e-3, 9e-3)))
     assert "came out lowest, but one seed is no verdict" in text and "gqa against mha: one seed, no verdict" in text
     assert " ± " not in text and "at the edge of the sweep: the optimum may lie beyond" in text
 
@@ -78,8 +99,9 @@ def test_an_unfinished_study_shows_what_is_there_marked(tmp_path):
     folder = fake_study(tmp_path, done=lambda run: run["variant"] != "mqa" and run["seed"] != 3)
     write_report(folder)
     text = (folder / "report.md").read_text()
-    assert "Unfinished: 10 of 28 runs are still to do" in text and "\n| mqa" not in text and "\n| mha" in text
-    assert "Unfinished: 10 of 28 runs" in (folder / "report.html").read_text()
+    assert text == markdown_of(folder) and "\n| mqa" not in text and "\n| mha" in text
+    for written in (text, (folder / "report.html").read_text()):
+        assert "Unfinished: 10 of 28 runs are still to do" in written
 
 
 def test_runs_that_were_not_even_listed_count_as_to_do(tmp_path):

@@ -239,7 +239,7 @@ class Run:
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, and say what is new since it was written."""
         before, now = self.recorded.get("versions", {}), library_versions()
-        if changed := differences(before, now):
+        if before and (changed := differences(before, now)):
             print(f"{self.folder} was begun with other versions: {', '.join(changed)}; its last digits may differ.")
         return checkpoints.last_whole(self.folder)
 

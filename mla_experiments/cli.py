@@ -219,7 +219,7 @@ def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output
     from .manifest import library_versions, write_json
 
     rows = evaluate_tasks(tasks, limit=limit, **given)
-    print(table(rows))
+    print(table([row | {"value": f"{row['value']:,.4f}"} for row in rows]))
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "harness.json", {"versions": library_versions(), "limit": limit, "results": rows})
     wrote(output_dir / "harness.json", f"{len(rows)} values", "mla-experiments export RUN --to hf OUT")

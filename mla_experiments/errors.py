@@ -18,3 +18,8 @@ def unknown(field: str, name: object, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
     return UserError(f"{field}={name} is unknown; {hint}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an exception of a library says, short and on one line, to be quoted in a sentence of ours."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]

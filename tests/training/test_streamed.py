@@ -219,7 +219,9 @@ def test_streaming_is_asked_for_where_data_are_streamed_and_nowhere_else(train, 
 
 def test_a_study_refuses_to_stream(tmp_path):
     (tmp_path / "study.yaml").write_text("corpus: hub:someone/web\nstreaming: true\n")
-    with pytest.raises(UserError, match="has the field streaming, which a study sets itself; studies store their corpora"):
+    with pytest.raises(
+        UserError, match="has the field streaming, which a study sets itself; studies store their corpora"
+    ):
         read_study(tmp_path / "study.yaml")
 
 

@@ -7,6 +7,8 @@ buffer with room to spare, so that a token costs its own bytes. A full buffer do
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from ..allocator import prefer_large_pages
+
 PAGE = 64  # tokens: capacities are multiples of it, so that kernels which read pages (`kernels/paged.py`) read in place
 LARGEST_ROOM = 2 << 20  # bytes a buffer: beyond it, memory that stands empty would cost more than copying saves
 
@@ -45,6 +47,7 @@ def append(filled: torch.Tensor, buffer: torch.Tensor, new: torch.Tensor) -> tup
         token_bytes = max(1, filled[..., :1, :].numel() if past else new[..., :1, :].numel()) * new.element_size()
         capacity = total + max(1, min(past, LARGEST_ROOM // token_bytes))
         buffer = filled.new_empty((*filled.shape[:2], -(-capacity // PAGE) * PAGE, filled.shape[-1]))
+        prefer_large_pages(buffer)
         buffer[..., :past, :] = filled
     buffer[..., past:total, :] = new
     return buffer[..., :total, :], buffer

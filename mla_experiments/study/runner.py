@@ -103,7 +103,7 @@ def prepare_data(study: Study, folder: Path) -> Path:
     """Prepare a study's data, where no study has done so; return its folder."""
     given = study.data
     slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(given["corpus"]).stem).strip("-")
-    length = study.settings["sequence_length"]
+    length = study.row_length
     data = folder / f"{slug}-{given['vocab_size']}-{length}-{given['shuffle_seed']}"
     prepare_corpus(data / "corpus", given["corpus"], given["text_column"])
     prepare_tokenizer(data / "tokenizer", data / "corpus", given["vocab_size"])
@@ -153,12 +153,17 @@ def train_and_score(trial: Trial, tokens, data: Path, texts: dict[str, list[str]
     if not trial.run.is_finished:
         trial.run.train(tokens, tokenizer, lambda _: None)
     model = load_model(trial.run.folder)
-    model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    model.to(device())
     scored = {
         split: (documents, score_documents(model, tokenizer, documents, description=f"scoring {split}"))
         for split, documents in texts.items()
     }
     write_scores(trial.run.folder, scored)
+
+
+def device() -> torch.device:
+    """Return where runs are trained: the accelerator, if there is one."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def record(
@@ -216,7 +221,7 @@ def training_speeds(study: Study, variants: list[Matched], vocab_size: int) -> d
         own, flags = study.arguments(matched.variant)
         shape = own["sequence_length"], min(own["batch_size"], flags["per_device_train_batch_size"])
         config = config_of(study, matched.variant, matched.options, vocab_size, matched.intermediate_size)
-        steps[matched.variant.name] = training_step(DecoderForCausalLM(config), *shape)
+        steps[matched.variant.name] = training_step(DecoderForCausalLM(config).to(device()), *shape)
         tokens[matched.variant.name] = shape[0] * shape[1]
     seconds = interleaved(steps, rounds=9)
     return {name: 1e3 * tokens[name] / spread(times)["ms"] for name, times in seconds.items()}
@@ -234,7 +239,7 @@ def decode_speeds(study: Study, variants: list[Matched], vocab_size: int) -> dic
             config = config_of(study, matched.variant, matched.options, vocab_size, matched.intermediate_size)
             if config.positions == "rope":
                 config.max_position_embeddings = context + 8
-                steps[matched.variant.name] = decode_step(DecoderForCausalLM(config), 1, context)[0]
+                steps[matched.variant.name] = decode_step(DecoderForCausalLM(config).to(device()), 1, context)[0]
         for name, seconds in interleaved(steps, rounds=9).items():
             speeds[name][str(context)] = 1e3 / spread(seconds)["ms"]
     return speeds

@@ -6,7 +6,8 @@ test split, which compares across tokenizers.
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -14,6 +15,8 @@ from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+AT_ONCE = 5_000_000  # documents drawn at a time, over all resamples: 40 MB
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -45,75 +48,115 @@ def perplexity_per_word(nats: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether B is worse than A (difference > 0, in bits per byte), with intervals and p-values.
+    """Whether B is worse than A (difference > 0, in bits per byte), with intervals and p-value.
 
-    `over_documents` is the interval of the difference when other documents of the kind are drawn, `over_seeds` when
-    other seeds are; None with a single seed. `p` is the larger of the two tests', corrected.
+    `over_seeds` is the interval of the difference when other seeds are drawn, `over_documents` when other documents of
+    the kind are; None where there is a single one. `p` is the larger of the two tests', corrected; None without both.
     """
 
     a: str
     b: str
     difference: float
-    over_documents: tuple[float, float]
-    over_seeds: tuple[float, float] | None
-    p: float
+    over_seeds: Interval | None
+    over_documents: Interval | None
+    p: float | None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the difference is real, as far as tests go."""
+        return self.p is not None and self.p < 1 - CONFIDENCE
+
+    @property
+    def verdict(self) -> str:
+        """Say who is better, in words."""
+        if self.p is None:
+            only = "seed" if self.over_seeds is None else "document"
+            return f"{self.b} against {self.a}: one {only}, no verdict"
+        if not self.is_told:
+            return f"{self.b} and {self.a} are not told apart"
+        return f"{self.b} is {'worse' if self.difference > 0 else 'better'} than {self.a}"
 
     @property
     def sentence(self) -> str:
-        """Say it in words."""
-        size = f"{abs(self.difference):.4f} bits per byte"
-        if self.over_seeds is None:
-            return f"{self.b} against {self.a}: {self.difference:+.4f} bits per byte, one seed: no verdict."
-        low, high = sorted(end if self.difference > 0 else -end for end in self.over_seeds)
-        sure = f"95 % interval over seeds {low:.4f} to {high:.4f}, p = {self.p:.2g}"
-        if self.p >= 1 - CONFIDENCE:
-            return f"{self.b} and {self.a} are not told apart at this budget (difference {size}; {sure})."
-        return f"{self.b} is {'worse' if self.difference > 0 else 'better'} than {self.a} by {size} ({sure})."
+        """Say it with its numbers; all are B's minus A's, so that less is better."""
+        said = [f"{self.difference:+.4f} bits per byte"]
+        intervals = {"seeds": self.over_seeds, "documents": self.over_documents}
+        said += [f"over {of} {low:+.4f} to {high:+.4f}" for of, (low, high) in present(intervals)]
+        said += [] if self.p is None else [f"p = {self.p:.2g}"]
+        return f"{self.verdict} ({'; '.join(said)})."
 
 
-def compare(scores: dict[str, np.ndarray], num_bytes: np.ndarray, seed: int = 0) -> list[Comparison]:
-    """Compare every pair of variants on the same documents.
+def present(values: dict) -> list[tuple]:
+    """Return the items of a dictionary that are there."""
+    return [(name, value) for name, value in values.items() if value is not None]
+
+
+def compare(
+    scores: dict[str, dict[int, np.ndarray]],
+    num_bytes: np.ndarray,
+    compares: Callable[[str, str], bool] = lambda a, b: True,
+) -> list[Comparison]:
+    """Compare pairs of variants on the same documents.
 
     A difference is real when it would be there with other documents and with other seeds: both are tested, documents
     by bootstrap and seeds by Student's paired t (the same seed means the same order of the data), and the larger
-    p-value counts. Holm's method corrects for the number of pairs.
+    p-value counts. Holm's method corrects for the number of pairs tested.
 
     Args:
-        scores: nats `[seeds, documents]` by variant.
+        scores: nats `[documents]` by variant and seed.
         num_bytes: `[documents]`.
-        seed: of the bootstrap.
+        compares: whether a pair is of interest.
     """
-    found = []
-    for (a, first), (b, second) in itertools.combinations(scores.items(), 2):
-        seeds = min(len(first), len(second))
-        difference = second[:seeds] - first[:seeds]  # [seeds, documents]
-        documents, p_documents = over_documents(difference.mean(0), num_bytes, seed)
-        by_seed = bits_per_byte(difference, num_bytes)
-        over_seeds, p_seeds = None, 1.0
-        if seeds > 1:
-            test = stats.ttest_1samp(by_seed, 0.0)
-            interval = test.confidence_interval(CONFIDENCE)
-            over_seeds, p_seeds = (float(interval.low), float(interval.high)), float(test.pvalue)
-        mean = float(by_seed.mean())
-        found.append(Comparison(a, b, mean, documents, over_seeds, max(p_documents, p_seeds)))
-    if not found:
-        return []
-    corrected = multipletests([comparison.p for comparison in found], method="holm")[1]
-    return [
-        Comparison(c.a, c.b, c.difference, c.over_documents, c.over_seeds, float(p))
-        for c, p in zip(found, corrected, strict=True)
+    found = [
+        compared(a, b, scores[a], scores[b], num_bytes) for a, b in itertools.combinations(scores, 2) if compares(a, b)
     ]
+    tested = [place for place, comparison in enumerate(found) if comparison.p is not None]
+    if tested:
+        corrected = multipletests([found[place].p for place in tested], method="holm")[1]
+        for place, p in zip(tested, corrected, strict=True):
+            found[place] = replace(found[place], p=float(p))
+    return found
 
 
-def over_documents(difference: np.ndarray, num_bytes: np.ndarray, seed: int) -> tuple[tuple[float, float], float]:
-    """Return the bootstrap interval over documents of a difference in bits per byte, and its two-sided p-value."""
+def compared(
+    a: str, b: str, first: dict[int, np.ndarray], second: dict[int, np.ndarray], num_bytes: np.ndarray
+) -> Comparison:
+    """Compare two variants on the seeds that both have, or on all where they share none; p is not corrected yet."""
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        difference = np.mean(list(second.values()), axis=0) - np.mean(list(first.values()), axis=0)
+        return Comparison(a, b, float(bits_per_byte(difference, num_bytes)), None, None, None)
+    difference = np.array([second[seed] - first[seed] for seed in seeds])  # [seeds, documents]
+    by_seed = bits_per_byte(difference, num_bytes)
+    over_seeds, p_seeds = student(by_seed)
+    documents, p_documents = bootstrap(difference.mean(0), num_bytes)
+    both = None if p_seeds is None or p_documents is None else max(p_seeds, p_documents)
+    return Comparison(a, b, float(by_seed.mean()), over_seeds, documents, both)
+
+
+def student(differences: np.ndarray) -> tuple[Interval | None, float | None]:
+    """Return the interval over seeds of a mean difference and its two-sided p-value; None of a single seed."""
+    if len(differences) < 2:
+        return None, None
+    if not differences.any():  # the same weights: there is no spread to divide by
+        return (0.0, 0.0), 1.0
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(CONFIDENCE)
+    return (float(interval.low), float(interval.high)), float(test.pvalue)
+
+
+def bootstrap(difference: np.ndarray, num_bytes: np.ndarray) -> tuple[Interval | None, float | None]:
+    """Return the interval over documents of a difference in bits per byte and its two-sided p-value; None of one."""
+    if len(num_bytes) < 2:
+        return None, None
 
     def statistic(nats, size, axis=-1):
         return nats.sum(axis) / size.sum(axis) / math.log(2)
 
     result = stats.bootstrap(
         (difference, num_bytes), statistic, paired=True, vectorized=True, n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),
+        batch=max(1, AT_ONCE // len(num_bytes)), confidence_level=CONFIDENCE, method="percentile",
+        rng=np.random.default_rng(0),
     )  # fmt: skip
     draws = result.bootstrap_distribution
     beyond = min((draws <= 0).sum(), (draws >= 0).sum()) + 1
@@ -131,6 +174,10 @@ class RateFit:
     at_edge: bool
     coefficients: tuple[float, ...] | None
     optimum: float | None
+
+    def at(self, rate: float) -> float:
+        """Return the fitted value at a learning rate."""
+        return float(np.polyval(self.coefficients, math.log(rate)))
 
 
 def fit_rates(values: dict[float, float]) -> RateFit:

@@ -6,10 +6,10 @@ training, and at the end the weights as safetensors with config and tokenizer, w
 
 import contextlib
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..data import load_tokenizer, load_tokens
+from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..errors import Stopped, UserError
 from ..manifest import file_hash, library_versions, write_record
 from ..modeling import DecoderForCausalLM
@@ -27,6 +27,7 @@ from . import checkpoints
 from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopInGoodOrder
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
+from .streaming import StreamedSequences, check_streaming
 from .trainer import StreamTrainer
 
 DETERMINING = (
@@ -37,6 +38,8 @@ DETERMINING = (
 
 def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
     """Train every mechanism asked for, one after another, and return their folders.
+
+    A streamed corpus is read anew, from its start, for each.
 
     Args:
         arguments: complete, the preset's values filled in.
@@ -52,6 +55,7 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
             raise UserError(f"attention={name} is unknown; choose among {', '.join(ATTENTION)}")
     data_dir, root = Path(arguments.data_dir), Path(arguments.weights_dir) / arguments.run
     tokens, manifest = load_tokens(data_dir / "tokens", data_dir / "tokenizer")
+    check_streaming(arguments.streaming, manifest, trainer_flags)
     runs = [Run(root / name, name, arguments, trainer_flags, manifest) for name in dict.fromkeys(arguments.attention)]
     if arguments.resume and not any(run.folder.exists() for run in runs):
         raise UserError(f"--resume finds nothing to resume under {root}; leave it out to train anew")
@@ -62,6 +66,9 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
         for run in todo:
             if run.is_main_process:
                 run.check_folder(arguments.overwrite, arguments.resume)
+        if arguments.streaming and todo:
+            stream = held.enter_context(contextlib.closing(open_stream(data_dir / "tokens", manifest["stream"])))
+            tokens = {**tokens, "train": stream}
         for run in runs:
             if run in todo:
                 run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
@@ -204,10 +211,12 @@ class Run:
         trainer, clock = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
+            if isinstance(trainer.train_dataset, StreamedSequences):
+                trainer.train_dataset.restore(checkpoint)
             trainer.args.eval_on_start = lacks_validation(checkpoint)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except pickle.UnpicklingError:  # torch opens nothing that could run code
+        except UnpicklingError:  # torch opens nothing that could run code
             raise UserError(
                 f"{checkpoint} holds a pickle that could run code, which is never opened; delete that checkpoint, "
                 "unless you know where it came from, and go on with --resume from the one before"
@@ -230,7 +239,7 @@ class Run:
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, and say what is new since it was written."""
         before, now = self.recorded.get("versions", {}), library_versions()
-        if changed := differences(before, now):
+        if before and (changed := differences(before, now)):
             print(f"{self.folder} was begun with other versions: {', '.join(changed)}; its last digits may differ.")
         return checkpoints.last_whole(self.folder)
 
@@ -245,13 +254,11 @@ class Run:
         model = DecoderForCausalLM(self.config)
         validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
         most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
-        num_sequences = arguments.max_steps * self.arguments.batch_size
-        rows = PackedRows(tokens["train"], self.arguments.sequence_length)
         clock = Clock()
         trainer = StreamTrainer(
             model=model,
             args=arguments,
-            train_dataset=TrainingStream(rows, num_sequences, arguments.seed),
+            train_dataset=self._sequences(tokens["train"], tokenizer),
             eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
             processing_class=tokenizer,
             callbacks=[
@@ -264,6 +271,14 @@ class Run:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         return trainer, clock
+
+    def _sequences(self, documents, tokenizer) -> TrainingStream | StreamedSequences:
+        """Return the sequences to train on, of packed rows or of a stream of documents."""
+        length, batch_size = self.arguments.sequence_length, self.arguments.batch_size
+        num_sequences = self.trainer_arguments.max_steps * batch_size
+        if isinstance(documents, DocumentStream):
+            return StreamedSequences(documents, tokenizer, length, num_sequences, batch_size)
+        return TrainingStream(PackedRows(documents, length), num_sequences, self.trainer_arguments.seed)
 
     def record(self, **facts) -> None:
         """Write `run.json`."""

@@ -37,7 +37,7 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     else:
         said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told)}."]
     if tied:
-        room = max(abs(end) for c in tied.values() for end in c.over_seeds)
+        room = max(abs(end) for c in tied.values() for end in c.interval)
         said.append(
             f"Between those not told apart, the intervals leave room for {room:.4f} bits per byte "
             f"({100 * room / best.bits.mean:.1f} %)."
@@ -54,7 +54,7 @@ def behind(told: dict[str, Comparison]) -> str:
         return f"{joined(list(told))} are behind by {min(amounts):.4f} to {max(amounts):.4f} bits per byte"
     parts = []
     for name, c in told.items():
-        low, high = sorted(abs(end) for end in c.over_seeds)
+        low, high = sorted(abs(end) for end in c.interval)
         said = "by" if parts else "is behind by"
         unit = "" if parts else " bits per byte"
         parts.append(f"{name} {said} {abs(c.difference):.4f}{unit} (95 % interval {low:.4f} to {high:.4f})")

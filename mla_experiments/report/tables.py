@@ -39,9 +39,17 @@ def results(found: Findings) -> Table:
 def differences(comparisons: list[Comparison]) -> Table:
     """Return a row per pair: a verdict and its numbers, differences that are told first."""
     ordered = sorted(comparisons, key=lambda c: (not c.is_told, c.p is None))
-    headings = ["pair", "difference, bits/byte", "95 % over seeds", "95 % over documents", "p, corrected"]
+    headings = [
+        "pair",
+        "difference, bits/byte",
+        "95 % interval",
+        "over seeds alone",
+        "over documents alone",
+        "p, corrected",
+    ]
     rows = [
-        [c.verdict, f"{c.difference:+.4f}", interval(c.over_seeds), interval(c.over_documents),
+        [c.verdict, f"{c.difference:+.4f}", interval(c.interval), interval(c.over_seeds),
+         interval(c.over_documents),
          MISSING if c.p is None else f"{c.p:.2g}"]
         for c in ordered
     ]  # fmt: skip

@@ -10,8 +10,8 @@ from .findings import Findings
 from .tables import Table, differences, rates, results
 
 HOW_TOLD_APART = (
-    "A difference counts when it is there over documents (bootstrap) and over seeds (paired t), at 5 % after Holm's "
-    "correction for the number of pairs."
+    "A difference counts at 5 %, after Holm's correction for the number of pairs. Its interval, not corrected, is for "
+    "other seeds and other documents: variances over seeds (paired) and over documents (bootstrap) are added."
 )
 
 

@@ -46,8 +46,8 @@ def test_the_answer_names_what_is_worse_by_how_much_and_what_is_not_told_apart(t
     assert re.match(r"(mha and mla|mla and mha) are not told apart; gqa is behind by 0\.0[45]\d\d bits", headline)
     assert re.search(r"\(95 % interval 0\.04\d\d to 0\.05\d\d\) and mqa by 0\.(09|10)", headline)
     (pair,) = (c for c in found.comparisons if (c.a, c.b) == ("mha", "mla"))
-    assert abs(pair.difference) < 0.005 and pair.over_seeds[0] < pair.difference < pair.over_seeds[1]
-    assert f"room for {max(map(abs, pair.over_seeds)):.4f} bits per byte" in room
+    assert abs(pair.difference) < 0.005 and pair.interval[0] < pair.difference < pair.interval[1]
+    assert f"room for {max(map(abs, pair.interval)):.4f} bits per byte" in room
     assert cache == "Of these, mla keeps the smallest cache: 512 bytes a token, 8.0 times less than mha."
     assert speed == "mla decodes 53 tokens per second at 8,192 tokens, the most of them."
     assert "2,000 training tokens and models of 1,000,000 to 1,000,003 parameters" in scope
@@ -59,7 +59,7 @@ def test_where_nothing_is_told_apart_that_is_the_answer_with_what_remains_possib
     headline, room, *_ = text_of(found).answer
     assert re.fullmatch(r"No difference is told between (mha and mla|mla and mha)\.", headline)
     (only,) = found.comparisons
-    assert f"room for {max(map(abs, only.over_seeds)):.4f} bits per byte" in room
+    assert f"room for {max(map(abs, only.interval)):.4f} bits per byte" in room
 
 
 def test_a_clear_best_is_named(tmp_path):
@@ -169,7 +169,7 @@ def test_everything_is_escaped(tmp_path):
     for markup in ("<script>", "<img", "![i](x)", "**b**"):
         assert not any(markup in line for line in prose), markup
     rows = [line for line in prose if line.startswith("|")]
-    assert all(len(re.split(r"(?<!\\)\|", line)) in (7, 12) for line in rows), "no cell breaks out of its table"
+    assert all(len(re.split(r"(?<!\\)\|", line)) in (7, 8, 12) for line in rows), "no cell breaks out of its table"
 
 
 def test_sixty_runs_are_reported_in_seconds_and_a_few_megabytes(tmp_path):

@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..evaluation.scores import read_scores
 from ..manifest import read_record
 from ..run_files import METRICS_FILE, check_files, read_metrics
-from ..study.runner import DECODE_CONTEXTS, STUDY
+from ..study.record import DECODE_CONTEXTS, STUDY
 from ..study.statistics import (
     Comparison,
     Estimate,

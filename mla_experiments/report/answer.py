@@ -1,6 +1,6 @@
 """The answer of a study in plain words: what is best, by how much, how sure that is, and what it costs."""
 
-from ..study.runner import DECODE_CONTEXTS
+from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
 from .findings import Findings, Row
 from .tables import shown

@@ -12,7 +12,7 @@ from ..evaluation.scores import SplitScores, read_scores
 from ..manifest import file_hash
 from ..modeling import DecoderConfig
 from ..run_files import RUN_FILE, read_run
-from ..study.runner import STUDY
+from ..study.record import STUDY
 from ..study.statistics import bits_per_byte, compare, estimate, perplexity_per_word
 from .findings import Runs, read_findings
 from .tables import shown

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from ..evaluation.scores import read_scores
 from ..manifest import read_record
-from ..study.runner import STUDY
+from ..study.record import STUDY
 from ..study.statistics import (
     Comparison,
     Estimate,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..run_files import METRICS_FILE, check_files, read_metrics
-from ..study.runner import DECODE_CONTEXTS
+from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import estimate
 from .charts import Chart, Series
 from .findings import Findings, Row

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..study.runner import DECODE_CONTEXTS
+from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison, Estimate
 from .findings import Findings
 

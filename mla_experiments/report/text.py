@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from ..study.runner import PROMPT
+from ..study.record import PROMPT
 from .answer import answer
 from .findings import Findings
 from .tables import Table, differences, rates, results

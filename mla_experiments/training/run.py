@@ -13,13 +13,12 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
-from ..errors import Stopped, UserError
-from ..manifest import file_hash, library_versions, write_record
+from ..errors import InUse, Stopped, UserError
+from ..manifest import file_hash, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, read_run
@@ -111,6 +110,7 @@ class Run:
             raise UserError(
                 "fsdp needs GPUs: on CPUs accelerate would shard nothing and train whole copies; leave --fsdp out"
             )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU; more are for torchrun, or for other runs
         at_once = arguments.train_batch_size * arguments.world_size
         arguments.gradient_accumulation_steps = accumulation or max(1, run.batch_size // at_once)
         if at_once * arguments.gradient_accumulation_steps != run.batch_size:
@@ -147,27 +147,24 @@ class Run:
         return read_run(self.folder)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0) -> Iterator[None]:
         """Keep other processes from this run; the lock of a process that died holds nobody.
 
+        Args:
+            patience: seconds to wait for another process that trains it.
+
         Raises:
-            UserError: another process trains it.
+            InUse: another process trains it.
         """
-        if not self.is_main_process:  # that one holds it for all
+        with contextlib.ExitStack() as held:
+            if self.is_main_process:  # that one holds it for all
+                try:
+                    held.enter_context(locked(self.folder, patience))
+                except InUse:
+                    raise InUse(
+                        f"{self.folder} is being trained by another process; wait until it ends, or choose --run NAME"
+                    ) from None
             yield
-            return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.parent / f".{self.folder.name}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"{self.folder} is being trained by another process; wait until it ends, or choose --run NAME"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     @property
     def is_finished(self) -> bool:
@@ -208,7 +205,7 @@ class Run:
             checkpoint = self._checkpoint() if self.arguments.resume else None
             self.record(status="running")
         (checkpoint,) = broadcast_object_list([checkpoint])
-        trainer, clock = self._trainer(tokens, tokenizer, draw)
+        trainer, clock, stop = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
             if isinstance(trainer.train_dataset, StreamedSequences):
@@ -221,6 +218,8 @@ class Run:
                 f"{checkpoint} holds a pickle that could run code, which is never opened; delete that checkpoint, "
                 "unless you know where it came from, and go on with --resume from the one before"
             ) from None
+        finally:
+            stop.restore()
         step = trainer.state.global_step
         if step < self.trainer_arguments.max_steps:
             raise Stopped(
@@ -254,7 +253,7 @@ class Run:
         model = DecoderForCausalLM(self.config)
         validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
         most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
-        clock = Clock()
+        clock, stop = Clock(), StopInGoodOrder()
         trainer = StreamTrainer(
             model=model,
             args=arguments,
@@ -265,12 +264,12 @@ class Run:
                 Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
                 Progress(self.attention, self.tokens_per_step),
                 clock,
-                StopInGoodOrder(),
+                stop,
             ],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        return trainer, clock
+        return trainer, clock, stop
 
     def _sequences(self, documents, tokenizer) -> TrainingStream | StreamedSequences:
         """Return the sequences to train on, of packed rows or of a stream of documents."""

@@ -10,6 +10,7 @@ themselves, and those of folders the checksums of their files: damage is found w
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -96,7 +97,18 @@ def write_json(path: Path, content: dict | list) -> None:
     """Write JSON so that the file is always either the old one or the new one, whole."""
     scratch = path.with_name(path.name + ".partial")
     scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    flush(scratch)
     scratch.replace(path)
+
+
+def flush(*paths: Path) -> None:
+    """Have files, and the names in folders, on the disk itself before going on, so that a power failure spares them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_record(path: Path, content: dict) -> None:

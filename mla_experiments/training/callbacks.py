@@ -106,7 +106,7 @@ class StopAskedFor(Exception):  # noqa: N818 - not an error
 
 
 class StopInGoodOrder(TrainerCallback):
-    """On Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second Ctrl-C ends at once."""
+    """On Ctrl-C or SIGTERM: leave the step, save a checkpoint, stop. A second Ctrl-C ends at once."""
 
     def __init__(self):
         self.asked = False
@@ -123,7 +123,7 @@ class StopInGoodOrder(TrainerCallback):
     def ask(self, number, frame):
         """Remember the wish, and let the next signal end the process at once."""
         self.asked = True
-        print("\nStopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
+        print("\nStopping and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
         self.restore()
 
     def restore(self):
@@ -137,6 +137,12 @@ class StopInGoodOrder(TrainerCallback):
         if args.world_size > 1:
             self.asked = bool(gather_object([self.asked]).count(True))
         if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        """Leave a step of many micro-batches, which may take long, as if it had not begun: a resumed run begins it."""
+        if self.asked and args.world_size == 1:
             control.should_save = control.should_training_stop = True
         return control
 

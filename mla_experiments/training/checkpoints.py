@@ -5,11 +5,10 @@ RUN/checkpoint-N            whole when it was written
 RUN/set-aside/checkpoint-N  found broken; nothing here is read or deleted again
 """
 
-import os
 import shutil
 from pathlib import Path
 
-from ..manifest import changed_files, file_hashes, read_record, write_record
+from ..manifest import changed_files, file_hashes, flush, read_record, write_record
 
 SEAL, PARTIAL, ASIDE = "checksums.json", "partial", "set-aside"
 
@@ -17,11 +16,9 @@ SEAL, PARTIAL, ASIDE = "checksums.json", "partial", "set-aside"
 def seal(folder: Path) -> None:
     """Write the checksums of every file of a finished checkpoint, once all of it is on the disk."""
     (folder / SEAL).unlink(missing_ok=True)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+    flush(*folder.rglob("*"))
     write_record(folder / SEAL, {"files": file_hashes(folder)})
+    flush(folder)
 
 
 def is_whole(folder: Path) -> bool:
@@ -40,6 +37,7 @@ def publish(folder: Path, run_folder: Path) -> None:
     if place.exists():
         set_aside(place)
     folder.rename(place)
+    flush(run_folder)
     folder.parent.rmdir()
 
 

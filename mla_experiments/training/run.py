@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data import load_tokenizer, load_tokens
 from ..errors import Stopped, UserError
-from ..manifest import file_hash, library_versions, write_record
+from ..manifest import file_hash, flush, library_versions, write_record
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, read_run
@@ -237,6 +237,7 @@ class Run:
     def _own_files(self) -> dict[str, str]:
         """Return the checksums of what the finished run wrote: weights, config, tokenizer, metrics."""
         written = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name != RUN_FILE]
+        flush(*written, self.folder)
         return {path.name: file_hash(path) for path in written if path.suffix in (".json", ".safetensors", ".jsonl")}
 
     def _trainer(self, tokens, tokenizer, draw):
@@ -286,7 +287,7 @@ class Run:
 def lacks_validation(checkpoint: Path) -> bool:
     """Return whether the run was stopped in the validation that belongs to the step of a checkpoint."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    due = state.eval_steps and state.global_step % state.eval_steps == 0
+    due = state.eval_steps and state.global_step > 0 and state.global_step % state.eval_steps == 0
     done = any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
     return bool(due and not done)
 

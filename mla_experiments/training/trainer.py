@@ -24,7 +24,7 @@ class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream`, which holds its sequences in the order in which to train on them."""
 
     def __init__(self, *, args, **kwargs):
-        self._saving = False
+        self._saving, self._begun = False, (-1, None)
         self._keep, args.save_total_limit = args.save_total_limit, None  # pruned by `checkpoints.prune`
         super().__init__(args=args, **kwargs)
 
@@ -36,8 +36,10 @@ class StreamTrainer(Trainer):
         return str(Path(run_folder) / checkpoints.PARTIAL) if self._saving else run_folder
 
     def _save_checkpoint(self, model, trial):
-        run_folder = Path(self.args.output_dir)
-        folder = run_folder / checkpoints.PARTIAL / f"checkpoint-{self.state.global_step}"
+        run_folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        if checkpoints.is_whole(run_folder / name):
+            return  # the step after it was left in its middle
+        folder = run_folder / checkpoints.PARTIAL / name
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)
@@ -59,7 +61,9 @@ class StreamTrainer(Trainer):
 
     def _save_loss_since_log(self, folder):
         """The Trainer forgets what it has summed up for the next line of the log; here it is kept, by process."""
-        content = {"loss": float(self._tr_loss), "since": self._globalstep_last_logged}
+        step, before = self._begun
+        loss = before if step == self.state.global_step else self._tr_loss  # a step left in its middle does not count
+        content = {"loss": float(loss), "since": self._globalstep_last_logged}
         write_json(folder / SINCE_LOG.format(self.args.process_index), content)
 
     def restore_loss_since_log(self, folder: Path) -> None:
@@ -76,6 +80,8 @@ class StreamTrainer(Trainer):
 
     def training_step(self, model, inputs, *args, **kwargs):
         """Train on a batch, and stop with it kept when its loss is not finite."""
+        if self.state.global_step != self._begun[0]:
+            self._begun = self.state.global_step, self._tr_loss.clone()
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             self._give_up(inputs, loss.item())

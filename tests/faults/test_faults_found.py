@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 @pytest.mark.parametrize(
     ("tool", "said"),
-    [("kills.py --kills 6 --writing 3 --seed 1", "differing: 0")],
+    [("kills.py --kills 6 --writing 3 --stops 3 --seed 1", "differing: 0")],
 )
 def test_a_few_faults_do_no_harm(tool, said):
     script, *flags = tool.split()

@@ -179,12 +179,14 @@ class Run:
         Raises:
             UserError: another run, or an unfinished one, stands in the folder.
         """
-        if overwrite or not self.folder.exists() or not any(self.folder.iterdir()):
+        # a process that was killed while it wrote its first record left that one aside
+        if overwrite or not self.folder.exists() or all(path.suffix == ".partial" for path in self.folder.iterdir()):
             return
         recorded = self.recorded
         ways = "choose --run NAME to keep both, or --overwrite to replace it"
         if not recorded:
-            raise UserError(f"{self.folder} holds files that no run here made; {ways}")
+            what = f"a damaged {RUN_FILE}" if (self.folder / RUN_FILE).exists() else "files that no run here made"
+            raise UserError(f"{self.folder} holds {what}; {ways}")
         if recorded["identity"] != self.identity:
             changed = ", ".join(differences(recorded["identity"], self.identity))
             raise UserError(f"{self.folder} holds a run that differs in {changed}; {ways}")

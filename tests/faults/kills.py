@@ -19,7 +19,9 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from conftest import synthetic_articles  # noqa: E402 - once it can be found
-from faults.forked import TRAINING, command, prepare, run, seconds_of, start, wait  # noqa: E402
+from faults.forked import STEPS, TRAINING, command, prepare, run, seconds_of, start, wait  # noqa: E402
+
+from mla_experiments.training import checkpoints  # noqa: E402
 
 RESULT = ("model.safetensors", "metrics.jsonl")
 
@@ -50,8 +52,9 @@ def kill_and_resume(root: Path, kills: int, writing: int, stops: int, seed: int,
             kind = chosen.choices(list(missing), [max(1, number) for number in missing.values()])[0]
             share = (writing - counts["while writing"]) / max(1, missing["killed"])
             wants_writing = kind == "killed" and chosen.random() < max(0.3, share)
+            before = unfinished(folder)
             child = start([*training, "--resume"] if folder.exists() else training, root, log)
-            wait_for_moment(folder / "partial", chosen, duration, wants_writing)
+            wait_for_moment(folder, before, chosen, duration, wants_writing)
             os.kill(child, signal.SIGKILL if kind == "killed" else signal.SIGTERM)
             begun = time.monotonic()
             ended = wait(child, log)
@@ -61,7 +64,7 @@ def kill_and_resume(root: Path, kills: int, writing: int, stops: int, seed: int,
             assert ended.code == -signal.SIGKILL if kind == "killed" else ended.code in (130, -signal.SIGTERM), ended
             faults += 1
             counts[kind] += 1
-            counts["while writing"] += kind == "killed" and is_writing(folder / "partial")
+            counts["while writing"] += kind == "killed" and bool(unfinished(folder) - before)
             if kind == "stopped":
                 counts["seconds to stop"] = max(counts["seconds to stop"], round(time.monotonic() - begun, 2))
         ended = run([*training, "--resume"] if folder.exists() else training, root)
@@ -74,28 +77,32 @@ def kill_and_resume(root: Path, kills: int, writing: int, stops: int, seed: int,
     return counts
 
 
-def is_writing(partial: Path) -> bool:
-    """Return whether a checkpoint is being written, or was when the process died."""
+def unfinished(folder: Path) -> set[int]:
+    """Return the checkpoints of a run that are being written, or were when its process died, by their inodes."""
     try:
-        return any(name.startswith("checkpoint-") for name in os.listdir(partial))
+        return {entry.inode() for entry in os.scandir(folder / checkpoints.PARTIAL)}
     except FileNotFoundError:
-        return False
+        return set()
 
 
-def wait_for_moment(partial: Path, chosen: random.Random, duration: float, wants_writing: bool) -> None:
-    """Sleep until a random moment of the run, or one in which a checkpoint is being written."""
+def wait_for_moment(
+    folder: Path, before: set[int], chosen: random.Random, duration: float, wants_writing: bool
+) -> None:
+    """Sleep until a random moment of the run, or one in which a checkpoint is being written that was not `before`."""
     if not wants_writing:
         time.sleep(chosen.uniform(0, duration))
         return
-    skipped, was_writing, deadline = chosen.randrange(8), False, time.monotonic() + duration
+    last = max(map(checkpoints.step_of, checkpoints.in_order(folder)), default=0)
+    seen = set(before)
+    skipped, deadline = chosen.randrange(max(1, (STEPS - last) // TRAINING["save_steps"])), time.monotonic() + duration
     while time.monotonic() < deadline:
-        now = is_writing(partial)
-        if now and not was_writing:
+        if new := unfinished(folder) - seen:
             if skipped == 0:
                 time.sleep(chosen.uniform(0, 0.01))
                 return
             skipped -= 1
-        was_writing = now
+            seen |= new
+        time.sleep(0.0005)
 
 
 def main() -> int:

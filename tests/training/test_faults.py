@@ -71,6 +71,22 @@ def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path):
     assert again.returncode == 0
 
 
+def test_a_run_killed_while_it_wrote_its_first_record_begins_anew(train):
+    folder = Path("weights/mla")
+    folder.mkdir(parents=True)
+    (folder / "run.json.partial").write_text("{")
+    assert train(resume=True) == 0
+
+
+def test_a_damaged_record_of_a_run_is_named_and_the_run_kept(train, capsys):
+    train()
+    path = Path("weights/mla/run.json")
+    path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
+    assert train(resume=True) == 2
+    assert "weights/mla holds a damaged run.json" in capsys.readouterr().err
+    assert Path("weights/mla/model.safetensors").is_file()
+
+
 def test_a_checkpoint_is_whole_only_with_every_byte(tmp_path):
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()

@@ -15,7 +15,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .errors import UserError
 
@@ -144,9 +144,19 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def changed_files(folder: Path, hashes: dict[str, str]) -> list[str]:
-    """Return the names of files that are gone or not as `hashes` says."""
+    """Return the names of files that are gone, not as `hashes` says, or not in the folder at all."""
     paths = {name: Path(folder) / name for name in hashes}
-    return [name for name, path in paths.items() if not path.is_file() or file_hash(path) != hashes[name]]
+    return [
+        name
+        for name, path in paths.items()
+        if not is_inside(name) or not path.is_file() or file_hash(path) != hashes[name]
+    ]
+
+
+def is_inside(name: str) -> bool:
+    """Return whether the name of a file, as a record or an index gives it, stays in the folder that it counts from."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def library_versions() -> dict[str, str]:

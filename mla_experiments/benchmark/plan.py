@@ -9,11 +9,10 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import MLA
+from ..modeling.conversion import read_config
 from ..modeling.export import native_config
 from .architectures import ARCHITECTURES, Architecture
 from .core import flops as absorbed_flops
@@ -36,7 +35,7 @@ def architecture_of(model: str) -> Architecture:
         near = difflib.get_close_matches(model.lower(), ARCHITECTURES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"give a folder with config.json or {', '.join(ARCHITECTURES)}"
         raise UserError(f"model={model} is unknown; {hint}")
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     return Architecture(config if isinstance(config, DecoderConfig) else native_config(config))
 
 

@@ -61,6 +61,8 @@ def read_documents(path: Path, text_column: str = "text", *, passages: bool = Fa
     if not files:
         raise UserError(f"corpus={path} is a folder without any {', '.join(FILE_TYPES)} file; give one with text")
     for file in files:
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"corpus={path} holds {file.name}, a link that leads out of it; copy the file itself there")
         yield from _read_file(file, text_column, passages=False)
 
 

@@ -97,4 +97,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if (Path(folder) / MANIFEST).is_file():
         read_whole(folder, MADE_BY)
     check_files(folder, "tokenizer*")
-    return AutoTokenizer.from_pretrained(str(folder))
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare exceptions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the tokenizer in {folder} cannot be read ({reason[:160]}); make it or copy it again"
+        ) from None

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from ..errors import UserError
-from ..manifest import whole_folder
+from ..manifest import is_inside, whole_folder
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import has_rotary_rows, interleaved, native_config, stock_config
@@ -134,9 +134,13 @@ def shard_names(folder: Path) -> list[str]:
     if not (folder / INDEX).is_file():
         raise UserError(f"model={folder} holds no model.safetensors; save its weights as safetensors (not a pickle)")
     try:
-        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if not is_inside(name)]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{folder / INDEX} is damaged; copy it again") from None
+    if outside:
+        raise UserError(f"{folder / INDEX} names {outside[0]}, which is not in its folder; copy the checkpoint again")
+    return names
 
 
 def shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ from transformers.utils import logging
 from ..errors import UserError
 from ..run_files import check_files
 from .configuration import DecoderConfig
+from .conversion import shard_names
 from .decoder import DecoderForCausalLM
 
 
@@ -25,6 +26,7 @@ def load_model(folder: Path) -> DecoderForCausalLM:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"
         raise UserError(f"model={folder} needs weights in model.safetensors but has {found}; save it as safetensors")
+    shard_names(folder)
     check_files(folder, "config.json")
     check_files(folder, "model*.safetensors*")
     try:

@@ -1,11 +1,13 @@
 """The model card of a run, `README.md` in the form of the hub: what it is, what it saw, how good it is, how to load."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..evaluation.results import known_rows
+from ..markdown import escaped
 from ..run_files import read_run
 
 MECHANISMS = {
@@ -22,8 +24,8 @@ METRICS = {
 LOADING = """```python
 {imports}from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")
+model = AutoModelForCausalLM.from_pretrained({path})
+tokenizer = AutoTokenizer.from_pretrained({path})
 print(tokenizer.decode(model.generate(**tokenizer("The history of", return_tensors="pt"))[0]))
 ```"""
 
@@ -37,7 +39,8 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
         shown_as: path in the example of loading; by default that of the folder.
     """
     folder = Path(folder)
-    config, run, rows = AutoConfig.from_pretrained(folder), *recorded(Path(run_folder or folder))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    run, rows = recorded(Path(run_folder or folder))
     name = run.get("attention") or attention_of(config)
     native = config.model_type == "mla_experiments"
     data = ModelCardData(
@@ -49,13 +52,14 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# A decoder with {MECHANISMS.get(name, name)} ({name.upper()})",
+        f"# A decoder with {MECHANISMS.get(name, escaped(name))} ({escaped(name.upper())})",
         describe_model(config, native),
         describe_training(run),
         describe_results(rows),
         "## Load it\n\n"
         + LOADING.format(
-            path=shown_as or folder, imports="import mla_experiments  # pip install mla-experiments\n" if native else ""
+            path=json.dumps(str(shown_as or folder)),
+            imports="import mla_experiments  # pip install mla-experiments\n" if native else "",
         ),
     ]
     path = folder / "README.md"
@@ -108,7 +112,7 @@ def describe_training(run: dict) -> str:
         return ""
     tokens = identity["steps"] * identity["batch_size"] * identity["sequence_length"]
     return (
-        f"## Training\n\n{tokens:,} tokens of {run['corpus']} ({identity['steps']:,} steps of "
+        f"## Training\n\n{tokens:,} tokens of {escaped(run['corpus'])} ({identity['steps']:,} steps of "
         f"{identity['batch_size']} sequences of {identity['sequence_length']:,}), learning rate "
         f"{identity['learning_rate']:g}, seed {identity['seed']}, on {run['device']}. `run.json` has every setting, "
         "the hashes of corpus and tokenizer, and the versions."
@@ -120,8 +124,8 @@ def describe_results(rows: list[dict]) -> str:
     if not rows:
         return ""
     lines = [
-        f"| {row['corpus']} | {row['split']} | {row['perplexity_per_token']:.2f} | {row['perplexity_per_word']:.2f} | "
-        f"{row['bits_per_byte']:.4f} | {row['cache_bytes_per_token']:,.0f} |"
+        f"| {escaped(row['corpus'])} | {row['split']} | {row['perplexity_per_token']:.2f} | "
+        f"{row['perplexity_per_word']:.2f} | {row['bits_per_byte']:.4f} | {row['cache_bytes_per_token']:,.0f} |"
         for row in rows
     ]
     head = "| corpus | split | ppl/token | ppl/word | bits/byte | cache bytes/token |\n|---|---|--:|--:|--:|--:|"

@@ -17,6 +17,7 @@ class Progress(TrainerCallback):
     def __init__(self, name: str, tokens_per_step: int):
         self.name, self.tokens_per_step = name, tokens_per_step
         self.losses: dict[str, str] = {}
+        self.bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar where a resumed run left it."""
@@ -41,7 +42,12 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Leave the bar as it stands."""
-        self.bar.close()
+        self.close()
+
+    def close(self):
+        """Leave the bar, so that what is said next has a line of its own."""
+        if self.bar:
+            self.bar.close()
 
 
 class Metrics(TrainerCallback):

@@ -24,7 +24,7 @@ from ..modeling import DecoderForCausalLM
 from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, read_run
 from . import checkpoints
-from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopInGoodOrder
+from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, StopInGoodOrder
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
 from .trainer import StreamTrainer
@@ -203,7 +203,7 @@ class Run:
             checkpoint = self._checkpoint() if self.arguments.resume else None
             self.record(status="running")
         (checkpoint,) = broadcast_object_list([checkpoint])
-        trainer, clock = self._trainer(tokens, tokenizer, draw)
+        trainer, clock, progress = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
             trainer.args.eval_on_start = lacks_validation(checkpoint)
@@ -214,8 +214,12 @@ class Run:
                 f"{checkpoint} holds a pickle that could run code, which is never opened; delete that checkpoint, "
                 "unless you know where it came from, and go on with --resume from the one before"
             ) from None
+        except StopAskedFor:
+            pass
+        finally:
+            progress.close()
         step = trainer.state.global_step
-        if step < self.trainer_arguments.max_steps:
+        if step < self.trainer_arguments.max_steps or trainer.left_validation:
             raise Stopped(
                 f"Stopped at step {step} of {self.trainer_arguments.max_steps}; {self.folder}/checkpoint-{step} is "
                 "saved. Go on with the same command and --resume."
@@ -250,7 +254,7 @@ class Run:
         most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
         num_sequences = arguments.max_steps * self.arguments.batch_size
         rows = PackedRows(tokens["train"], self.arguments.sequence_length)
-        clock = Clock()
+        clock, progress = Clock(), Progress(self.attention, self.tokens_per_step)
         trainer = StreamTrainer(
             model=model,
             args=arguments,
@@ -259,14 +263,14 @@ class Run:
             processing_class=tokenizer,
             callbacks=[
                 Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
-                Progress(self.attention, self.tokens_per_step),
+                progress,
                 clock,
                 StopInGoodOrder(),
             ],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        return trainer, clock
+        return trainer, clock, progress
 
     def record(self, **facts) -> None:
         """Write `run.json`."""

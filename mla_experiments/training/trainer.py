@@ -24,7 +24,7 @@ class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream`, which holds its sequences in the order in which to train on them."""
 
     def __init__(self, *, args, **kwargs):
-        self._saving, self._begun = False, (-1, None)
+        self._saving, self._begun, self.left_validation = False, (-1, None), False
         self._keep, args.save_total_limit = args.save_total_limit, None  # pruned by `checkpoints.prune`
         super().__init__(args=args, **kwargs)
 
@@ -105,6 +105,9 @@ class StreamTrainer(Trainer):
         try:
             metrics = {"eval_loss": self._validation_loss()}
         except StopAskedFor:
+            self.left_validation = True
+            if checkpoints.is_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+                raise  # it was resumed for this validation, and no step may follow
             self.control.should_save = self.control.should_training_stop = True
             return {}
         self.log(metrics)

@@ -98,10 +98,11 @@ def outcome(values: dict) -> str:
         assert named and "\n" not in str(error), f"refused without a name: {error}"
         return f"refused {named[0]}"
     torch.manual_seed(0)
-    model = DecoderForCausalLM(config).double()
+    model = DecoderForCausalLM(config)
     tokens = torch.randint(config.vocab_size, (2, min(7, config.max_position_embeddings)))
     train_a_step(model, tokens)
-    decode(model, tokens)
+    decode(model, tokens, 1e-3)  # in single precision other kernels serve, and weights may be as large as any
+    decode(model.double(), tokens, 1e-9)
     return "works"
 
 
@@ -117,7 +118,7 @@ def train_a_step(model: DecoderForCausalLM, tokens: torch.Tensor) -> None:
 
 
 @torch.inference_mode()
-def decode(model: DecoderForCausalLM, tokens: torch.Tensor) -> None:
+def decode(model: DecoderForCausalLM, tokens: torch.Tensor, tolerance: float) -> None:
     """Hold decoding from the cache, after a prompt of one token, to the full forward pass."""
     whole = model.eval()(tokens).logits
     cache, parts = None, []
@@ -125,7 +126,8 @@ def decode(model: DecoderForCausalLM, tokens: torch.Tensor) -> None:
         output = model(tokens[:, position : position + 1], past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         parts.append(output.logits)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-7)
+    error = (torch.cat(parts, dim=1) - whole).abs().max() / whole.abs().max().clamp(min=1e-30)
+    assert error <= tolerance, f"decoding is {error:.1e} away from the whole, in {whole.dtype}"
 
 
 def try_many(count: int, seed: int) -> tuple[Counter, list]:

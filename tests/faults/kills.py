@@ -46,7 +46,7 @@ def kill_and_resume(root: Path, kills: int, writing: int, stops: int, seed: int,
     counts["seconds to stop"] = 0.0
     while counts["killed"] < kills or counts["while writing"] < writing or counts["stopped"] < stops:
         shutil.rmtree(root / "weights")
-        faults = 0
+        faults, kinds = 0, []
         while faults == 0 or chosen.random() < 1 / 3:
             missing = {"killed": max(0, kills - counts["killed"]), "stopped": max(0, stops - counts["stopped"])}
             kind = chosen.choices(list(missing), [max(1, number) for number in missing.values()])[0]
@@ -64,6 +64,7 @@ def kill_and_resume(root: Path, kills: int, writing: int, stops: int, seed: int,
             assert ended.code == -signal.SIGKILL if kind == "killed" else ended.code in (130, -signal.SIGTERM), ended
             faults += 1
             counts[kind] += 1
+            kinds.append(f"{kind} from step {last_step(folder)}")
             counts["while writing"] += kind == "killed" and bool(unfinished(folder) - before)
             if kind == "stopped":
                 counts["seconds to stop"] = max(counts["seconds to stop"], round(time.monotonic() - begun, 2))
@@ -71,10 +72,17 @@ def kill_and_resume(root: Path, kills: int, writing: int, stops: int, seed: int,
         assert ended.code == 0, ended.said
         counts["resumed"] += faults
         counts["runs"] += faults > 0
-        counts["differing"] += any((folder / name).read_bytes() != expected[name] for name in RESULT)
+        if differing := [name for name in RESULT if (folder / name).read_bytes() != expected[name]]:
+            counts["differing"] += 1
+            print(f"{', '.join(differing)} after {kinds}: {(folder / RESULT[1]).read_text()}", flush=True)
         if counts["runs"] % 10 == 0:
             progress(counts, flush=True)
     return counts
+
+
+def last_step(folder: Path) -> int:
+    """Return the step of a run's last checkpoint."""
+    return max(map(checkpoints.step_of, checkpoints.in_order(folder)), default=0)
 
 
 def unfinished(folder: Path) -> set[int]:
@@ -92,8 +100,7 @@ def wait_for_moment(
     if not wants_writing:
         time.sleep(chosen.uniform(0, duration))
         return
-    last = max(map(checkpoints.step_of, checkpoints.in_order(folder)), default=0)
-    seen = set(before)
+    last, seen = last_step(folder), set(before)
     skipped, deadline = chosen.randrange(max(1, (STEPS - last) // TRAINING["save_steps"])), time.monotonic() + duration
     while time.monotonic() < deadline:
         if new := unfinished(folder) - seen:

@@ -3,8 +3,8 @@
     python tests/faults/memory.py --steps 100000
 
 Memory is what the process itself holds (RssAnon, as Linux counts it), read from outside once a second. Logging
-(1,000 times), validation with its figures (200) and checkpoints (100) come more often than a day of training has them by
-default (100, 20 and 5 times).
+(1,000 times), validation with its figures (200) and checkpoints (100) come more often than in a day of training, which
+has them 100, 20 and 5 times by default.
 """
 
 import argparse

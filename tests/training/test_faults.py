@@ -168,24 +168,47 @@ def test_a_second_process_on_a_run_is_refused_and_a_dead_one_holds_nobody(prepar
     assert train() == 0
 
 
-def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch):
-    train(run="whole", save_steps=4)
-    asked, ask = [], StopInGoodOrder.on_prediction_step
+def stop_when(monkeypatch, moment, times):
+    """Send the signal to stop at a moment of the run, a number of times: each once in a process's life."""
+    asked, inner = [], getattr(StopInGoodOrder, moment)
 
     def stop(callback, args, state, control, **kwargs):
-        if state.global_step == 5 and not asked:
+        if state.global_step in times and not callback.asked and len(asked) < times[state.global_step]:
             asked.append(True)
             callback.ask(signal.SIGTERM, None)
-        return ask(callback, args, state, control, **kwargs)
+        return inner(callback, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopInGoodOrder, "on_prediction_step", stop)
-    assert train(run="stopped", save_steps=4) == 130
-    last = checkpoints.in_order(Path("weights/stopped/mla"))[-1]
-    assert last.name == "checkpoint-5", "saved although its validation was not finished"
-    assert train(run="stopped", save_steps=4, resume=True) == 0
+    monkeypatch.setattr(StopInGoodOrder, moment, stop)
+
+
+def equal_to_the_bit(*runs):
     for name in ("model.safetensors", "metrics.jsonl"):
-        whole, stopped = (Path(f"weights/{run}/mla/{name}").read_bytes() for run in ("whole", "stopped"))
-        assert whole == stopped
+        first, *others = (Path(f"weights/{run}/mla/{name}").read_bytes() for run in runs)
+        assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize(("step", "times"), [(5, 1), (5, 2), (10, 1), (10, 2)])
+def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch, step, times):
+    """In the middle of the run, at its end, and stopped once more while it is made up for."""
+    train(run="whole", save_steps=4)
+    stop_when(monkeypatch, "on_prediction_step", {step: times})
+    for life in range(times):
+        assert train(run="stopped", save_steps=4, resume=life > 0) == 130
+        last = checkpoints.in_order(Path("weights/stopped/mla"))[-1]
+        assert last.name == f"checkpoint-{step}", "saved although its validation was not finished"
+    assert train(run="stopped", save_steps=4, resume=True) == 0
+    equal_to_the_bit("whole", "stopped")
+
+
+@pytest.mark.parametrize("step", [0, 4, 7])
+def test_a_step_that_was_left_between_micro_batches_is_begun_anew(train, monkeypatch, step):
+    small = {"per_device_train_batch_size": 1, "save_steps": 4, "logging_steps": 3}
+    train(run="whole", **small)
+    stop_when(monkeypatch, "on_substep_end", {step: 1})
+    assert train(run="stopped", **small) == 130
+    assert checkpoints.in_order(Path("weights/stopped/mla"))[-1].name == f"checkpoint-{step}"
+    assert train(run="stopped", **small, resume=True) == 0
+    equal_to_the_bit("whole", "stopped")
 
 
 def test_checkpoints_are_pruned_but_for_the_last_and_the_best(tmp_path):

@@ -396,6 +396,13 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
         return 2
+    except OSError as error:
+        what, reason = (
+            error.filename or "a file",
+            (error.strerror or str(error) or type(error).__name__).splitlines()[0],
+        )
+        print(f"error: {what} cannot be read or written ({reason}); mend that; what was whole is kept", file=sys.stderr)
+        return 2
     except Stopped as stopped:
         print(stopped)
         return 130

@@ -63,7 +63,16 @@ def is_current(folder: Path, request: dict) -> bool:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
-    """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place."""
+    """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place.
+
+    Raises:
+        UserError: something else stands there, which replacing would delete.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise UserError(
+            f"{folder} is not what a command here made, and is kept; move it away, or choose another folder"
+        )
     manifest = {"request": request, "versions": library_versions()}
     with whole_folder(folder) as scratch:
         yield scratch, manifest
@@ -76,12 +85,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a scratch folder that takes the place of `folder` at the end; after an error all is as it was.
 
     What stood there before is replaced only once the new folder is complete.
+
+    Raises:
+        UserError: it cannot be written.
     """
     folder = Path(folder)
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
+        scratch.mkdir(parents=True)
         yield scratch
         replaced = folder.with_name(folder.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -89,6 +101,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             folder.rename(replaced)
         scratch.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        names = [str(name) for name in (error.filename, error.filename2) if name]
+        if names and not any(name.startswith(str(scratch)) for name in names):
+            raise  # it is something else that cannot be read
+        raise UserError(
+            f"{folder} could not be written ({error.strerror or error}); what stood there is kept: free space on the "
+            "disk, or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

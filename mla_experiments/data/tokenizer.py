@@ -50,7 +50,10 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
             f"({tokenizer.get_vocab_size()} entries); choose --vocab-size {tokenizer.get_vocab_size()} or less"
         )
     with new_folder(folder, request) as (scratch, manifest):
-        as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
+        try:
+            as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
+        except Exception as error:  # tokenizers raises bare exceptions
+            raise OSError(str(error)) from error
         manifest |= {
             "corpus": corpus["corpus"],
             "vocab_size": vocab_size,

@@ -5,9 +5,14 @@ RUN/checkpoint-N            whole when it was written
 RUN/set-aside/checkpoint-N  found broken; nothing here is read or deleted again
 """
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from ..errors import UserError
 from ..manifest import changed_files, file_hashes, flush, read_record, write_record
 
 SEAL, PARTIAL, ASIDE = "checksums.json", "partial", "set-aside"
@@ -39,6 +44,22 @@ def publish(folder: Path, run_folder: Path) -> None:
     folder.rename(place)
     flush(run_folder)
     folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Say what to do when a folder of a run cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        of_writing = isinstance(error, OSError | RuntimeError | SafetensorError)  # torch's and safetensors' among them
+        if not of_writing and type(error) is not Exception:  # which is what tokenizers raises
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{folder} could not be written ({reason}); the checkpoint before is whole: free space on the disk, "
+            "then go on with --resume"
+        ) from error
 
 
 def in_order(run_folder: Path) -> list[Path]:

@@ -227,8 +227,9 @@ class Run:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all take part where weights are sharded
         if not self.is_main_process:
             return
-        tokenizer.save_pretrained(self.folder)
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
+        with checkpoints.explained(self.folder):
+            tokenizer.save_pretrained(self.folder)
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
         speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
         self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
         draw(self.folder.parent)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
@@ -42,19 +41,16 @@ class StreamTrainer(Trainer):
         folder = run_folder / checkpoints.PARTIAL / name
         self._saving = True
         try:
-            super()._save_checkpoint(model, trial)
-            self._save_loss_since_log(folder)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                checkpoints.publish(folder, run_folder)
-                checkpoints.prune(run_folder, self._keep, self.validation_losses())
-        except (OSError, RuntimeError, SafetensorError) as error:
+            with checkpoints.explained(folder):
+                super()._save_checkpoint(model, trial)
+                self._save_loss_since_log(folder)
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    checkpoints.publish(folder, run_folder)
+                    checkpoints.prune(run_folder, self._keep, self.validation_losses())
+        except UserError:
             shutil.rmtree(folder, ignore_errors=True)
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{folder} could not be written ({reason}); the checkpoint before it is whole: "
-                "free space on the disk, then go on with --resume"
-            ) from error
+            raise
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()

@@ -129,8 +129,8 @@ class StopInGoodOrder(TrainerCallback):
     def ask(self, number, frame):
         """Remember the wish, and let the next signal end the process at once."""
         self.asked = True
+        self.restore()  # before anything is said: the next signal may follow at once
         print("\nStopping and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
-        self.restore()
 
     def restore(self):
         """Put the handlers back that were there before."""

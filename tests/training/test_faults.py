@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,67 @@ def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
     assert "Traceback" not in said and "--resume" in said
     (checkpoint,) = checkpoints.in_order(tmp_path / "weights/mla")
     assert checkpoints.is_whole(checkpoint)
+
+
+def slowed(code, **flags):
+    """Return a command in which something takes very long, and which says so when it begins."""
+    script = (
+        "import sys, time\n"
+        "def slow(*_, **__):\n"
+        "    print('slow now', flush=True)\n"
+        "    time.sleep(60)\n"
+        f"{code}\n"
+        "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", script, *command(**flags)[3:]]
+
+
+def started(argv, folder):
+    return subprocess.Popen(
+        argv, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(process, text):
+    said = ""
+    while text not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+
+
+def test_a_second_ctrl_c_ends_at_once(prepared, tmp_path):
+    code = "import transformers; transformers.Trainer._save_checkpoint = slow"
+    with started(slowed(code, save_steps=4), tmp_path) as process:
+        wait_for(process, "slow now")
+        process.send_signal(signal.SIGINT)
+        wait_for(process, "press Ctrl-C again")
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 20  # saving alone takes a minute
+    assert process.returncode == 130 and "Stopped at once" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_does_not_wait_for_the_end_of_a_long_validation(prepared, tmp_path, number):
+    code = (
+        "from mla_experiments.modeling import DecoderForCausalLM as Model\n"
+        "inner = Model.forward\n"
+        "def forward(self, *args, **kwargs):\n"
+        "    if not self.training: print('slow now', flush=True); time.sleep(1)\n"
+        "    return inner(self, *args, **kwargs)\n"
+        "Model.forward = forward"
+    )
+    argv = slowed(code, validation_tokens=10_000, per_device_eval_batch_size=1)
+    with started(argv, tmp_path) as process:
+        wait_for(process, "slow now")
+        process.send_signal(number)
+        begun = time.monotonic()
+        said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 30  # the validation alone takes a minute
+    assert process.returncode == 130 and "checkpoint-5 is saved" in said, said
+    assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-5")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path):

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
-from .errors import UserError
+from filelock import FileLock, Timeout
+
+from .errors import InUse, UserError
 
 MANIFEST = "manifest.json"
 CHECKSUM = "sha256"  # of a record's other fields
@@ -111,6 +113,36 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, patience: float = -1) -> Iterator[None]:
+    """Keep other processes, which ask for it too, from `folder`; the lock of a process that died holds nobody.
+
+    Args:
+        folder: to be there or not; the lock stands beside it.
+        patience: seconds to wait for the process that has it; -1 waits for ever.
+
+    Raises:
+        InUse: it still has it.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if patience == 0:
+                raise
+            print(f"Waiting for another process that works in {folder}.", flush=True)
+            lock.acquire(timeout=patience)
+    except Timeout:
+        raise InUse(f"{folder} is in use by another process; wait until that ends") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, content: dict | list) -> None:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..manifest import MANIFEST, file_hash, is_current, new_folder, read_manifest, read_whole
 from ..run_files import check_files
 from .corpora import MADE_BY as CORPUS_MADE_BY
@@ -103,7 +103,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the tokenizer in {folder} cannot be read ({reason[:160]}); make it or copy it again"
+            f"the tokenizer in {folder} cannot be read ({reason_of(error)}); make it or copy it again"
         ) from None
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the token that stands before the first of a text: in our tokenizers the end of the document before.
+
+    Raises:
+        UserError: the tokenizer, of a model trained elsewhere, has none.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise UserError("the tokenizer has neither bos_token nor eos_token, so nothing to begin a text with; give it one")

@@ -9,7 +9,7 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     """Return softmax(scale · query keyᵀ + mask) value, `[B, H, T, Dv]`; arguments are those of `sdpa.attend`."""
-    if key.shape[1] == 1 and not torch.compiler.is_compiling() and _pays_in_c(query, key, value, mask):
+    if not torch.compiler.is_compiling() and key.shape[1] == 1 and _pays_in_c(query, key, value, mask):
         return shared_keys.attend(query, key.squeeze(1), value.squeeze(1), mask, scale)
     return sdpa.attend(query, key, value, mask, scale)
 

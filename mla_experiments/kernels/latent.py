@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from ..errors import UserError
+from . import latent_torch
 
 # the fastest first; the last one serves every device, dtype, shape and mask, and has gradients
 BACKENDS = {
@@ -49,12 +50,12 @@ def attend_latents(
         if reason:
             raise UserError(f"backend={_forced} cannot serve this attention: {reason}; choose another or none.")
         return backend.attend_latents(query, latents, value_width, mask, scale)
-    # what is traced, or has gradients, is PyTorch's own
-    plain = torch.compiler.is_compiling() or (torch.is_grad_enabled() and query.requires_grad)
-    for backend in () if plain else usable():
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and query.requires_grad):
+        return latent_torch.attend_latents(query, latents, value_width, mask, scale)
+    for backend in usable():
         if backend.pays(query) and backend.why_not(query, latents, value_width, mask) is None:
             return backend.attend_latents(query, latents, value_width, mask, scale)
-    return load("torch").attend_latents(query, latents, value_width, mask, scale)
+    return latent_torch.attend_latents(query, latents, value_width, mask, scale)
 
 
 def load(name: str) -> ModuleType:

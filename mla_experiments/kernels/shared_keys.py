@@ -36,9 +36,9 @@ def why_not_here() -> str | None:
 
 def why_not(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str | None:
     """Return what it cannot serve, or serves more slowly than PyTorch; arguments as in `attend`."""
-    if {part.device.type for part in (query, key, value)} != {"cpu"}:
+    if not (query.is_cpu and key.is_cpu and value.is_cpu):
         return "it runs on CPUs"
-    if {part.dtype for part in (query, key, value)} != {torch.float32}:
+    if not (query.dtype == key.dtype == value.dtype == torch.float32):
         return f"it knows f32, not {query.dtype}"
     if torch.is_grad_enabled() and query.requires_grad:
         return "it has no backward pass"

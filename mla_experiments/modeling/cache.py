@@ -25,7 +25,8 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append T new tokens and return all S + T as `[B, G, S + T, ...]`."""
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+        recorded = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
+        if recorded or torch.compiler.is_compiling():
             return super().update(key_states, value_states)  # autograd keeps what it saw: nothing may be written into
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

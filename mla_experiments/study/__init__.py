@@ -2,6 +2,6 @@
 
 from .description import Study, read_study
 from .plan import study_plan
-from .runner import run_study
+from .runner import run_study, shard_of
 
-__all__ = ["Study", "read_study", "run_study", "study_plan"]
+__all__ = ["Study", "read_study", "run_study", "shard_of", "study_plan"]

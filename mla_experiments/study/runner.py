@@ -1,240 +1,95 @@
-"""Run what a study still lacks. Runs are found by the hash of what determines them, so that studies share them.
+"""Run what a study still lacks.
 
     ROOT/data/NAME/        corpus, tokenizer and tokens of a study's data settings
     ROOT/runs/NAME-HASH/   one training run each, with its scores document by document
     ROOT/STUDY/study.json  which runs belong to the study, and what was measured beside them
+    ROOT/STUDY/logs/       what runs say that are trained in processes of their own
 
-The first seed tries every learning rate; the others take the one that validates best.
+Any number of processes may work on a study at once, on any machines that see ROOT: locks keep them apart.
 """
 
-import hashlib
-import json
-import re
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from ..benchmark.decode import decode_step
-from ..benchmark.measure import interleaved, machine, spread
-from ..benchmark.training import training_step
-from ..data import load_corpus, load_tokenizer, load_tokens, prepare_corpus, prepare_tokenizer, prepare_tokens
+from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
 from ..errors import Stopped, UserError
-from ..evaluation.generation import continuation
-from ..evaluation.perplexity import score_documents
-from ..evaluation.results import HELD_OUT
-from ..evaluation.scores import read_scores, write_scores
-from ..manifest import read_manifest, read_record, write_record
-from ..modeling import DecoderForCausalLM, load_model
-from ..training.run import Run
+from ..manifest import locked
 from .description import Study
-from .matching import Matched, config_of, match, run_arguments
-
-STUDY = "study.json"
-DECODE_CONTEXTS = (1024, 8192)
-PROMPT = "The history of"
+from .executors import ATTEMPTS, executor_of
+from .record import record
+from .share import Share
+from .trials import Trials
+from .work import Ended, do_apart, log_of
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a study: a variant with a seed and a learning rate."""
+class Outcome:
+    """What running a study came to.
 
-    matched: Matched
-    seed: int
-    rate: float
-    run: Run
+    Attributes:
+        folder: of the study.
+        failures: a sentence for each run that failed.
+        left: a sentence on what is left to other processes; empty where nothing is.
+    """
 
-    @property
-    def name(self) -> str:
-        """What the progress says."""
-        return f"{self.matched.variant.name}, learning rate {self.rate:g}, seed {self.seed}"
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it is trained and scored."""
-        return self.run.is_finished and read_scores(self.run.folder) is not None
+    folder: Path
+    failures: list[str]
+    left: str
 
 
-def run_study(study: Study, root: Path) -> tuple[Path, list[str]]:
+def run_study(
+    study: Study, root: Path, executor: str = "serial", address: str | None = None, shard: tuple[int, int] = (1, 1)
+) -> Outcome:
     """Run what is missing and write `study.json`.
 
     Args:
         study: what to compare.
         root: folder of all studies.
-
-    Returns:
-        The study's folder, and a sentence for each run that failed.
+        executor: where runs take place: serial, local:N or ray.
+        address: of a Ray cluster.
+        shard: (i, n): only every n-th run, from the i-th, from 1.
 
     Raises:
-        UserError: data or a match that cannot be had.
+        UserError: data or a match that cannot be had, or an executor that there is not.
         Stopped: the user asked to stop; the same command goes on.
     """
-    data = prepare_data(study, root / "data")
-    tokens, manifest = load_tokens(data / "tokens", data / "tokenizer")
-    variants = match(study, manifest["vocab_size"])
-    texts = {split: list(load_corpus(data / "corpus")[split]["text"]) for split in HELD_OUT}
-    folder, failures, spent = root / study.name, [], []
-    folder.mkdir(parents=True, exist_ok=True)
-    total = sum(len(study.rates[m.variant.attention]) + len(study.seeds) - 1 for m in variants)
-    done = 0
-    for trial in trials(study, variants, root, data, manifest):
-        done += 1
-        if trial.is_done:
-            continue
-        left = f", about {(total - done + 1) * sum(spent) / len(spent) / 60:.0f} min left" if spent else ""
-        print(f"[{done}/{total}] {trial.name}{left}", flush=True)
-        begun = time.monotonic()
-        try:
-            train_and_score(trial, tokens, data, texts)
-            spent.append(time.monotonic() - begun)
-        except Stopped as stopped:
-            raise Stopped(f"{str(stopped).split(';')[0]}. The same command goes on.") from None
-        except (UserError, RuntimeError, OSError, ValueError) as error:
-            failures.append(f"{trial.name}: {str(error).splitlines()[0]}")
-            print(f"failed: {failures[-1]}")
-        record(study, variants, root, data, manifest, folder)
-    record(study, variants, root, data, manifest, folder, beside=True)
-    return folder, failures
-
-
-def prepare_data(study: Study, folder: Path) -> Path:
-    """Prepare a study's data, where no study has done so; return its folder."""
-    given = study.data
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(given["corpus"]).stem).strip("-")
-    length = study.settings["sequence_length"]
-    data = folder / f"{slug}-{given['vocab_size']}-{length}-{given['shuffle_seed']}"
-    prepare_corpus(data / "corpus", given["corpus"], given["text_column"])
-    prepare_tokenizer(data / "tokenizer", data / "corpus", given["vocab_size"])
-    prepare_tokens(data / "tokens", data / "corpus", data / "tokenizer", length, given["shuffle_seed"])
-    return data
-
-
-def trials(study: Study, variants: list[Matched], root: Path, data: Path, manifest: dict) -> Iterator[Trial]:
-    """Yield the runs of a study: rates first, and then the other seeds at the rate that came out best."""
-    first, *others = study.seeds
-    for matched in variants:
-        for rate in study.rates[matched.variant.attention]:
-            yield trial_of(study, matched, first, rate, root, data, manifest)
-    for matched in variants:
-        rate = best_rate(study, matched, root, data, manifest)
-        for seed in others if rate is not None else ():
-            yield trial_of(study, matched, seed, rate, root, data, manifest)
-
-
-def trial_of(study: Study, matched: Matched, seed: int, rate: float, root: Path, data: Path, manifest: dict) -> Trial:
-    """Return a run in the folder that its settings determine."""
-    _, flags = study.arguments(matched.variant)
-    flags = flags | {"seed": seed, "learning_rate": rate}
-    arguments = run_arguments(
-        study, matched.variant, matched.options, matched.intermediate_size, data_dir=str(data), resume=True
-    )
-    attention = matched.variant.attention
-    identity = Run(root, attention, arguments, flags, manifest).identity
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    folder = root / "runs" / f"{attention}-{digest}"
-    return Trial(matched, seed, rate, Run(folder, attention, arguments, flags, manifest))
-
-
-def best_rate(study: Study, matched: Matched, root: Path, data: Path, manifest: dict) -> float | None:
-    """Return the learning rate that validates best with the first seed; None where no run has come to its end."""
-    losses = {}
-    for rate in study.rates[matched.variant.attention]:
-        trial = trial_of(study, matched, study.seeds[0], rate, root, data, manifest)
-        if trial.is_done:
-            losses[rate] = read_scores(trial.run.folder)["validation"].nats.sum()
-    return min(losses, key=losses.__getitem__, default=None)
-
-
-def train_and_score(trial: Trial, tokens, data: Path, texts: dict[str, list[str]]) -> None:
-    """Train a run if it is not, and score every held-out document alone."""
-    tokenizer = load_tokenizer(data / "tokenizer")
-    if not trial.run.is_finished:
-        trial.run.train(tokens, tokenizer, lambda _: None)
-    model = load_model(trial.run.folder)
-    model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    scored = {
-        split: (documents, score_documents(model, tokenizer, documents, description=f"scoring {split}"))
-        for split, documents in texts.items()
-    }
-    write_scores(trial.run.folder, scored)
-
-
-def record(
-    study: Study, variants: list[Matched], root: Path, data: Path, manifest: dict, folder: Path, beside: bool = False
-) -> None:
-    """Write `study.json`: what is stated, matched and done, and at the end what is measured beside the runs."""
-    all_trials = list(trials(study, variants, root, data, manifest))
-    path = folder / STUDY
+    trials = Trials(study, root)
+    share = Share(trials, shard)
     try:
-        old = read_record(path)
-    except (OSError, ValueError):
-        old = {}
-    corpus = read_manifest(data / "corpus", "")
-    names = [matched.variant.name for matched in variants]
-    content = {
-        "name": study.name,
-        "stated": json.loads(json.dumps(asdict(study), default=str)),
-        "corpus": corpus["corpus"],
-        "corpus_hash": corpus["hash"],
-        "tokenizer_hash": manifest["tokenizer_hash"],
-        "machine": machine(),
-        "variants": [asdict(matched) | {"name": matched.variant.name} for matched in variants],
-        "runs": [
-            {
-                "variant": trial.matched.variant.name, "seed": trial.seed, "learning_rate": trial.rate,
-                "folder": str(trial.run.folder.relative_to(root)), "done": trial.is_done,
-            }
-            for trial in all_trials
-        ],
-        "complete": all(trial.is_done for trial in all_trials)
-        and len(all_trials) == sum(len(study.rates[m.variant.attention]) + len(study.seeds) - 1 for m in variants),
-        "decode": old.get("decode", {}),
-        "training": old.get("training", {}),
-        "samples": old.get("samples", {}),
-    }  # fmt: skip
-    if beside:
-        if set(content["decode"]) != set(names):
-            content["decode"] = decode_speeds(study, variants, manifest["vocab_size"])
-            content["training"] = training_speeds(study, variants, manifest["vocab_size"])
-        for matched in variants:
-            rate = best_rate(study, matched, root, data, manifest)
-            if rate is not None:
-                first = trial_of(study, matched, study.seeds[0], rate, root, data, manifest)
-                model, tokenizer = load_model(first.run.folder), load_tokenizer(data / "tokenizer")
-                content["samples"][matched.variant.name] = continuation(
-                    model, tokenizer, PROMPT, min(48, model.config.max_position_embeddings // 2)
-                )
-    write_record(path, content)
+        with executor_of(executor, address, share.do, partial(do_apart, trials)) as pool:
+            prepare_data(study, trials.data)
+            share.begin(pool.width)
+            record(trials, share.failures)
+            pool.submit(share.ready())
+            for task, ended in pool:
+                lost = Ended(failure=f"its process was lost {ATTEMPTS} times; see {log_of(trials, task)}")
+                share.end(task, ended or lost)
+                record(trials, share.failures)
+                pool.submit(share.ready())
+            left = share.left()
+            record(trials, share.failures, beside=not left)
+    except Stopped as stopped:
+        raise Stopped(f"{str(stopped).split(';')[0]}. The same command goes on.") from None
+    return Outcome(root / study.name, share.sentences, left)
 
 
-def training_speeds(study: Study, variants: list[Matched], vocab_size: int) -> dict[str, float]:
-    """Return tokens per second of a training step, by variant, taking turns: runs may have shared the machine."""
-    steps, tokens = {}, {}
-    for matched in variants:
-        own, flags = study.arguments(matched.variant)
-        shape = own["sequence_length"], min(own["batch_size"], flags["per_device_train_batch_size"])
-        config = config_of(study, matched.variant, matched.options, vocab_size, matched.intermediate_size)
-        steps[matched.variant.name] = training_step(DecoderForCausalLM(config), *shape)
-        tokens[matched.variant.name] = shape[0] * shape[1]
-    seconds = interleaved(steps, rounds=9)
-    return {name: 1e3 * tokens[name] / spread(times)["ms"] for name, times in seconds.items()}
+def prepare_data(study: Study, data: Path) -> None:
+    """Prepare a study's data where no study has done so, one process at a time."""
+    given, length = study.data, study.row_length
+    with locked(data):
+        prepare_corpus(data / "corpus", given["corpus"], given["text_column"])
+        prepare_tokenizer(data / "tokenizer", data / "corpus", given["vocab_size"])
+        prepare_tokens(data / "tokens", data / "corpus", data / "tokenizer", length, given["shuffle_seed"])
 
 
-def decode_speeds(study: Study, variants: list[Matched], vocab_size: int) -> dict[str, dict[str, float]]:
-    """Return tokens per second of decoding at batch 1, by variant and context, taking turns; RoPE only.
+def shard_of(text: str) -> tuple[int, int]:
+    """Return (i, n) for "i/n".
 
-    Weights are random: speed does not depend on them, and a trained context need not be so long.
+    Raises:
+        UserError: it is not, or i is not from 1 to n.
     """
-    speeds: dict[str, dict[str, float]] = {matched.variant.name: {} for matched in variants}
-    for context in DECODE_CONTEXTS:
-        steps = {}
-        for matched in variants:
-            config = config_of(study, matched.variant, matched.options, vocab_size, matched.intermediate_size)
-            if config.positions == "rope":
-                config.max_position_embeddings = context + 8
-                steps[matched.variant.name] = decode_step(DecoderForCausalLM(config), 1, context)[0]
-        for name, seconds in interleaved(steps, rounds=9).items():
-            speeds[name][str(context)] = 1e3 / spread(seconds)["ms"]
-    return speeds
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise UserError(f"shard={text} is none; give i/n with i from 1 to n, such as 1/8")
+    return int(number), int(of)

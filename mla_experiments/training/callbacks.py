@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ class Progress(TrainerCallback):
             desc=self.name,
             total=state.max_steps * self.tokens_per_step,
             initial=state.global_step * self.tokens_per_step,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # logs are read later
             unit=" tokens",
             unit_scale=True,
             disable=not state.is_world_process_zero,
@@ -127,16 +129,20 @@ class StopInGoodOrder(TrainerCallback):
                 return
 
     def ask(self, number, frame):
-        """Remember the wish, and let the next signal end the process at once."""
-        self.asked = True
-        self.restore()  # before anything is said: the next signal may follow at once
-        print("\nStopping and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
+        """Remember the wish, and let the next Ctrl-C end the process at once.
 
-    def restore(self):
+        SIGTERM often comes twice: from the system to all processes, and from one of them to its children.
+        """
+        first, self.asked = not self.asked, True
+        self.restore([signal.SIGINT])  # before anything is said: the next signal may follow at once
+        if first:
+            print("\nStopping and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
+
+    def restore(self, numbers=(signal.SIGINT, signal.SIGTERM)):
         """Put the handlers back that were there before."""
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
+        for number in numbers:
+            if number in self.previous:
+                signal.signal(number, self.previous.pop(number))
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save and stop if any process was asked to."""
@@ -156,7 +162,3 @@ class StopInGoodOrder(TrainerCallback):
         """Leave a validation, which may take long; several processes finish it, for they could not agree on where."""
         if self.asked and args.world_size == 1:
             raise StopAskedFor
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Listen no more."""
-        self.restore()

@@ -13,13 +13,12 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..data import load_tokenizer, load_tokens
-from ..errors import Stopped, UserError
-from ..manifest import file_hash, flush, library_versions, write_record
+from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
+from ..errors import InUse, Stopped, UserError
+from ..manifest import file_hash, flush, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, read_run
@@ -27,6 +26,7 @@ from . import checkpoints
 from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, StopInGoodOrder
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
+from .streaming import StreamedSequences, check_streaming
 from .trainer import StreamTrainer
 
 DETERMINING = (
@@ -37,6 +37,8 @@ DETERMINING = (
 
 def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
     """Train every mechanism asked for, one after another, and return their folders.
+
+    A streamed corpus is read anew, from its start, for each.
 
     Args:
         arguments: complete, the preset's values filled in.
@@ -52,6 +54,7 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
             raise UserError(f"attention={name} is unknown; choose among {', '.join(ATTENTION)}")
     data_dir, root = Path(arguments.data_dir), Path(arguments.weights_dir) / arguments.run
     tokens, manifest = load_tokens(data_dir / "tokens", data_dir / "tokenizer")
+    check_streaming(arguments.streaming, manifest, trainer_flags)
     runs = [Run(root / name, name, arguments, trainer_flags, manifest) for name in dict.fromkeys(arguments.attention)]
     if arguments.resume and not any(run.folder.exists() for run in runs):
         raise UserError(f"--resume finds nothing to resume under {root}; leave it out to train anew")
@@ -62,6 +65,9 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
         for run in todo:
             if run.is_main_process:
                 run.check_folder(arguments.overwrite, arguments.resume)
+        if arguments.streaming and todo:
+            stream = held.enter_context(contextlib.closing(open_stream(data_dir / "tokens", manifest["stream"])))
+            tokens = {**tokens, "train": stream}
         for run in runs:
             if run in todo:
                 run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
@@ -104,6 +110,7 @@ class Run:
             raise UserError(
                 "fsdp needs GPUs: on CPUs accelerate would shard nothing and train whole copies; leave --fsdp out"
             )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU; more are for torchrun, or for other runs
         at_once = arguments.train_batch_size * arguments.world_size
         arguments.gradient_accumulation_steps = accumulation or max(1, run.batch_size // at_once)
         if at_once * arguments.gradient_accumulation_steps != run.batch_size:
@@ -140,27 +147,24 @@ class Run:
         return read_run(self.folder)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0) -> Iterator[None]:
         """Keep other processes from this run; the lock of a process that died holds nobody.
 
+        Args:
+            patience: seconds to wait for another process that trains it.
+
         Raises:
-            UserError: another process trains it.
+            InUse: another process trains it.
         """
-        if not self.is_main_process:  # that one holds it for all
+        with contextlib.ExitStack() as held:
+            if self.is_main_process:  # that one holds it for all
+                try:
+                    held.enter_context(locked(self.folder, patience))
+                except InUse:
+                    raise InUse(
+                        f"{self.folder} is being trained by another process; wait until it ends, or choose --run NAME"
+                    ) from None
             yield
-            return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.parent / f".{self.folder.name}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"{self.folder} is being trained by another process; wait until it ends, or choose --run NAME"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     @property
     def is_finished(self) -> bool:
@@ -203,9 +207,11 @@ class Run:
             checkpoint = self._checkpoint() if self.arguments.resume else None
             self.record(status="running")
         (checkpoint,) = broadcast_object_list([checkpoint])
-        trainer, clock, progress = self._trainer(tokens, tokenizer, draw)
+        trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
+            if isinstance(trainer.train_dataset, StreamedSequences):
+                trainer.train_dataset.restore(checkpoint)
             trainer.args.eval_on_start = lacks_validation(checkpoint)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -217,6 +223,7 @@ class Run:
         except StopAskedFor:
             pass
         finally:
+            stop.restore()
             progress.close()
         step = trainer.state.global_step
         if step < self.trainer_arguments.max_steps or trainer.left_validation:
@@ -237,7 +244,7 @@ class Run:
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, and say what is new since it was written."""
         before, now = self.recorded.get("versions", {}), library_versions()
-        if changed := differences(before, now):
+        if before and (changed := differences(before, now)):
             print(f"{self.folder} was begun with other versions: {', '.join(changed)}; its last digits may differ.")
         return checkpoints.last_whole(self.folder)
 
@@ -253,25 +260,31 @@ class Run:
         model = DecoderForCausalLM(self.config)
         validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
         most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
-        num_sequences = arguments.max_steps * self.arguments.batch_size
-        rows = PackedRows(tokens["train"], self.arguments.sequence_length)
-        clock, progress = Clock(), Progress(self.attention, self.tokens_per_step)
+        clock, progress, stop = Clock(), Progress(self.attention, self.tokens_per_step), StopInGoodOrder()
         trainer = StreamTrainer(
             model=model,
             args=arguments,
-            train_dataset=TrainingStream(rows, num_sequences, arguments.seed),
+            train_dataset=self._sequences(tokens["train"], tokenizer),
             eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
             processing_class=tokenizer,
             callbacks=[
                 Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
                 progress,
                 clock,
-                StopInGoodOrder(),
+                stop,
             ],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        return trainer, clock, progress
+        return trainer, clock, stop, progress
+
+    def _sequences(self, documents, tokenizer) -> TrainingStream | StreamedSequences:
+        """Return the sequences to train on, of packed rows or of a stream of documents."""
+        length, batch_size = self.arguments.sequence_length, self.arguments.batch_size
+        num_sequences = self.trainer_arguments.max_steps * batch_size
+        if isinstance(documents, DocumentStream):
+            return StreamedSequences(documents, tokenizer, length, num_sequences, batch_size)
+        return TrainingStream(PackedRows(documents, length), num_sequences, self.trainer_arguments.seed)
 
     def record(self, **facts) -> None:
         """Write `run.json`."""

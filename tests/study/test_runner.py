@@ -1,6 +1,7 @@
 """A study runs what is missing, shares runs, survives failures and interruptions, and reports what it found."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import synthetic_articles
 from mla_experiments.cli import main
 from mla_experiments.errors import Stopped
 from mla_experiments.evaluation.scores import read_scores
-from mla_experiments.study import runner
+from mla_experiments.training.run import Run
 
 TINY = {
     "vocab_size": 300, "preset": "demo", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1,
@@ -35,8 +36,8 @@ def state(tmp_path, monkeypatch):
 
 def trained(monkeypatch):
     """Count the trainings from now on."""
-    begun, train = [], runner.Run.train
-    monkeypatch.setattr(runner.Run, "train", lambda run, *rest: (begun.append(run.folder.name), train(run, *rest)))
+    begun, train = [], Run.train
+    monkeypatch.setattr(Run, "train", lambda run, *rest: (begun.append(run.folder.name), train(run, *rest)))
     return begun
 
 
@@ -49,6 +50,9 @@ def test_a_study_tries_rates_then_seeds_does_only_what_is_missing_and_shares_run
     path = state("first", learning_rate=[1e-3, 1e-2], seeds=[0, 1])
     assert main(["study", path]) == 0
     assert len(begun) == len(set(begun)) == 2 * (2 + 1)
+    said = capsys.readouterr()
+    assert "[6/6] mla, learning rate" in said.out and "other versions" not in said.out
+    assert "Writing model shards" not in said.err
     first = content(tmp_path, "first")
     assert first["complete"] and len(first["runs"]) == 6
     for name in ("mha", "mla"):
@@ -71,34 +75,34 @@ def test_a_study_tries_rates_then_seeds_does_only_what_is_missing_and_shares_run
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(state, tmp_path, monkeypatch, capsys):
-    train = runner.Run.train
+    train = Run.train
 
     def broken(run, *rest):
         if run.attention == "mha":
             raise RuntimeError("no room\nat all")
         return train(run, *rest)
 
-    monkeypatch.setattr(runner.Run, "train", broken)
+    monkeypatch.setattr(Run, "train", broken)
     assert main(["study", state("broken")]) == 1
     assert "mha, learning rate 0.003, seed 0: no room" in capsys.readouterr().err
     assert [run["done"] for run in content(tmp_path, "broken")["runs"]] == [False, True]
-    monkeypatch.setattr(runner.Run, "train", train)
+    monkeypatch.setattr(Run, "train", train)
     assert main(["study", state("broken")]) == 0
     assert content(tmp_path, "broken")["complete"]
 
 
 def test_a_stopped_study_goes_on_with_the_same_command(state, tmp_path, monkeypatch, capsys):
-    train = runner.Run.train
+    train = Run.train
 
     def stopping(run, *rest):
         if run.attention == "mla":
             raise Stopped("Stopped at step 2 of 5; x is saved. Go on with --resume.")
         return train(run, *rest)
 
-    monkeypatch.setattr(runner.Run, "train", stopping)
+    monkeypatch.setattr(Run, "train", stopping)
     assert main(["study", state("stopped")]) == 130
     assert "The same command goes on" in capsys.readouterr().out
-    monkeypatch.setattr(runner.Run, "train", train)
+    monkeypatch.setattr(Run, "train", train)
     assert main(["study", state("stopped")]) == 0
     assert content(tmp_path, "stopped")["complete"]
 
@@ -108,6 +112,6 @@ def test_the_same_seed_gives_the_same_weights_in_every_study(state, tmp_path):
 
     assert main(["study", state("one"), "--studies_dir", "a"]) == 0
     assert main(["study", state("two"), "--studies_dir", "b"]) == 0
-    for path in (tmp_path / "a" / "runs").iterdir():
+    for path in filter(Path.is_dir, (tmp_path / "a" / "runs").iterdir()):
         one, two = (load_file(tmp_path / root / "runs" / path.name / "model.safetensors") for root in "ab")
         assert all(torch.equal(one[name], two[name]) for name in one)

@@ -42,6 +42,10 @@ def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
     while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
         pass
     process.send_signal(number)
+    if number == signal.SIGTERM:  # as where it comes from the system and from a parent process
+        while "Stopping" not in process.stdout.readline():
+            pass
+        process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said and "--resume" in said
@@ -205,7 +209,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(train, tmp_
 
     calls: list[bool] = []
     monkeypatch.setattr(DecoderForCausalLM, "forward", broken)
+    listening = signal.getsignal(signal.SIGTERM)
     assert train(save_steps=4) == 2
+    assert signal.getsignal(signal.SIGTERM) == listening
     said = capsys.readouterr().err
     assert "error: loss is nan at step 7" in said and "the last good checkpoint is weights/mla/checkpoint-4" in said
     batch = load_file(tmp_path / "weights/mla/not-finite-at-step-7-process-0.safetensors")

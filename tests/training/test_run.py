@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from mla_experiments.manifest import write_record
 from mla_experiments.modeling import load_model
@@ -61,6 +61,11 @@ def test_micro_batches_change_the_result_by_rounding_only(train):
     first, second = weights(root="weights/whole"), weights(root="weights/parts")
     for name in first:
         torch.testing.assert_close(second[name], first[name], atol=2e-4, rtol=0)
+
+
+def test_a_process_trains_on_one_gpu_however_many_there_are(train, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 1 if vars(self)["_n_gpu"] == 1 else 8))
+    assert train() == 0, "a batch of 4 is none for 8 GPUs"
 
 
 def test_a_resumed_run_ends_with_the_bits_of_one_never_stopped(train):

@@ -34,6 +34,7 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, dim: int, rope_parameters: dict | None = None):
         super().__init__()
         self.dim, self.rope_parameters = dim, rope_parameters or DEFAULT_ROPE
+        check_rope(self.rope_parameters)
         frequencies, self.attention_factor = self.frequencies()
         self.inv_freq = nn.Buffer(frequencies, persistent=False)  # [dim / 2]
 

@@ -1,0 +1,120 @@
+"""`ROOT/STUDY/study.json`: what is stated, matched, done and failed, and what is measured beside the runs."""
+
+import json
+from dataclasses import asdict
+
+from ..benchmark.decode import decode_step
+from ..benchmark.measure import interleaved, machine, spread
+from ..benchmark.training import training_step
+from ..data import load_tokenizer
+from ..evaluation.generation import continuation
+from ..manifest import locked, read_manifest, read_record, write_record
+from ..modeling import DecoderConfig, DecoderForCausalLM, load_model
+from .matching import Matched, config_of
+from .trials import Trials
+from .work import device
+
+STUDY = "study.json"
+DECODE_CONTEXTS = (1024, 8192)
+PROMPT = "The history of"
+
+
+def record(trials: Trials, failures: dict[str, str], beside: bool = False) -> None:
+    """Write `study.json`, one process at a time, and take over what others wrote there.
+
+    Args:
+        trials: of the study; they learn which runs failed in other processes.
+        failures: of the runs that this process has at hand, by folder; empty where it did not fail, or not yet.
+        beside: measure too what is not measured yet.
+    """
+    folder = trials.root / trials.study.name
+    with locked(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            old = read_record(folder / STUDY)
+        except (OSError, ValueError):
+            old = {}
+        trials.failed = {name: why for name, why in (old.get("failed", {}) | failures).items() if why}
+        measured = {name: old.get(name, {}) for name in ("machine", "decode", "training", "samples")}
+        if beside:
+            measured |= measure(trials, measured)
+        measured["machine"] = measured["machine"] or machine()
+        write_record(folder / STUDY, content(trials) | measured)
+
+
+def content(trials: Trials) -> dict:
+    """Return what is stated, matched, done and failed."""
+    corpus = read_manifest(trials.data / "corpus", "")
+    tasks = trials.tasks()
+    runs = [trials.trial(task) for task in trials.decided(tasks).values()]
+    rows = [
+        {
+            "variant": trial.matched.variant.name, "seed": trial.seed, "learning_rate": trial.rate,
+            "folder": str(trial.run.folder.relative_to(trials.root)), "done": trial.is_done,
+        }
+        for trial in runs
+    ]  # fmt: skip
+    return {
+        "name": trials.study.name,
+        "stated": json.loads(json.dumps(asdict(trials.study), default=str)),
+        "corpus": corpus["corpus"],
+        "corpus_hash": corpus["hash"],
+        "tokenizer_hash": trials.manifest["tokenizer_hash"],
+        "variants": [asdict(matched) | {"name": matched.variant.name} for matched in trials.variants],
+        "runs": rows,
+        "failed": trials.failed,
+        "complete": len(rows) == len(tasks) and all(row["done"] for row in rows),
+    }
+
+
+def measure(trials: Trials, known: dict) -> dict:
+    """Return the speeds of all variants, unless they are known, and what a model of each says."""
+    speeds, samples = {}, {}
+    if set(known["decode"]) != {matched.variant.name for matched in trials.variants}:
+        speeds = {"machine": machine(), "decode": decode_speeds(trials), "training": training_speeds(trials)}
+    for number, matched in enumerate(trials.variants):
+        rate = trials.best_rate(number)
+        for trial in trials.of_rates(number):
+            if trial.rate == rate and trial.is_done:
+                model, tokenizer = load_model(trial.run.folder), load_tokenizer(trials.data / "tokenizer")
+                length = min(48, model.config.max_position_embeddings // 2)
+                samples[matched.variant.name] = continuation(model, tokenizer, PROMPT, length)
+    return speeds | {"samples": known["samples"] | samples}
+
+
+def training_speeds(trials: Trials) -> dict[str, float]:
+    """Return tokens per second of a training step, by variant, taking turns: runs may have shared the machine."""
+    steps, tokens = {}, {}
+    for matched in trials.variants:
+        own, flags = trials.study.arguments(matched.variant)
+        shape = own["sequence_length"], min(own["batch_size"], flags["per_device_train_batch_size"])
+        steps[matched.variant.name] = training_step(
+            DecoderForCausalLM(config_for(trials, matched)).to(device()), *shape
+        )
+        tokens[matched.variant.name] = shape[0] * shape[1]
+    seconds = interleaved(steps, rounds=9)
+    return {name: 1e3 * tokens[name] / spread(times)["ms"] for name, times in seconds.items()}
+
+
+def decode_speeds(trials: Trials) -> dict[str, dict[str, float]]:
+    """Return tokens per second of decoding at batch 1, by variant and context, taking turns; RoPE only.
+
+    Weights are random: speed does not depend on them, and a trained context need not be so long.
+    """
+    speeds: dict[str, dict[str, float]] = {matched.variant.name: {} for matched in trials.variants}
+    for context in DECODE_CONTEXTS:
+        steps = {}
+        for matched in trials.variants:
+            config = config_for(trials, matched)
+            if config.positions == "rope":
+                config.max_position_embeddings = context + 8
+                steps[matched.variant.name] = decode_step(DecoderForCausalLM(config).to(device()), 1, context)[0]
+        for name, seconds in interleaved(steps, rounds=9).items():
+            speeds[name][str(context)] = 1e3 / spread(seconds)["ms"]
+    return speeds
+
+
+def config_for(trials: Trials, matched: Matched) -> DecoderConfig:
+    """Return the config of a variant's models."""
+    vocab_size = trials.manifest["vocab_size"]
+    return config_of(trials.study, matched.variant, matched.options, vocab_size, matched.intermediate_size)

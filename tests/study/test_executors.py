@@ -1,0 +1,310 @@
+"""Runs of a study take place in any process on any machine, once each, and end as they do one after another."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, synthetic_articles
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from mla_experiments.cli import main
+from mla_experiments.study import executors, local, read_study, record, work
+from mla_experiments.study.trials import Task, Trials
+from mla_experiments.training import checkpoints
+
+SWEEP = {
+    "corpus": "text.txt", "vocab_size": 300, "preset": "demo", "hidden_size": 16, "num_attention_heads": 2,
+    "num_hidden_layers": 1, "sequence_length": 32, "batch_size": 4, "per_device_train_batch_size": 4,
+    "train_tokens": 60 * 128, "warmup_tokens": 128, "save_steps": 10, "attention": ["mha", "mla"],
+    "learning_rate": [1.0e-3, 1.0e-2], "seeds": [0, 1],
+}  # fmt: skip
+ENDLESS = SWEEP | {"train_tokens": 10**8, "warmup_tokens": 10**5, "save_steps": 10**6, "logging_steps": 5,
+                   "learning_rate": 1.0e-3, "seeds": [0]}  # fmt: skip
+RUNS = 2 * (2 + 1)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A folder with a study that was run one run after another, and its text."""
+    folder = tmp_path_factory.mktemp("serial")
+    (folder / "text.txt").write_text("".join(synthetic_articles(40)))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        quick_measures(patch, folder)
+        torch.set_num_threads(1)
+        assert main(["study", "sweep.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(reference, tmp_path, monkeypatch):
+    """A folder with the same study, its data prepared, none of its runs done; measuring says so and is quick."""
+    for name in ("text.txt", "sweep.yaml"):
+        shutil.copy2(reference / name, tmp_path)  # as old as it was: the data stay those of this text
+    monkeypatch.chdir(tmp_path)
+    quick_measures(monkeypatch, tmp_path)
+    return tmp_path
+
+
+def quick_measures(patch, folder):
+    """Measure nothing, but note that it was done."""
+
+    def speeds(trials):
+        with open(folder / "measured.txt", "a") as file:
+            file.write("once\n")
+        return {matched.variant.name: {} for matched in trials.variants}
+
+    patch.setattr(record, "decode_speeds", speeds)
+    patch.setattr(record, "training_speeds", lambda _: {})
+    patch.setattr(record, "continuation", lambda *_: "")
+
+
+def content(folder):
+    return json.loads((folder / "studies" / "sweep" / "study.json").read_text())
+
+
+def check_same(folder, reference):
+    """Complete, measured once, and every weight of every run as it was when they ran one after another."""
+    here, there = content(folder), content(reference)
+    assert here["complete"] and here["runs"] == there["runs"] and len(here["runs"]) == RUNS
+    assert (folder / "measured.txt").read_text() == "once\n"
+    for run in here["runs"]:
+        one, two = (load_file(root / "studies" / run["folder"] / "model.safetensors") for root in (folder, reference))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        logged = [(root / "studies" / run["folder"] / "metrics.jsonl").read_bytes() for root in (folder, reference)]
+        assert logged[0] == logged[1]
+
+
+def attempts(folder):
+    """Number of attempts by log, and the process of the last one."""
+    found = {path.stem: re.findall(r"attempt (\d+) on \S+, process (\d+)", path.read_text())
+             for path in (folder / "studies" / "sweep" / "logs").glob("*.txt")}  # fmt: skip
+    return {name: (len(lines), int(lines[-1][1])) for name, lines in found.items() if lines}
+
+
+def kill_one(folder, killed):
+    """Kill the process of the first run that has saved a checkpoint."""
+    while not killed:
+        for path in list((folder / "studies" / "runs").glob("*/checkpoint-*")):
+            os.kill(attempts(folder)[path.parent.name][1], signal.SIGKILL)
+            killed.append(path.parent.name)
+            return
+        time.sleep(0.005)
+
+
+def forked(function, *arguments):
+    """Start a function in a fork of this process, the leader of a group; its exit code is what it returns."""
+
+    def lead():
+        os.setsid()
+        os._exit(function(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=lead)
+    process.start()
+    return process
+
+
+def said_by(log, argv):
+    """Run a command, what it says going to a file."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115 - until the process ends
+    code = main(argv)
+    sys.stdout.flush()
+    return code
+
+
+def send_to_group(leader, number):
+    """Send a signal (0 is none) to a group of processes; return whether there is any."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, number)
+        return True
+    return False
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_local_processes_give_the_same_and_a_killed_one_is_replaced(folder, reference, capsys):
+    killed = []
+    thread = threading.Thread(target=kill_one, args=(folder, killed), daemon=True)
+    thread.start()
+    assert main(["study", "sweep.yaml", "--executor", "local:2"]) == 0
+    check_same(folder, reference)
+    tried = {name: count for name, (count, _) in attempts(folder).items()}
+    assert tried == {Path(run["folder"]).name: 1 for run in content(folder)["runs"]} | {killed[0]: 2}
+    said = capsys.readouterr().out
+    assert [int(n) for n in re.findall(rf"\[(\d)/{RUNS}\] .*: done", said)] == list(range(1, RUNS + 1))
+    assert "min left" in said
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_is_lost_every_time_fails_its_run_alone(folder, monkeypatch, capsys):
+    begun, next_end = [], executors.Serial.next_end
+
+    def lost_with_mha(executor):
+        (task,) = executor.running
+        begun.append(task)
+        if task.variant == 0:
+            return executor.running.popitem()[1], None
+        return next_end(executor)
+
+    monkeypatch.setattr(executors.Serial, "next_end", lost_with_mha)
+    assert main(["study", "sweep.yaml"]) == 1
+    assert sorted(begun.count(task) for task in set(begun)) == [1, 1, 1, 3, 3]
+    said = capsys.readouterr().err
+    assert said.count("its process was lost 3 times; see studies/sweep/logs/mha-") == 2
+    found = content(folder)
+    assert len(found["failed"]) == 2 and not found["complete"]
+    assert sum(run["done"] for run in found["runs"]) == RUNS / 2, "all of MLA's; MHA has no best rate"
+
+
+def test_shards_share_the_runs_out_and_the_last_one_completes_the_study(folder, reference):
+    """Both begin at once, without data; seeds that needed the other's rates are made up for in a second round."""
+    names = []
+    for turn in range(2):
+        logs = [folder / f"{turn}-{number}.txt" for number in (1, 2)]
+        shards = [forked(said_by, log, ["study", "sweep.yaml", "--shard", f"{log.stem[-1]}/2"]) for log in logs]
+        for shard in shards:
+            shard.join()
+        said = [log.read_text() for log in logs]
+        assert [shard.exitcode for shard in shards] == [0, 0], said
+        names += [name for text in said for name in re.findall(r"^\[\d/3\] (m.., .*?, seed \d)", text, re.MULTILINE)]
+    assert len(names) == len(set(names)) == RUNS
+    check_same(folder, reference)
+
+
+def test_a_shard_alone_says_what_it_leaves(folder, capsys):
+    assert main(["study", "sweep.yaml", "--shard", "1/2"]) == 0
+    left = "1 whose learning rate is still being tried, 3 of other shards"
+    assert f"Runs left to other processes: {left}. Then the same command goes on." in capsys.readouterr().out
+    assert sum(run["done"] for run in content(folder)["runs"]) == 2 and not content(folder)["complete"]
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_and_what_is_lost_is_done_again(folder, reference, monkeypatch):
+    """Two workers of one CPU each, as on two machines."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for more in ({"include_dashboard": False}, {}):
+            cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, **more)
+        killed = []
+        threading.Thread(target=kill_one, args=(folder, killed), daemon=True).start()
+        assert main(["study", "sweep.yaml", "--executor", "ray", "--address", cluster.address]) == 0
+    finally:
+        cluster.shutdown()
+    check_same(folder, reference)
+    tried = {name: count for name, (count, _) in attempts(folder).items()}
+    assert tried == {Path(run["folder"]).name: 1 for run in content(folder)["runs"]} | {killed[0]: 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("executor", "number", "send"),
+    [("local:2", signal.SIGINT, os.killpg), ("local:2", signal.SIGTERM, os.kill), ("ray", signal.SIGINT, os.killpg)],
+)
+def test_a_stop_saves_the_runs_under_way_and_leaves_no_process(folder, executor, number, send):
+    """Ctrl-C reaches the whole group of processes, SIGTERM the first one alone."""
+    if executor == "ray":
+        pytest.importorskip("ray")
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(ENDLESS))
+    log, runs = folder / "said.txt", folder / "studies" / "runs"
+    argv = [sys.executable, "-m", "mla_experiments.cli", "study", "sweep.yaml", "--executor", executor]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with open(log, "w") as said:
+        study = subprocess.Popen(argv, stdout=said, stderr=said, env=environment, start_new_session=True)
+    try:
+        wait_for(lambda: sum(path.read_text().count("\n") > 1 for path in runs.glob("*/metrics.jsonl")) == 2)
+        send(study.pid, number)
+        assert study.wait(60) == 130, log.read_text()
+        wait_for(lambda: not send_to_group(study.pid, 0), 10)
+    finally:
+        send_to_group(study.pid, signal.SIGKILL)
+    assert "Stopped. The same command goes on." in log.read_text() and "Traceback" not in log.read_text()
+    saved = [checkpoints.in_order(path) for path in runs.iterdir() if path.is_dir()]
+    assert len(saved) == 2 and all(checkpoints.is_whole(folder) for (folder,) in saved)
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(folder, reference, capsys):
+    shutil.copytree(reference / "studies" / "runs", folder / "studies" / "runs")
+    name = next(run["folder"] for run in content(reference)["runs"] if run["seed"] == 1)
+    (folder / "studies" / name / "scores.json").unlink()
+    place = (folder / "studies" / name).parent
+    with FileLock(place / f".{Path(name).name}.lock"):
+        assert main(["study", "sweep.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "left to another process, which trains it" in said
+    assert "Runs left to other processes: 1 that they train. Then the same" in said
+    assert not content(folder)["complete"] and not (folder / "measured.txt").exists()
+    assert main(["study", "sweep.yaml"]) == 0
+    check_same(folder, reference)
+
+
+def test_a_run_that_was_done_meanwhile_is_not_trained_again(folder, reference, monkeypatch):
+    shutil.copytree(reference / "studies", folder / "studies")
+    trials = Trials(read_study(folder / "sweep.yaml"), folder / "studies")
+    monkeypatch.setattr(work, "train_and_score", lambda *_: pytest.fail("trained again"))
+    assert not work.do(trials, Task(0, 0, 1e-3), 1).failure
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--executor", "slurm"], "executor=slurm is unknown; choose serial, local:N"),
+        (["--executor", "local:0"], "executor=local:0 is unknown"),
+        (["--executor", "local"], "executor=local is unknown"),
+        (["--executor", "ray:2"], "executor=ray:2 is unknown"),
+        (["--shard", "5/4"], "shard=5/4 is none; give i/n with i from 1 to n"),
+        (["--shard", "0/4"], "shard=0/4 is none"),
+        (["--shard", "x"], "shard=x is none"),
+        (["--address", "head:6379"], "address=head:6379 is that of a Ray cluster; add --executor ray"),
+        (["--executor", "ray", "--address", "127.0.0.1:1"], "address=127.0.0.1:1 is no Ray cluster"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_done(folder, flags, said, capsys):
+    if "ray" in flags:
+        pytest.importorskip("ray")
+    assert main(["study", "sweep.yaml", *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert not (folder / "studies").exists()
+
+
+def test_ray_that_is_not_installed_is_named(folder, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "mla_experiments.study.on_ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["study", "sweep.yaml", "--executor", "ray"]) == 2
+    assert "ray is not installed; pip install ray" in capsys.readouterr().err
+
+
+def test_processes_share_out_gpus_and_threads(monkeypatch):
+    torch.set_num_threads(4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert local.environment_of(1, 2) == {"OMP_NUM_THREADS": "2"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [local.environment_of(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    assert [local.environment_of(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["6", "7", "6"]

@@ -9,8 +9,8 @@ from transformers.utils import logging
 from ..errors import UserError, reason_of
 from ..run_files import check_files, check_finished
 from .configuration import DecoderConfig
-from .conversion import shard_names
 from .decoder import DecoderForCausalLM
+from .shards import shard_paths
 
 
 def load_model(folder: Path) -> DecoderForCausalLM:
@@ -27,7 +27,7 @@ def load_model(folder: Path) -> DecoderForCausalLM:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"
         raise UserError(f"model={folder} needs weights in model.safetensors but has {found}; save it as safetensors")
-    shard_names(folder)
+    shard_paths(folder)
     check_files(folder, "config.json")
     check_files(folder, "model*.safetensors*")
     try:

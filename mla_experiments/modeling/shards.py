@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, reason_of
-from ..manifest import is_inside
-from ..manifest import write_json
+from ..manifest import is_inside, write_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

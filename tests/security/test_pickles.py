@@ -137,7 +137,7 @@ def test_beside_the_weights_of_a_model(said, form):
             said(argv[0], model, *argv[1:], *(["out", "--overwrite"] if argv[0] == "export" else []))
     change(folder / "tokenizer_config.json", tokenizer_class="Evil")
     for argv in (["eval", "foreign"], ["generate", "foreign"], ["export", "foreign", "out", "--overwrite"]):
-        assert "the tokenizer in foreign cannot be read" in said(*argv)[1]
+        assert "cannot be read (" in said(*argv)[1]
     change(folder / "config.json", model_type="evil")
     for argv in (["eval", "foreign"], ["generate", "foreign"], ["plan", "foreign"], ["import", "foreign", "ours"]):
         assert said(*argv)[0] == 2

@@ -91,7 +91,7 @@ def test_scripts_explain_themselves(script):
 def test_kernels_lists_every_backend_and_why_it_cannot_run(capsys):
     assert main(["kernels"]) == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert list(listed) == ["flashmla", "flashinfer", "triton", "torch"]
+    assert list(listed) == ["flashmla", "flashinfer", "triton", "c", "torch"]
     assert listed["torch"] == "usable"
     assert all(said == "usable" or said.startswith("not usable: ") for said in listed.values())
     assert main(["kernels", "--fast"]) == 2

@@ -28,6 +28,17 @@ class DataArguments:
         },
     )
     text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "store a sample of hub:NAME[:CONFIG] or a folder of parquet files alone, and train from the "
+            "rest where it is (train_model.py --streaming)"
+        },
+    )
+    sample_characters: int = field(
+        default=100_000_000,
+        metadata={"help": "with --streaming: store so many, held-out text and what trains the tokenizer"},
+    )
     vocab_size: int = field(default=10_000, metadata={"help": "entries of the tokenizer, all included"})
     sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row"})
     shuffle_seed: int = field(default=0, metadata={"help": "of the order of training rows"})
@@ -113,6 +124,10 @@ class PlanArguments:
     """Where and how the model would run, and what if it were another."""
 
     hardware: str = field(default="h100", metadata={"help": "h100, h200, a100, rtx-4090, or this (measured)"})
+    memory_gib: float | None = field(default=None, metadata={"help": "memory to fit into, in place of the hardware's"})
+    gb_per_second: float | None = field(default=None, metadata={"help": "rate of memory, in place of the hardware's"})
+    tflop_per_second: float | None = field(default=None, metadata={"help": "best rate, in place of the hardware's"})
+    utilisation: float = field(default=0.2, metadata={"help": "of a study: share of the best rate, as an assumption"})
     contexts: list[int] = field(default_factory=lambda: [4096, 32768], metadata={"help": "tokens in the cache"})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 32], metadata={"help": "sequences decoded together"})
     attention: str | None = field(default=None, metadata={"help": "what if it had another mechanism: mha gqa mqa mla"})
@@ -140,7 +155,8 @@ def data(argv: list[str]) -> None:
     folder = Path(given["data_dir"])
     corpus, tokenizer, tokens = (folder / name for name in ("corpus", "tokenizer", "tokens"))
     if "download" in chosen:
-        counts = prepare_corpus(corpus, given["corpus"], given["text_column"])["splits"]
+        sample = given["sample_characters"] if given["streaming"] else None
+        counts = prepare_corpus(corpus, given["corpus"], given["text_column"], sample)["splits"]
         sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
         wrote(corpus, sizes, "python hftokenizer.py", len(chosen) == 1)
     if "tokenizer" in chosen:
@@ -149,7 +165,8 @@ def data(argv: list[str]) -> None:
     if "tokens" in chosen:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
         rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
-        wrote(tokens, f"rows of {manifest['sequence_length']} tokens: {rows}", "cd ..; python train_model.py")
+        following = "cd ..; python train_model.py" + (" --streaming" if "stream" in manifest else "")
+        wrote(tokens, f"rows of {manifest['sequence_length']} tokens: {rows}", following)
 
 
 def train(argv: list[str]) -> None:
@@ -209,7 +226,7 @@ def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output
     from .manifest import library_versions, write_json
 
     rows = evaluate_tasks(tasks, limit=limit, **given)
-    print(table(rows))
+    print(table([row | {"value": f"{row['value']:,.4f}"} for row in rows]))
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "harness.json", {"versions": library_versions(), "limit": limit, "results": rows})
     wrote(output_dir / "harness.json", f"{len(rows)} values", "mla-experiments export RUN --to hf OUT")
@@ -255,7 +272,11 @@ def import_(argv: list[str]) -> None:
 
 def study(argv: list[str]) -> int:
     """Run all that a study still lacks: `study experiments/NAME.yaml`. Stop it at any time and start it again."""
+    from transformers.utils import logging
+
     from .study import read_study, run_study, shard_of
+
+    logging.disable_progress_bar()  # one bar at a time: the run's own
 
     places = {"FILE": "YAML file of the study"}
     given, where = parse([StudyArguments], argv, "study", study.__doc__, positional=places)
@@ -293,8 +314,9 @@ def compare(argv: list[str]) -> None:
 
 def plan_(argv: list[str]) -> None:
     """Say what a model or a study would cost without running it: `plan deepseek-v2 --kv_lora_rank 256`."""
+    from .benchmark.hardware import hardware_of
     from .benchmark.measure import table
-    from .benchmark.plan import architecture_of, changed, facts, hardware_of, plan
+    from .benchmark.plan import architecture_of, changed, facts, plan
     from .modeling.attention import ATTENTION
     from .study import read_study, study_plan
 
@@ -311,14 +333,16 @@ def plan_(argv: list[str]) -> None:
     places = {"MODEL": "a well-known name (by default: reference), a folder with config.json, or a study's YAML file"}
     given, what_if, where = parse([PlanArguments, what_if], argv, "plan", plan_.__doc__, positional=places)
     refuse_nonpositive(given)
+    own = {name: given[name] for name in ("memory_gib", "gb_per_second", "tflop_per_second")}
     options = {name: value for name, value in what_if.items() if value is not None}
     if where["MODEL"].endswith((".yaml", ".yml")):
         if options or given["attention"]:
             raise UserError("--attention and its options are for models; a study states its own in its file")
-        print(table(study_plan(read_study(Path(where["MODEL"])), hardware_of(given["hardware"]))))
+        stated, hardware = read_study(Path(where["MODEL"])), hardware_of(given["hardware"], own)
+        print(table(study_plan(stated, hardware, given["utilisation"])))
         return
     architecture = changed(architecture_of(where["MODEL"]), given["attention"], options)
-    hardware = hardware_of(given["hardware"])
+    hardware = hardware_of(given["hardware"], own)
     print("\n".join(facts(architecture, hardware)) + "\n")
     print(table(plan(architecture, hardware, given["contexts"], given["batch_sizes"])))
 

@@ -1,5 +1,8 @@
 """How the program ends early: a sentence on what the user got wrong, or on how to resume."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Input that cannot work. The message is shown as it is, without a traceback, and the exit code is 2."""
@@ -11,3 +14,16 @@ class InUse(UserError):  # noqa: N818 - no error: the other one does the work
 
 class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
     """The user asked to stop; the message says how to go on. Nothing is lost, and the exit code is 130."""
+
+
+def unknown(field: str, name: object, known: Iterable[str]) -> UserError:
+    """Return the error for a name that nobody knows, with the nearest that is known, or with all."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    return UserError(f"{field}={name} is unknown; {hint}")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an exception of a library says, short and on one line, to be quoted in a sentence of ours."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:160]

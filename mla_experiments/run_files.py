@@ -47,3 +47,15 @@ def check_files(folder: Path, pattern: str) -> None:
             f"{folder / damaged[0]} is not what training wrote there; copy the folder again, or train again with "
             "--overwrite (weights changed on purpose belong in a folder of their own)"
         )
+
+
+def check_finished(folder: Path) -> None:
+    """Refuse the folder of a run that still trains, or was stopped before its end.
+
+    Raises:
+        UserError: it is one.
+    """
+    if read_run(folder).get("status") == "running":
+        raise UserError(
+            f"{folder} is a run that has not finished; go on with --resume, or take one of its checkpoint folders"
+        )

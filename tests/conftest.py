@@ -11,6 +11,8 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -72,6 +74,38 @@ def _prepared(tmp_path_factory) -> Path:
 def prepared(_prepared, tmp_path) -> Path:
     """A data folder with corpus, tokenizer (300 entries) and tokens (rows of 32), free to change."""
     return Path(shutil.copytree(_prepared, tmp_path / "data"))
+
+
+def paragraphs(count: int = 24) -> list[str]:
+    """Short documents, no two of them equal, none of which looks like WikiText's format."""
+    parts = [
+        part.strip()
+        for article in synthetic_articles(count, seed=5)
+        for part in article.split(" \n")[1:]
+        if part.strip()
+    ]
+    return [f"document {number} : {part}" for number, part in enumerate(parts[:count])]
+
+
+def write_shards(folder: Path, texts: list[str], shards: int = 3) -> Path:
+    """Write documents as the hub serves them: parquet files with row groups, and a column beside the text."""
+    folder.mkdir(parents=True)
+    size = -(-len(texts) // shards)
+    for number in range(shards):
+        part = texts[number * size : (number + 1) * size]
+        table = pa.table({"id": [f"{number}-{row}" for row in range(len(part))], "text": part})
+        pq.write_table(table, folder / f"train-{number:05}-of-{shards:05}.parquet", row_group_size=3)
+    return folder
+
+
+@pytest.fixture
+def streamed(tmp_path) -> Path:
+    """A data folder of the streamed corpus `tmp_path/shards`, which holds `paragraphs()`; otherwise as `prepared`."""
+    folder = tmp_path / "streamed"
+    prepare_corpus(folder / "corpus", str(write_shards(tmp_path / "shards", paragraphs())), sample_characters=4000)
+    prepare_tokenizer(folder / "tokenizer", folder / "corpus", vocab_size=300)
+    prepare_tokens(folder / "tokens", folder / "corpus", folder / "tokenizer", sequence_length=32)
+    return folder
 
 
 TINY = {

@@ -4,4 +4,6 @@ Each has `Arguments` (its flags), `measure(Arguments) -> rows` and, where a figu
 which columns of the rows are its axes, lines and panels (see `report.figures.draw_rows`).
 """
 
-MEASUREMENTS = ("training", "prefill", "decode", "generation", "core", "crossover", "cache", "packing", "prediction")
+MEASUREMENTS = (
+    "training", "prefill", "decode", "generation", "core", "crossover", "cache", "packing", "conversion", "prediction",
+)  # fmt: skip

@@ -1,8 +1,12 @@
 """Shapes of well-known models, from their published `config.json` files."""
 
+import copy
 from dataclasses import dataclass
 
+from transformers import PreTrainedConfig
+
 from ..modeling import DecoderConfig
+from ..modeling.export import native_config
 from .costs import num_parameters
 
 
@@ -42,6 +46,24 @@ class Architecture:
         mlp = 3 * width * self.config.intermediate_size
         mixture = 3 * width * self.experts.width * count(self.experts) + width * self.experts.routed
         return dense + layers * (mixture - mlp)
+
+
+def architecture_from(config: PreTrainedConfig) -> Architecture:
+    """Return the architecture of a config, ours or stock; its layers may be mixtures of experts, as DeepSeek's are.
+
+    Raises:
+        UserError: a model that differs from ours in more than that.
+    """
+    if isinstance(config, DecoderConfig):
+        return Architecture(config)
+    dense, layers = copy.deepcopy(config), config.num_hidden_layers
+    dense.quantization_config = None  # says how numbers are stored, not how many there are
+    first = getattr(config, "first_k_dense_replace", layers)
+    if first >= layers:
+        return Architecture(native_config(dense))
+    dense.first_k_dense_replace = layers
+    shape = config.n_routed_experts, config.n_shared_experts, config.num_experts_per_tok, config.moe_intermediate_size
+    return Architecture(native_config(dense), Experts(first, *shape))
 
 
 def _grouped(vocab_size, hidden_size, intermediate_size, layers, heads, groups, context):

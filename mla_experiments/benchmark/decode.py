@@ -87,7 +87,8 @@ def decode_step(
     """Return a function that decodes one token a sequence from a filled cache and takes it back, and that cache."""
     if mode:
         set_decode_mode(model, mode)
-    cache, tokens = filled_cache(model, batch, context), torch.zeros(batch, 1, dtype=torch.long)
+    cache = filled_cache(model, batch, context)
+    tokens = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
     model.eval()
 
     @torch.inference_mode()
@@ -116,7 +117,7 @@ def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCac
 @torch.inference_mode()
 def probe(model: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return what every layer caches of one token."""
-    layers = model(torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values.layers
+    layers = model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values.layers
     return [(layer.keys, layer.values) for layer in layers]
 
 

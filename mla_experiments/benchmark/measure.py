@@ -53,14 +53,15 @@ def in_fresh_process(function: Callable, *arguments):
         return pool.apply(function, arguments)
 
 
-def ceilings() -> dict[str, float]:
-    """Measure what this machine's CPU reaches at best: GFLOP/s of matrix products, and GB/s read from memory."""
-    left, right = torch.randn(2, 2048, 2048)
-    buffer = torch.randn(1 << 28)  # 1 GiB: no cache holds it
+def ceilings(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """Measure what a device reaches at best: GFLOP/s of matrix products, and GB/s read from memory."""
+    width = 2048 if device == "cpu" else 8192
+    left, right = torch.randn(2, width, width, device=device, dtype=dtype)
+    buffer = torch.randn(1 << 28, device=device, dtype=dtype)  # at least half a GiB: no cache holds it
     tasks = {"matmul": lambda: left @ right, "sum": buffer.sum, "product": lambda: buffer.dot(buffer)}
     seconds = {name: min(times) for name, times in interleaved(tasks, rounds=5).items()}
     read = buffer.numel() * buffer.element_size() / min(seconds["sum"], seconds["product"])
-    return {"GFLOP/s": 2 * 2048**3 / seconds["matmul"] / 1e9, "GB/s": read / 1e9}
+    return {"GFLOP/s": 2 * width**3 / seconds["matmul"] / 1e9, "GB/s": read / 1e9}
 
 
 def roofline(seconds: float, flops: float, num_bytes: float, ceiling: dict[str, float]) -> dict[str, float]:
@@ -126,7 +127,7 @@ def table(rows: list[dict]) -> str:
 def _show(value) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def save(name: str, content: dict, folder: Path) -> Path:

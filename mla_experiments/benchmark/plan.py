@@ -5,20 +5,18 @@ arithmetic at the best rate. What runs is slower; on the machine at hand, its pa
 is expected stands beside the bound.
 """
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoConfig
 
-from ..errors import UserError
+from ..errors import unknown
 from ..modeling import DecoderConfig
 from ..modeling.attention import MLA
-from ..modeling.export import native_config
-from .architectures import ARCHITECTURES, Architecture
+from .architectures import ARCHITECTURES, Architecture, architecture_from
 from .core import flops as absorbed_flops
 from .costs import cache_elements_per_token, skeleton, training_flops_per_token
-from .hardware import HARDWARE, Hardware, this_machine
+from .hardware import Hardware
 from .parts import measure_parts
 
 
@@ -26,18 +24,15 @@ def architecture_of(model: str) -> Architecture:
     """Return a well-known model by name, or that of a `config.json` (its folder serves too).
 
     Raises:
-        UserError: neither, with the nearest name.
+        UserError: neither, with the nearest name, or a config of another architecture.
     """
     if model.lower() in ARCHITECTURES:
         return ARCHITECTURES[model.lower()]
     path = Path(model)
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
-        near = difflib.get_close_matches(model.lower(), ARCHITECTURES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give a folder with config.json or {', '.join(ARCHITECTURES)}"
-        raise UserError(f"model={model} is unknown; {hint}")
-    config = AutoConfig.from_pretrained(folder)
-    return Architecture(config if isinstance(config, DecoderConfig) else native_config(config))
+        raise unknown("model", model, [*ARCHITECTURES, "a folder with config.json"])
+    return architecture_from(AutoConfig.from_pretrained(folder))
 
 
 def changed(architecture: Architecture, attention: str | None, options: dict[str, int]) -> Architecture:
@@ -53,17 +48,6 @@ def changed(architecture: Architecture, attention: str | None, options: dict[str
     values = old.to_dict() | {"attention": attention or old.attention}
     values["attention_options"] = (old.attention_options | options) if same else options
     return replace(architecture, config=DecoderConfig.from_dict(values))
-
-
-def hardware_of(name: str) -> Hardware:
-    """Return hardware by name; "this" measures the CPU at hand."""
-    if name == "this":
-        return this_machine()
-    if name.lower() not in HARDWARE:
-        near = difflib.get_close_matches(name.lower(), [*HARDWARE, "this"], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of this, {', '.join(HARDWARE)}"
-        raise UserError(f"hardware={name} is unknown; {hint}")
-    return HARDWARE[name.lower()]
 
 
 def decoding_flops(architecture: Architecture, context: int) -> int:
@@ -82,9 +66,9 @@ def decoding_flops(architecture: Architecture, context: int) -> int:
 def plan(architecture: Architecture, hardware: Hardware, contexts: list[int], batches: list[int]) -> list[dict]:
     """Return a row per context and batch: cache, what fits, intensity, and the bound of a decoding step.
 
-    On the machine at hand there is also what is expected, from its measured parts.
+    On the CPU at hand there is also what is expected, from its measured parts.
     """
-    parts = {batch: measure_parts(architecture.config, batch) for batch in batches} if hardware.at_hand else {}
+    parts = {batch: measure_parts(architecture.config, batch) for batch in batches if hardware.device == "cpu"}
     size, rows = hardware.bytes_per_number, []
     per_token = cache_elements_per_token(architecture.config) * size
     free = hardware.memory_gib * 2**30 - architecture.parameters * size
@@ -123,18 +107,25 @@ def facts(architecture: Architecture, hardware: Hardware) -> list[str]:
     """Return what does not depend on context or batch, in sentences."""
     config, size = architecture.config, hardware.bytes_per_number
     elements = cache_elements_per_token(config)
-    active = architecture.active_parameters
-    shared = "" if architecture.experts is None else f", {active / 1e9:.2f} G of them for a token"
+    shared = f", {counted(architecture.active_parameters)} of them for a token" if architecture.experts else ""
+    ridge = 1e3 * hardware.tflop_per_second / hardware.gb_per_second
     longest = int((hardware.memory_gib * 2**30 - architecture.parameters * size) // (elements * size))
     gib, gflop = architecture.parameters * size / 2**30, training_flops(architecture) / 1e9
     return [
         f"{config.attention}: {', '.join(f'{k} {v}' for k, v in config.attention_options.items() if v is not None)}",
-        f"{architecture.parameters / 1e9:.3f} G parameters{shared}; {gib:,.1f} GiB of weights at {size} bytes",
+        f"{counted(architecture.parameters)} parameters{shared}; {gib:,.2f} GiB of weights at {size} bytes",
         f"cache: {elements * size:,} bytes a token, {elements // config.num_hidden_layers:,} numbers a token and layer",
         f"training: {gflop:.3g} GFLOP a token at {config.max_position_embeddings:,} tokens",
         f"the longest context of one sequence in {hardware.memory_gib:.0f} GiB: {max(0, longest):,} tokens"
         + ("" if longest > 0 else " (the weights alone do not fit)"),
+        f"the roofline: {hardware.gb_per_second:,.4g} GB/s and {hardware.tflop_per_second:,.3g} TFLOP/s; memory "
+        f"binds a step of fewer than {ridge:,.3g} FLOPs a byte",
     ]
+
+
+def counted(number: int) -> str:
+    """Return a number of parameters, in billions or millions."""
+    return f"{number / 1e9:,.3f} G" if number >= 1e9 else f"{number / 1e6:,.3f} M"
 
 
 def training_flops(architecture: Architecture) -> float:

@@ -3,9 +3,10 @@
 from .corpora import load_corpus, prepare_corpus
 from .packing import load_tokens, prepare_tokens
 from .sources import read_documents
-from .tokenizer import load_tokenizer, prepare_tokenizer
+from .streaming import DocumentStream, open_stream
+from .tokenizer import beginning_of_text, load_tokenizer, prepare_tokenizer
 
 __all__ = [
-    "load_corpus", "load_tokenizer", "load_tokens", "prepare_corpus", "prepare_tokenizer", "prepare_tokens",
-    "read_documents",
+    "DocumentStream", "beginning_of_text", "load_corpus", "load_tokenizer", "load_tokens", "open_stream",
+    "prepare_corpus", "prepare_tokenizer", "prepare_tokens", "read_documents",
 ]  # fmt: skip

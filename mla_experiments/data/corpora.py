@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..manifest import is_current, new_folder, read_manifest, read_whole
-from .sources import SPLITS, WIKITEXT_HUB_NAMES, open_corpus
+from .sources import SPLITS, WIKITEXT_HUB_NAMES, name_and_config, open_corpus
+from .streaming import DocumentStream, first_documents
 
 MADE_BY = "python data/download_data.py"
 HELD_OUT_SHARE = 0.1  # of the characters, for validation and for test each, where a corpus has no splits of its own
@@ -26,19 +27,26 @@ Using the small offline sample (wiki-sample, 107 Wikipedia articles) INSTEAD. Re
 """
 
 
-def prepare_corpus(folder: Path, corpus: str = "auto", text_column: str = "text") -> dict:
+def prepare_corpus(
+    folder: Path, corpus: str = "auto", text_column: str = "text", sample_characters: int | None = None
+) -> dict:
     """Write the corpus to `folder`, one memory-mapped data set a split, and return its manifest.
+
+    Of a streamed corpus only its first documents are written: those held out, and those that train the tokenizer.
 
     Args:
         folder: where to; what is there from another corpus is replaced once the new one is whole.
         corpus: "auto" (WikiText-103, or the offline sample where the hub cannot be reached), or see `open_corpus`.
         text_column: which column holds the text of JSON lines, parquet and hub data sets.
+        sample_characters: stream the corpus (see `DocumentStream`) and write so many characters of it; None writes all.
 
     Raises:
         UserError: the corpus cannot be had, is empty, or is too small to split.
     """
-    if corpus != "auto":
-        return _prepare(folder, corpus, text_column)
+    if sample_characters is not None and sample_characters < 1:
+        raise UserError(f"sample_characters={sample_characters} must be at least 1")
+    if corpus != "auto" or sample_characters:
+        return _prepare(folder, corpus, text_column, sample_characters)
     try:
         return _prepare(folder, "wikitext-103", text_column)
     except UserError as error:
@@ -52,18 +60,25 @@ def load_corpus(folder: Path) -> DatasetDict:
     return DatasetDict({split: Dataset.load_from_disk(str(Path(folder) / split)) for split in SPLITS})
 
 
-def _prepare(folder: Path, corpus: str, text_column: str) -> dict:
+def _prepare(folder: Path, corpus: str, text_column: str, sample_characters: int | None = None) -> dict:
     request = {"corpus": corpus, "text_column": text_column, "source": _fingerprint(corpus)}
+    request |= {"sample_characters": sample_characters} if sample_characters else {}
     if is_current(folder, request):
         print(f"{folder} already holds {corpus}; nothing to do.")
         return read_manifest(folder, MADE_BY)
     with new_folder(folder, request) as (scratch, manifest):
+        manifest |= {"corpus": corpus, "splits": {}}
+        if sample_characters:
+            stream = DocumentStream(corpus, text_column)
+            manifest["stream"] = stream.source
+            opened = {"train": first_documents(stream, sample_characters)}
+        else:
+            opened = open_corpus(corpus, text_column)
         documents = {
             split: _write_documents(scratch / f"{split}.arrow", texts, f"{corpus}: reading {split}")
-            for split, texts in open_corpus(corpus, text_column).items()
+            for split, texts in opened.items()
         }
         splits = _complete_splits(documents, corpus)
-        manifest |= {"corpus": corpus, "splits": {}}
         for split, dataset in splits.items():
             dataset.save_to_disk(str(scratch / split))
             manifest["splits"][split] = _count(dataset)
@@ -76,7 +91,7 @@ def _prepare(folder: Path, corpus: str, text_column: str) -> dict:
 
 def _fingerprint(corpus: str) -> list | None:
     """Names, sizes and times of the files of a local corpus, so that a changed file is read again."""
-    path = Path(corpus)
+    path = Path(name_and_config(corpus)[0])
     if corpus == "wiki-sample" or corpus in WIKITEXT_HUB_NAMES or not path.exists():
         return None
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())

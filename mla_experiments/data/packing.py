@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..manifest import is_current, new_folder, read_manifest, read_whole
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus
-from .sources import SPLITS
+from .streaming import write_held_out
 from .tokenizer import MADE_BY as TOKENIZER_MADE_BY
 from .tokenizer import load_tokenizer
 
@@ -30,6 +30,8 @@ def prepare_tokens(
     folder: Path, corpus_folder: Path, tokenizer_folder: Path, sequence_length: int = 1024, seed: int = 0
 ) -> dict:
     """Tokenise and pack every split, shuffle the rows of the training split, and save them memory-mapped.
+
+    Of a streamed corpus the held-out splits alone are packed; what trains is packed while it is read.
 
     Args:
         folder: where to; one `datasets` folder a split.
@@ -54,6 +56,9 @@ def prepare_tokens(
         "corpus_hash": corpus["hash"],
         "tokenizer_hash": tokenizer_manifest["hash"],
     }
+    streamed = "stream" in corpus
+    if streamed:
+        request["stream"] = corpus["stream"]
     if is_current(folder, request):
         print(f"{folder} already holds these tokens of {corpus['corpus']}; nothing to do.")
         return read_manifest(folder, MADE_BY)
@@ -66,7 +71,12 @@ def prepare_tokens(
             "end_of_document": tokenizer.eos_token_id,
             "splits": {},
         }
-        for split, documents in load_corpus(corpus_folder).items():
+        documents_of = load_corpus(corpus_folder)
+        if streamed:
+            del documents_of["train"]
+            texts = (text for held_out in documents_of.values() for text in held_out["text"])
+            manifest["texts_held_out"] = write_held_out(scratch, texts)
+        for split, documents in documents_of.items():
             path = scratch / f"{split}.arrow"
             progress = tqdm(total=corpus["splits"][split]["characters"], desc=f"packing {split}",
                             unit=" characters", unit_scale=True)  # fmt: skip
@@ -86,12 +96,16 @@ def prepare_tokens(
 
 def token_batches(documents: Dataset, tokenizer: PreTrainedTokenizerFast, progress: tqdm) -> Iterator[np.ndarray]:
     """Yield the tokens of some documents at a time, the end-of-document token before the first and after each."""
-    end = tokenizer.eos_token_id
-    yield np.array([end], dtype=np.uint32)
+    yield np.array([tokenizer.eos_token_id], dtype=np.uint32)
     for texts in text_batches(documents):
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        yield np.concatenate([np.array([*ids, end], dtype=np.uint32) for ids in encoded])
+        yield joined_tokens(texts, tokenizer)
         progress.update(sum(map(len, texts)))
+
+
+def joined_tokens(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """Return the tokens of documents one after another, the end-of-document token after each."""
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return np.concatenate([np.array([*ids, tokenizer.eos_token_id], dtype=np.uint32) for ids in encoded])
 
 
 def text_batches(documents: Dataset) -> Iterator[list[str]]:
@@ -135,7 +149,7 @@ def pack(batches: Iterator[np.ndarray], path: Path, sequence_length: int, vocab_
 
 
 def load_tokens(folder: Path, tokenizer_folder: Path) -> tuple[DatasetDict, dict]:
-    """Return the packed splits, memory-mapped, and their manifest.
+    """Return the packed splits, memory-mapped, and their manifest; a streamed corpus has no `train` among them.
 
     Raises:
         UserError: there are none, or another tokenizer than the one in `tokenizer_folder` made them.
@@ -147,4 +161,5 @@ def load_tokens(folder: Path, tokenizer_folder: Path) -> tuple[DatasetDict, dict
             f"{folder} was made by tokenizer {manifest['tokenizer_hash'][:12]}, but {tokenizer_folder} holds "
             f"{tokenizer_hash[:12]}; pack again with: {MADE_BY}"
         )
-    return DatasetDict({split: Dataset.load_from_disk(str(Path(folder) / split)) for split in SPLITS}), manifest
+    splits = {split: Dataset.load_from_disk(str(Path(folder) / split)) for split in manifest["splits"]}
+    return DatasetDict(splits), manifest

@@ -127,7 +127,7 @@ def _json_rows(path: Path, text_column: str) -> Iterator[str]:
             row = json.loads(line)
         except ValueError:
             raise UserError(f"corpus={path} line {number} is not JSON; give one JSON object a line") from None
-        yield _text_of(row if isinstance(row, dict) else {}, text_column, f"{path} line {number}")
+        yield text_of(row if isinstance(row, dict) else {}, text_column, f"{path} line {number}")
 
 
 def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
@@ -136,21 +136,34 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
 
     try:
         with ParquetFile(path) as file:
-            _text_of(dict.fromkeys(file.schema_arrow.names, ""), text_column, str(path))
+            text_of(dict.fromkeys(file.schema_arrow.names, ""), text_column, str(path))
             for batch in file.iter_batches(batch_size=1000, columns=[text_column]):
                 for row in batch.to_pylist():
-                    yield _text_of(row, text_column, str(path))
+                    yield text_of(row, text_column, str(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"corpus={path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _text_of(row: dict, text_column: str, where: str) -> str:
+def text_of(row: dict, text_column: str, where: str) -> str:
+    """Return the text of a row.
+
+    Raises:
+        UserError: that column holds none; `where` the row stands.
+    """
     if isinstance(row.get(text_column), str):
         return row[text_column]
     raise UserError(
         f"text_column={text_column} holds no text in {where}; it has {', '.join(row) or 'no columns'}: "
         "choose with --text-column"
     )
+
+
+def name_and_config(corpus: str) -> tuple[str, str | None]:
+    """Return name and configuration of "hub:NAME[:CONFIG]"; what does not begin with "hub:" is a name as it stands."""
+    if not corpus.startswith("hub:"):
+        return corpus, None
+    name, _, config = corpus.removeprefix("hub:").partition(":")
+    return name, config or None
 
 
 def hub_is_reachable(patience: float = HUB_PATIENCE) -> bool:
@@ -171,15 +184,22 @@ def hub_is_reachable(patience: float = HUB_PATIENCE) -> bool:
     return bool(answers)
 
 
-def _hub_documents(corpus: str, text_column: str) -> dict[str, Iterator[str]]:
+def give_up_on_an_unreachable_hub() -> None:
+    """Work offline where the hub does not answer: a local copy may still serve, and retrying would take minutes."""
     import datasets
     import huggingface_hub
 
-    name, _, config = corpus.removeprefix("hub:").partition(":")
-    if not hub_is_reachable():  # a copy in the local cache may still serve; retrying would take minutes
+    if not hub_is_reachable():
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+
+
+def _hub_documents(corpus: str, text_column: str) -> dict[str, Iterator[str]]:
+    import datasets
+
+    name, config = name_and_config(corpus)
+    give_up_on_an_unreachable_hub()
     try:
-        loaded = datasets.load_dataset(name, config or None)
+        loaded = datasets.load_dataset(name, config)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
@@ -190,6 +210,6 @@ def _hub_documents(corpus: str, text_column: str) -> dict[str, Iterator[str]]:
         raise UserError(f"corpus={corpus} has no split named train; it has {', '.join(loaded)}")
 
     def rows(split):
-        return (_text_of(row, text_column, f"{corpus}, split {split}") for row in loaded[split])
+        return (text_of(row, text_column, f"{corpus}, split {split}") for row in loaded[split])
 
     return {split: _split_rows(rows(split)) for split in SPLITS if split in loaded}

@@ -98,3 +98,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         read_whole(folder, MADE_BY)
     check_files(folder, "tokenizer*")
     return AutoTokenizer.from_pretrained(str(folder))
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the token that stands before the first of a text: in our tokenizers the end of the document before.
+
+    Raises:
+        UserError: the tokenizer, of a model trained elsewhere, has none.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise UserError("the tokenizer has neither bos_token nor eos_token, so nothing to begin a text with; give it one")

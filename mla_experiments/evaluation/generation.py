@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, TextStreamer, set_seed
 
-from ..data import load_tokenizer
+from ..data import beginning_of_text
 from ..errors import UserError
 from ..kernels.latent import force_backend
-from ..modeling import DecoderForCausalLM, load_model
-from .results import find_models
+from ..modeling import DecoderForCausalLM
+from .results import find_models, load_with_tokenizer
 
 
 def print_continuation(
@@ -39,7 +39,7 @@ def print_continuation(
     """
     force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
-    decoder, tokenizer = load_model(folder), load_tokenizer(folder)
+    decoder, tokenizer = load_with_tokenizer(folder)
     print(prompt, end="", flush=True)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     continuation(decoder, tokenizer, prompt, max_new_tokens, temperature, top_k, seed, streamer)
@@ -56,7 +56,7 @@ def continuation(
     streamer: TextStreamer | None = None,
 ) -> str:
     """Return what a model says after a prompt; arguments and errors are those of `print_continuation`."""
-    tokens = [tokenizer.eos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    tokens = [beginning_of_text(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     context = decoder.config.max_position_embeddings
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")

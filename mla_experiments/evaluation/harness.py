@@ -4,18 +4,17 @@ The harness sees an ordinary transformers model; nothing here scores anything. T
 the same documents is a test, and so says what they mean.
 """
 
-import re
+import logging
 from pathlib import Path
 
+import yaml
 from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from ..data import load_tokenizer
-from ..errors import UserError
-from ..modeling import load_model
-from .results import find_models, held_out_texts, shown_name
+from ..errors import UserError, reason_of
+from .results import find_models, held_out_texts, load_with_tokenizer, shown_name
 
 DOCUMENTS = "documents"  # our held-out documents, as a task
 
@@ -37,23 +36,37 @@ def evaluate_tasks(
         models: these and the others are those of `evaluate_models`; `corpus` is that of the task `documents`.
 
     Raises:
-        UserError: an unknown task, or one whose data cannot be had.
+        UserError: an unknown task, or one that cannot be run: its data cannot be had, its file does not fit them.
     """
-    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
-    if missing := [str(path) for path in files if not path.is_file()]:
-        raise UserError(f"tasks={missing[0]} is not there; give a YAML file of a task, a name, or {DOCUMENTS}")
-    manager = TaskManager(include_path=[str(path.resolve().parent) for path in files] or None)
-    described = [describe(task, manager, corpus, text_column, data_dir) for task in tasks]
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} must be at least 1; leave it out for all documents")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    names = {task: name_in(Path(task)) if task.endswith((".yaml", ".yml")) else task for task in tasks}
+    manager = TaskManager(
+        include_path=[str(Path(task).resolve().parent) for task, name in names.items() if task != name] or None,
+        include_defaults=set(tasks) != {DOCUMENTS},  # thousands of files to read
+    )
+    if unknown := [name for task, name in names.items() if task != DOCUMENTS and name not in manager.all_tasks]:
+        raise UserError(f"tasks={unknown[0]} is unknown to lm-evaluation-harness; `lm-eval ls tasks` lists what it has")
+    described: list = [name for task, name in names.items() if task != DOCUMENTS]
+    if DOCUMENTS in tasks:
+        _, splits = held_out_texts(corpus, text_column, Path(data_dir))
+        described.append(documents_task(next(reversed(splits.values()))))
     rows = []
     for folder in find_models(models, Path(weights_dir)):
-        model = HFLM(pretrained=load_model(folder), tokenizer=load_tokenizer(folder), batch_size=8)
+        model, tokenizer = load_with_tokenizer(folder)
+        # its cache of logits takes windows of one text that repeats itself for each other
+        scored = HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=8, logits_cache=False)
         try:
             found = simple_evaluate(
-                model, tasks=list(described), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
+                scored, tasks=list(described), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
             )
-        except (ConnectionError, FileNotFoundError, OSError) as error:
-            reason = str(error).splitlines()[0][:160]
-            raise UserError(f"tasks={' '.join(tasks)} need data that cannot be had ({reason}); go online") from None
+        except UserError:
+            raise
+        except Exception as error:  # a task is a file with code and templates in it
+            raise UserError(
+                f"tasks={' '.join(tasks)} cannot be run ({reason_of(error)}); see that their data can be had and fits"
+            ) from None
         for task, metrics in found["results"].items():
             for name, value in metrics.items():
                 if isinstance(value, int | float) and "stderr" not in name and "," in name:
@@ -62,22 +75,33 @@ def evaluate_tasks(
     return rows
 
 
-def describe(task: str, manager: TaskManager, corpus: str | None, text_column: str, data_dir: str) -> str | dict:
-    """Return a task as the harness takes it: a name that it knows, or a description."""
-    if task == DOCUMENTS:
-        _, splits = held_out_texts(corpus, text_column, Path(data_dir))
-        return documents_task(next(reversed(splits.values())))
-    if task.endswith((".yaml", ".yml")):
-        stated = re.search(r"^task:\s*(\S+)", Path(task).read_text(encoding="utf-8"), re.MULTILINE)
-        task = stated[1] if stated else task
-    if task not in manager.all_tasks:
-        raise UserError(f"tasks={task} is unknown to lm-evaluation-harness; `lm-eval ls tasks` lists what it has")
-    return task
+class NameLoader(yaml.SafeLoader):
+    """Reads the YAML of a task as far as its name: what the harness's own tags call is not called."""
+
+
+NameLoader.add_multi_constructor("!", lambda *_: None)
+
+
+def name_in(path: Path) -> str:
+    """Return the name that the YAML file of a task, or of a group of them, gives it."""
+    if not path.is_file():
+        raise UserError(f"tasks={path} is not there; give a YAML file of a task, a name, or {DOCUMENTS}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), NameLoader)
+        return content["group"] if "group" in content else content["task"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"tasks={path} names no task ({reason_of(error)}); give the YAML file of one") from None
 
 
 def documents_task(texts: list[str]) -> dict:
-    """Return documents as a task of rolling log-likelihood, with words counted as white space divides them."""
+    """Return documents as a task of rolling log-likelihood, with words counted as white space divides them.
+
+    Raises:
+        UserError: the texts hold no word.
+    """
     kept = [text for text in texts if text.strip()]
+    if not kept:
+        raise UserError("corpus holds no text to evaluate on; give one that does")
 
     def counted(document: dict, results: list) -> dict:
         (log_likelihood,), text = results, document["text"]

@@ -1,9 +1,9 @@
 """Perplexity of held-out documents, each scored alone.
 
-The protocol is lm-evaluation-harness's rolling log-likelihood: the end-of-document token stands before the first
-token, and a document longer than the model's context is cut into windows whose tokens are predicted once each. A
-window begins with the last token of the one before; the last window, which has fewer tokens to predict, begins earlier,
-so that it is as long as the others. Losses are summed in float64.
+The protocol is lm-evaluation-harness's rolling log-likelihood: before the first token stands the one that begins a
+text (`data.beginning_of_text`), and a document longer than the model's context is cut into windows whose tokens are
+predicted once each. A window begins with the last token of the one before; the last window, which has fewer tokens to
+predict, begins earlier, so that it is as long as the others. Losses are summed in float64.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from ..data import beginning_of_text
 from ..errors import UserError
 from ..modeling import DecoderForCausalLM
 
@@ -84,7 +85,7 @@ def score_documents(
         description: beside the progress bar.
 
     Raises:
-        UserError: the texts hold no word.
+        UserError: the texts hold no word, or the tokenizer nothing to begin a text with.
     """
     texts = [text for text in texts if text.strip()]
     if not texts:
@@ -94,7 +95,7 @@ def score_documents(
     all_windows = [
         (document, inputs, labels)
         for document, tokens in enumerate(encoded)
-        for inputs, labels in windows(tokens, tokenizer.eos_token_id, model.config.max_position_embeddings)
+        for inputs, labels in windows(tokens, beginning_of_text(tokenizer), model.config.max_position_embeddings)
     ]
     all_windows.sort(key=lambda window: len(window[1]), reverse=True)  # equal lengths together: little padding
     with tqdm(total=sum(map(len, encoded)), desc=description, unit=" tokens", unit_scale=True, leave=False) as progress:

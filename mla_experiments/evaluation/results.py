@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from ..data import load_corpus, load_tokenizer, read_documents
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
@@ -98,8 +99,7 @@ def evaluate_models(
     text_hashes = {split: texts_hash(texts) for split, texts in splits.items()}
     rows, run_folders = [], []
     for folder in tqdm(folders, "evaluating models", unit=" models"):
-        model, tokenizer = load_model(folder), load_tokenizer(folder)
-        model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+        model, tokenizer = load_with_tokenizer(folder)
         shown = shown_name(folder, Path(weights_dir))
         weights = weights_hash(folder)
         own, scored = [], {}
@@ -156,6 +156,12 @@ def find_models(names: list[str], weights: Path) -> list[Path]:
     if not found:
         raise UserError(f"weights_dir={weights} holds no trained model; train some with: python train_model.py")
     return list(dict.fromkeys(found))
+
+
+def load_with_tokenizer(folder: Path) -> tuple[DecoderForCausalLM, PreTrainedTokenizerFast]:
+    """Return the model in a folder, on the accelerator where there is one, and its tokenizer."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    return model.to(torch.accelerator.current_accelerator() or "cpu"), tokenizer
 
 
 def shown_name(folder: Path, weights: Path) -> str:

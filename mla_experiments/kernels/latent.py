@@ -1,22 +1,25 @@
 """Attention over latents (absorbed MLA): one function, several backends, one file each.
 
-A backend is a module with `attend_latents`, `why_not_here()` (what this machine lacks for it) and `why_not(...)` (what
-in these very tensors it cannot serve); both return None where there is nothing in the way. It may import a library that
-is not installed: then that is what is missing.
+A backend is a module with `attend_latents`, `why_not_here()` (what this machine lacks for it), `why_not(...)` (what in
+these very tensors it cannot serve), both None where there is nothing in the way, and `pays(query)`, which says whether
+to choose it unasked. It may import a library that is not installed: then that is what is missing.
 """
 
 import importlib
+from functools import cache
 from types import ModuleType
 
 import torch
 
 from ..errors import UserError
+from . import latent_torch
 
 # the fastest first; the last one serves every device, dtype, shape and mask, and has gradients
 BACKENDS = {
     "flashmla": ".latent_flashmla",
     "flashinfer": ".latent_flashinfer",
     "triton": ".latent_triton",
+    "c": ".latent_c",
     "torch": ".latent_torch",
 }
 _forced: str | None = None
@@ -47,11 +50,12 @@ def attend_latents(
         if reason:
             raise UserError(f"backend={_forced} cannot serve this attention: {reason}; choose another or none.")
         return backend.attend_latents(query, latents, value_width, mask, scale)
-    if query.device.type == "cuda" and not (torch.is_grad_enabled() and query.requires_grad):
-        for backend in usable():
-            if backend.why_not(query, latents, value_width, mask) is None:
-                return backend.attend_latents(query, latents, value_width, mask, scale)
-    return load("torch").attend_latents(query, latents, value_width, mask, scale)
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and query.requires_grad):
+        return latent_torch.attend_latents(query, latents, value_width, mask, scale)
+    for backend in usable():
+        if backend.pays(query) and backend.why_not(query, latents, value_width, mask) is None:
+            return backend.attend_latents(query, latents, value_width, mask, scale)
+    return latent_torch.attend_latents(query, latents, value_width, mask, scale)
 
 
 def load(name: str) -> ModuleType:
@@ -59,9 +63,10 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(BACKENDS[name], __package__)
 
 
-def usable() -> list[ModuleType]:
+@cache
+def usable() -> tuple[ModuleType, ...]:
     """Return the backends that can run on this machine, the fastest first."""
-    return [load(name) for name, reason in reasons().items() if reason is None]
+    return tuple(load(name) for name, reason in reasons().items() if reason is None)
 
 
 def reasons() -> dict[str, str | None]:

@@ -3,27 +3,14 @@
 import flash_mla
 import torch
 
-from .paged import page_table, paged
+from .paged import needs_gpu, page_table, paged, pays, why_not
+
+__all__ = ["attend_latents", "pays", "why_not", "why_not_here"]
 
 
 def why_not_here() -> str | None:
     """Return what this machine lacks."""
-    if not torch.cuda.is_available():
-        return "needs a CUDA device"
-    if torch.cuda.get_device_capability() < (9, 0):
-        return "needs a GPU of compute capability 9.0 (Hopper) or later"
-    return None
-
-
-def why_not(query, latents, value_width, mask) -> str | None:
-    """Return what it cannot serve."""
-    if (latents.shape[-1], value_width) != (576, 512):
-        return f"it knows latents of 512 + 64, not {value_width} + {latents.shape[-1] - value_width}"
-    if query.dtype not in (torch.bfloat16, torch.float16):
-        return f"it knows bf16 and f16, not {query.dtype}"
-    if mask is not None:
-        return "it takes no mask (padded batches, several new tokens)"
-    return None
+    return needs_gpu((9, 0), "Hopper")
 
 
 def attend_latents(query, latents, value_width, mask, scale):

@@ -5,11 +5,16 @@ the last d_R as values too is d_R / d_c more work than needed, but fused attenti
 padding the cache would copy it.
 """
 
-from .sdpa import attend
+from . import sdpa
 
 
 def why_not_here() -> None:
     """Every machine can run it."""
+
+
+def pays(query) -> bool:
+    """Whether it is meant for such queries: it is the last resort for all."""
+    return True
 
 
 def why_not(query, latents, value_width, mask) -> None:
@@ -19,4 +24,4 @@ def why_not(query, latents, value_width, mask) -> None:
 def attend_latents(query, latents, value_width, mask, scale):
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
     shared = latents.unsqueeze(1)  # [B, 1, S, W]
-    return attend(query, shared, shared, mask, scale)[..., :value_width]
+    return sdpa.attend(query, shared, shared, mask, scale)[..., :value_width]

@@ -24,6 +24,11 @@ def why_not_here() -> str | None:
     return "needs a CUDA device (or TRITON_INTERPRET=1 in the environment, to test it)"
 
 
+def pays(query) -> bool:
+    """Whether it is meant for such queries; on a CPU it is interpreted, for tests alone."""
+    return query.device.type == "cuda"
+
+
 def why_not(query, latents, value_width, mask) -> str | None:
     """Return what it cannot serve."""
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -1,4 +1,7 @@
-"""A cache as pages of tokens, as serving kernels want it: a view where the buffer allows, a copy where it does not."""
+"""What the serving kernels FlashMLA and FlashInfer have in common: the cache as pages of tokens, and their limits.
+
+Pages are a view where the buffer allows it, and a copy where it does not.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -27,3 +30,28 @@ def page_table(batch: int, context: int, apart: int, device: torch.device) -> to
     """Return the page numbers of each sequence, `[B, ceil(S / PAGE)]`, int32."""
     numbers = torch.arange(-(-context // PAGE), dtype=torch.int32, device=device)
     return apart * torch.arange(batch, dtype=torch.int32, device=device)[:, None] + numbers
+
+
+def needs_gpu(capability: tuple[int, int], generation: str) -> str | None:
+    """Return what this machine lacks of a GPU of a compute capability or later."""
+    if not torch.cuda.is_available():
+        return "needs a CUDA device"
+    if torch.cuda.get_device_capability() < capability:
+        return f"needs a GPU of compute capability {'.'.join(map(str, capability))} ({generation}) or later"
+    return None
+
+
+def pays(query: torch.Tensor) -> bool:
+    """Whether a serving kernel is meant for such queries."""
+    return query.device.type == "cuda"
+
+
+def why_not(query, latents, value_width, mask) -> str | None:
+    """Return what serving kernels cannot serve."""
+    if (latents.shape[-1], value_width) != (576, 512):
+        return f"it knows latents of 512 + 64, not {value_width} + {latents.shape[-1] - value_width}"
+    if query.dtype not in (torch.bfloat16, torch.float16):
+        return f"it knows bf16 and f16, not {query.dtype}"
+    if mask is not None:
+        return "it takes no mask (padded batches, several new tokens)"
+    return None

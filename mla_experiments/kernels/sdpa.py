@@ -36,10 +36,12 @@ def attend(
     """
     num_new = query.shape[2]
     shared = query.shape[1] // key.shape[1]
-    causal = mask is None and num_new > 1
+    causal = mask is None
+    if num_new == 1:  # a branch: compiled for any length, the comparison itself would be a symbol
+        causal = False
     if shared == 1:
         return _fused(query, key, value, mask, scale, causal)
-    if num_new <= FEW_TOKENS and not causal:
+    if not causal and num_new <= FEW_TOKENS:
         if mask is not None and num_new > 1:
             mask = mask.expand(-1, shared, -1, -1).flatten(1, 2).unsqueeze(1)  # [B or 1, 1, H/G·T, S]
         rows = query.unflatten(1, (-1, shared)).flatten(2, 3)  # [B, G, H/G·T, D]: a key is read once for all
@@ -50,9 +52,11 @@ def attend(
 
 def _few_rows(query, key, value, mask, scale):
     """One block of rows for each key-value head; on a CPU it shares out a long context where heads are too few."""
+    whole = mask is not None or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if whole or query.device.type != "cpu" or key.shape[2] < LONG_CONTEXT or 1 not in query.shape[:2]:
+        return _fused(query, key, value, mask, scale, False)
     heads, threads = query.shape[0] * query.shape[1], torch.get_num_threads()
-    idle = query.device.type == "cpu" and heads < threads and 1 in query.shape[:2]
-    if not idle or mask is not None or key.shape[2] < LONG_CONTEXT or torch.is_grad_enabled():
+    if heads >= threads:
         return _fused(query, key, value, mask, scale, False)
     return _split_context(query, key, value, scale, threads // heads)
 

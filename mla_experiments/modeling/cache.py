@@ -7,6 +7,8 @@ buffer with room to spare, so that a token costs its own bytes. A full buffer do
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from ..allocator import prefer_large_pages
+
 PAGE = 64  # tokens: capacities are multiples of it, so that kernels which read pages (`kernels/paged.py`) read in place
 LARGEST_ROOM = 2 << 20  # bytes a buffer: beyond it, memory that stands empty would cost more than copying saves
 
@@ -23,7 +25,8 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append T new tokens and return all S + T as `[B, G, S + T, ...]`."""
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+        recorded = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
+        if recorded or torch.compiler.is_compiling():
             return super().update(key_states, value_states)  # autograd keeps what it saw: nothing may be written into
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -44,6 +47,7 @@ def append(filled: torch.Tensor, buffer: torch.Tensor, new: torch.Tensor) -> tup
         token_bytes = max(1, filled[..., :1, :].numel() if past else new[..., :1, :].numel()) * new.element_size()
         capacity = total + max(1, min(past, LARGEST_ROOM // token_bytes))
         buffer = filled.new_empty((*filled.shape[:2], -(-capacity // PAGE) * PAGE, filled.shape[-1]))
+        prefer_large_pages(buffer)
         buffer[..., :past, :] = filled
     buffer[..., past:total, :] = new
     return buffer[..., :total, :], buffer

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 from ..errors import UserError
 from .attention import ATTENTION
 from .attention.base import require
-from .attention.rope import ROPE_TYPES
+from .attention.rope import check_rope
 
 POSITIONS = ("rope", "learned")
 
@@ -78,8 +78,7 @@ class DecoderConfig(PreTrainedConfig):
         )
         self.attention_options = self._resolve_attention()
         super().__post_init__(**kwargs)
-        kind = self.rope_parameters["rope_type"]
-        require(kind in ROPE_TYPES, f"rope_type={kind!r} is not known here; choose one of {', '.join(ROPE_TYPES)}.")
+        check_rope(self.rope_parameters)
 
     def _resolve_attention(self) -> dict:
         require(

@@ -4,47 +4,69 @@ Names and shapes of all weights are the same on both sides; `docs/interop.md` li
 """
 
 import copy
+from dataclasses import fields
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from .attention.base import require
 from .configuration import DecoderConfig
 
 SHARED_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings",
+    "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "dtype",
 )  # fmt: skip
 MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
+TRANSLATED_FIELDS = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_interleave", "first_k_dense_replace")
+# what changes no logit of a dense model: training, speed, and experts that are not there
+WITHOUT_EFFECT = (
+    "attention_dropout", "pretraining_tp", "num_mtp_layers", "output_router_logits", "moe_intermediate_size",
+    "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group", "topk_method",
+    "norm_topk_prob", "routed_scaling_factor",
+)  # fmt: skip
+# what transformers itself looks for in any config, declared or not
+OF_ANY_MODEL = {
+    "quantization_config": None, "sliding_window": None, "attention_chunk_size": None, "layer_types": None,
+    "is_causal": True,
+}  # fmt: skip
 
 
 def stock_config(config: DecoderConfig) -> PreTrainedConfig:
     """Return the config of the stock model with the same weights, under the same names, and the same logits.
 
     Raises:
-        UserError: there is none: learned positions, Llama in the interleaved rotary layout, another mechanism.
+        UserError: there is none: learned positions, Llama in the interleaved rotary layout or of heads that do not
+            divide the width, another mechanism.
     """
     values = {name: getattr(config, name) for name in SHARED_FIELDS}
     values["rope_parameters"] = dict(config.rope_parameters)
     if config.positions != "rope":
         raise UserError(f"positions={config.positions} exists in no stock model; only positions=rope can be exported")
     if config.attention == "mla":
-        return DeepseekV3Config(
-            **values,
-            **config.attention_options,
-            num_key_value_heads=config.num_attention_heads,
-            rope_interleave=config.rope_interleave,
-            first_k_dense_replace=config.num_hidden_layers,  # every layer dense, none of experts
-            num_mtp_layers=0,
-        )
-    if config.attention not in ("mha", "gqa", "mqa"):
+        kind = DeepseekV3Config
+        values |= config.attention_options | {
+            "num_key_value_heads": config.num_attention_heads,
+            "rope_interleave": config.rope_interleave,
+            "first_k_dense_replace": config.num_hidden_layers,  # every layer dense, none of experts
+            "num_mtp_layers": 0,
+        }
+    elif config.attention not in ("mha", "gqa", "mqa"):
         raise UserError(f"attention={config.attention} exists in no stock model; mha, gqa, mqa and mla can be exported")
-    if config.rope_interleave:
+    elif config.rope_interleave:
         raise UserError("rope_interleave=True exists in no stock Llama; only the half-split layout can be exported")
-    return LlamaConfig(**values, **config.attention_options)
+    else:
+        kind = LlamaConfig
+        values |= config.attention_options
+    try:
+        return kind(**values)
+    except StrictDataclassError as error:  # a Llama wants heads that divide the width, whatever head_dim is
+        raise UserError(
+            f"no stock {kind.model_type} is like this model ({reason_of(error)}); it cannot be exported"
+        ) from None
 
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -65,13 +87,12 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         kind in ("llama", *LATENT_MODELS),
         f"model_type={kind} has no counterpart here; llama, deepseek_v2 and deepseek_v3 checkpoints can be imported",
     )
-    _refuse_what_differs(stock)
+    refuse_what_differs(stock)
     values = {name: getattr(stock, name) for name in SHARED_FIELDS}
     values["rope_parameters"] = copy.deepcopy(stock.rope_parameters)
     if kind in LATENT_MODELS:
-        # DeepSeek-V2's layout is always interleaved, V3's says so
         options = {name: getattr(stock, name) for name in MLA_FIELDS}
-        interleaved = bool(getattr(stock, "rope_interleave", True))
+        interleaved = kind == "deepseek_v2" or bool(stock.rope_interleave)  # V2 knows no other layout
         return DecoderConfig(**values, attention="mla", attention_options=options, rope_interleave=interleaved)
     groups, heads = stock.num_key_value_heads, stock.num_attention_heads
     options = {"head_dim": stock.head_dim}
@@ -81,21 +102,29 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
     return DecoderConfig(**values, attention="gqa", attention_options=options)
 
 
-def _refuse_what_differs(stock):
-    """Name the first field whose value our decoder cannot express."""
-    layers, heads = stock.num_hidden_layers, stock.num_attention_heads
+def refuse_what_differs(stock: PreTrainedConfig) -> None:
+    """Name the first field whose value our decoder cannot express.
+
+    A field of the stock config that is known here neither as one of ours nor as without effect must have its default:
+    so a field that a later transformers invents is refused where a checkpoint uses it.
+    """
+    require(
+        not getattr(stock, "is_heterogeneous", False),
+        "per_layer_config makes layers differ, which they do not here; it cannot be imported",
+    )
+    layers = stock.num_hidden_layers
     dense = getattr(stock, "first_k_dense_replace", layers)
     require(
-        dense >= layers,
+        dense is not None and dense >= layers,
         f"first_k_dense_replace={dense} of num_hidden_layers={layers}: the other layers are mixtures of experts; only "
         "dense checkpoints can be imported",
     )
-    expected = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
-    if stock.model_type in LATENT_MODELS:
-        expected["num_key_value_heads"] = heads
-    for name, value in expected.items():
-        found = getattr(stock, name, value) or value
-        shown = "..." if name == "quantization_config" else found
+    known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT}
+    declared = {f.name: f.default for f in fields(stock) if f.name in type(stock).__annotations__.keys() - known}
+    heads = {"num_key_value_heads": stock.num_attention_heads} if stock.model_type in LATENT_MODELS else {}
+    for name, value in (declared | OF_ANY_MODEL | heads).items():
+        found = getattr(stock, name, value)
+        shown = "..." if isinstance(found, dict | list) else found
         require(found == value, f"{name}={shown} is not what a decoder here has ({value}); it cannot be imported")
     partial = stock.rope_parameters.get("partial_rotary_factor", 1.0)
     require(partial == 1.0, f"partial_rotary_factor={partial} is not known here; only heads that turn whole are")

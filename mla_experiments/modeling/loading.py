@@ -6,8 +6,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..errors import UserError
-from ..run_files import check_files
+from ..errors import UserError, reason_of
+from ..run_files import check_files, check_finished
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 
@@ -19,6 +19,7 @@ def load_model(folder: Path) -> DecoderForCausalLM:
         UserError: no model of ours, a pickle (never opened), a damaged file, or weights of other shapes or names.
     """
     folder = Path(folder)
+    check_finished(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"model={folder} holds no config.json; train one with: python train_model.py")
     if not any(folder.glob("model*.safetensors")):
@@ -36,8 +37,7 @@ def load_model(folder: Path) -> DecoderForCausalLM:
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"model={folder} cannot be loaded ({reason[:200]}); train or copy it again") from None
+        raise UserError(f"model={folder} cannot be loaded ({reason_of(error)}); train or copy it again") from None
     for kind in ("mismatched_keys", "missing_keys", "unexpected_keys"):
         if names := sorted(str(key[0] if isinstance(key, tuple) else key) for key in report[kind]):
             raise UserError(

@@ -1,82 +1,152 @@
 """A chart as data, drawn twice: by matplotlib for files, by plotly for the page."""
 
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
-from .figures import STYLES, new_figure, save
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
 
-PLOTLY_DASHES = ["solid", "dash", "dashdot", "dot", "longdashdot"]
-PLOTLY_MARKS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "triangle-left",
-                "triangle-right", "star"]  # fmt: skip
+from .figures import new_figure, save
+from .styles import LINE_WIDTH, Style
+
+LOOKS = {"line": "lines+markers", "points": "markers", "curve": "lines", "star": "markers"}  # plotly's modes
 
 
 @dataclass
 class Series:
-    """One line or set of points: values, and a band or error bars of so much on both sides."""
+    """One line or set of points; `spread` is a band around a line, and error bars of points, of so much on both sides.
+
+    Looks: a "line" with marks, "points" alone, a "curve" without marks, or a "star" for a single point to be noticed.
+    `owner` is the number of the variant that it belongs to and with whose style it is drawn; None for neither.
+    """
 
     name: str
     x: list[float]
     y: list[float]
     spread: list[float] | None = None
-    style: int = 0
+    owner: int | None = None
+    style: Style | None = None
+    look: str = "line"
 
 
 @dataclass
 class Chart:
-    """Series on common axes; `points` draws marks with error bars, otherwise lines with bands."""
+    """Series on common axes, and in a caption how to read them; `x_ticks` are the values to name on a log axis."""
 
     key: str
     title: str
+    caption: str
     x: str
     y: str
     series: list[Series] = field(default_factory=list)
     log_x: bool = False
     log_y: bool = False
-    points: bool = False
+    x_ticks: list[float] | None = None
+
+    def ticks(self, axis: str) -> list[float]:
+        """Return the values to name on an axis when it is logarithmic."""
+        values = [value for series in self.series for value in getattr(series, axis) if value > 0]
+        given = self.x_ticks if axis == "x" else None
+        return given or log_ticks(min(values), max(values)) if values else []
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers for a log axis: 1, 2 and 5 of each decade, fewer over many, and even steps within a few."""
+    if high < 6 * low:
+        candidates = MaxNLocator(5).tick_values(low, high).tolist()
+    else:
+        parts = (1, 2, 5) if high < 1e3 * low else (1,)
+        candidates = [part * 10.0**power for power in range(-12, 25) for part in parts]
+    return [value for value in candidates if low / 1.2 <= value <= 1.2 * high and value > 0]
 
 
 def draw(chart: Chart, folder: Path) -> list[Path]:
     """Write a chart as PNG and SVG."""
-    figure = new_figure(7.2, 4.2)
+    figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
     for series in chart.series:
-        style = STYLES[series.style % len(STYLES)]
-        if chart.points:
-            axes.errorbar(series.x, series.y, yerr=series.spread, label=series.name, capsize=4, **style)
-        else:
-            axes.plot(series.x, series.y, label=series.name, markersize=4, markevery=0.1, linewidth=1.3, **style)
-            if series.spread:
-                low, high = zip(*((y - s, y + s) for y, s in zip(series.y, series.spread, strict=True)), strict=True)
-                axes.fill_between(series.x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        _draw_series(axes, series)
     axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
-    axes.set_xscale("log" if chart.log_x else "linear")
-    axes.set_yscale("log" if chart.log_y else "linear")
+    for name, log in (("x", chart.log_x), ("y", chart.log_y)):
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        if log:
+            getattr(axes, f"set_{name}scale")("log")
+            axis.set_major_locator(FixedLocator(chart.ticks(name)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(lambda value, _: named(value))
+        elif name == "x":
+            axis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    legend = figure.legend(loc="outside lower center", ncols=4 if len(chart.series) < 9 else 3, fontsize="small")
+    for text in (*legend.get_texts(), axes.title, axes.xaxis.label, axes.yaxis.label):
+        text.set_parse_math(False)  # a name may hold dollars
     return [save(figure, folder / f"{chart.key}.{kind}") for kind in ("png", "svg")]
 
 
+def _draw_series(axes: Axes, series: Series) -> None:
+    """Draw one series; only lines and points have an entry in the legend."""
+    if series.style is None:
+        axes.plot(series.x, series.y, label=series.name, color="0.55", linestyle=":", linewidth=1.2, zorder=1)
+        return
+    look = series.style.matplotlib
+    if series.look == "points":
+        axes.errorbar(series.x, series.y, yerr=series.spread, label=series.name, capsize=4, **look | {"linestyle": ""})
+    elif series.look == "star":
+        axes.plot(series.x, series.y, markersize=13, **look | {"marker": "*", "markeredgecolor": "white"})
+    elif series.look == "curve":
+        axes.plot(series.x, series.y, linewidth=1.1, **look | {"marker": ""})
+    else:
+        axes.plot(series.x, series.y, label=series.name, markersize=4, markevery=0.1, linewidth=1.3, **look)
+        if series.spread:
+            low, high = zip(*((y - s, y + s) for y, s in zip(series.y, series.spread, strict=True)), strict=True)
+            axes.fill_between(series.x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def named(value: float) -> str:
+    """Return a number as an axis shows it."""
+    return f"{value:,.6g}" if value < 1e6 else EngFormatter(sep=" ")(value)
+
+
 def to_plotly(chart: Chart) -> dict:
-    """Return a chart as plotly's JSON."""
-    traces = []
-    for series in chart.series:
-        color = STYLES[series.style % len(STYLES)]["color"]
-        bars = {"type": "data", "array": series.spread, "visible": True} if series.spread else None
-        traces.append(
-            {
-                "type": "scatter", "name": series.name, "x": series.x, "y": series.y,
-                "mode": "markers" if chart.points and len(series.x) == 1 else "lines+markers",
-                "line": {"color": color, "dash": PLOTLY_DASHES[series.style % len(PLOTLY_DASHES)]},
-                "marker": {"color": color, "size": 8, "symbol": PLOTLY_MARKS[series.style % len(PLOTLY_MARKS)]},
-                "error_y": bars,
-            }
-        )  # fmt: skip
-    axis = {"gridcolor": "rgba(128,128,128,0.25)", "zeroline": False, "automargin": True}
-    layout = {
-        "title": {"text": chart.title},
-        "xaxis": axis | {"title": {"text": chart.x}, "type": "log" if chart.log_x else "linear"},
-        "yaxis": axis | {"title": {"text": chart.y}, "type": "log" if chart.log_y else "linear"},
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
-        "legend": {"orientation": "h", "y": -0.25}, "margin": {"t": 48, "r": 16, "l": 56, "b": 48},
+    """Return a chart as plotly's JSON, without colours: the page has two sets of them."""
+    traces = [trace for series in chart.series for trace in _traces(series)]
+    layout = {"hovermode": "closest", "showlegend": False, "margin": {"t": 8, "r": 12, "l": 56, "b": 44}}
+    for axis, label, log in (("x", chart.x, chart.log_x), ("y", chart.y, chart.log_y)):
+        values = chart.ticks(axis)
+        layout[f"{axis}axis"] = {
+            "title": {"text": escape(label), "standoff": 8}, "type": "log" if log else "linear", "automargin": True,
+            "tickvals": values, "ticktext": [named(value) for value in values], "zeroline": False,
+            "tickmode": "array" if log else "auto",
+        }  # fmt: skip
+    return {"data": traces, "layout": layout}
+
+
+def _traces(series: Series) -> list[dict]:
+    """Return the traces of a series: the band first, so that the line lies over it."""
+    owner = {"meta": series.owner, "x": series.x, "y": series.y, "type": "scatter"}
+    if series.style is None:
+        dots = {"dash": "2px,4px", "width": 1.5}
+        return [owner | {"mode": "lines", "line": dots, "hoverinfo": "skip", "name": escape(series.name)}]
+    look, spread = series.style, series.spread
+    trace = owner | {
+        "name": escape(series.name), "mode": LOOKS[series.look],
+        "line": {"dash": look.pixels.replace(",", "px,") + "px" if look.dash else "solid", "width": LINE_WIDTH},
+        "marker": {"size": 15 if series.look == "star" else 8, "maxdisplayed": 12,
+                   "symbol": "star" if series.look == "star" else look.mark[1]},
+        "hovertemplate": f"<b>{escape(series.name)}</b><br>%{{x:.4~s}}, %{{y:.4~f}}<extra></extra>",
     }  # fmt: skip
-    return {"data": traces, "layout": layout, "config": {"responsive": True, "displayModeBar": False}}
+    if spread:
+        trace |= {
+            "customdata": spread,
+            "hovertemplate": trace["hovertemplate"].replace("~f}", "~f} ± %{customdata:.4~f}"),
+        }
+    if spread and series.look == "points":
+        trace["error_y"] = {"type": "data", "array": spread, "thickness": 1.5, "width": 5}
+    if not spread or series.look == "points":
+        return [trace]
+    upper = [y + s for y, s in zip(series.y, spread, strict=True)]
+    lower = [y - s for y, s in zip(series.y, spread, strict=True)]
+    band = owner | {"x": series.x + series.x[::-1], "y": upper + lower[::-1], "mode": "lines", "fill": "toself",
+                    "line": {"width": 0}, "hoverinfo": "skip", "name": escape(series.name)}  # fmt: skip
+    return [band, trace]

@@ -14,7 +14,9 @@ from ..modeling import DecoderConfig
 from ..run_files import RUN_FILE, read_run
 from ..study.record import STUDY
 from ..study.statistics import bits_per_byte, compare, estimate, perplexity_per_word
-from .study import HOW_TOLD_APART, read_findings, shown
+from .findings import Runs, read_findings
+from .tables import shown
+from .text import HOW_TOLD_APART
 
 
 @dataclass(frozen=True)
@@ -22,22 +24,22 @@ class Contestant:
     """Runs that differ in their seed alone, and the name under which they are shown."""
 
     name: str
-    folders: list[Path]
+    runs: Runs
 
     @property
-    def config(self) -> DecoderConfig:
-        """That of the first run."""
-        return DecoderConfig.from_pretrained(self.folders[0])
+    def first(self) -> Path:
+        """Folder of the run with the first seed."""
+        return next(iter(self.runs.values()))
 
     @property
     def corpus(self) -> str:
         """What it was trained on."""
-        return read_run(self.folders[0])["corpus"]
+        return read_run(self.first)["corpus"]
 
     @property
-    def tests(self) -> list[SplitScores]:
+    def tests(self) -> dict[int, SplitScores]:
         """The scores of the test split, by seed."""
-        return [read_scores(folder)["test"] for folder in self.folders]
+        return {seed: read_scores(folder)["test"] for seed, folder in self.runs.items()}
 
 
 def compared(places: list[str], weights_dir: Path) -> str:
@@ -50,10 +52,10 @@ def compared(places: list[str], weights_dir: Path) -> str:
     Raises:
         UserError: something else stands there, runs without scores, or runs scored on different texts.
     """
-    contestants = [one for place in places for one in contestants_of(place, weights_dir)]
+    contestants = [one for place in dict.fromkeys(places) for one in contestants_of(place, weights_dir)]
     texts = {}
     for one in contestants:
-        for test in one.tests:
+        for test in one.tests.values():
             texts.setdefault(test.text_sha256, one)
     if len(texts) > 1:
         a, b, *_ = texts.values()
@@ -61,13 +63,13 @@ def compared(places: list[str], weights_dir: Path) -> str:
             f"{a.name} (trained on {a.corpus}) and {b.name} (trained on {b.corpus}) were scored on different texts, "
             "which does not compare; score both on one: mla-experiments eval A B --corpus FILE"
         )
-    tokenizers = {file_hash(folder / "tokenizer.json") for one in contestants for folder in one.folders}
+    tokenizers = {file_hash(folder / "tokenizer.json") for one in contestants for folder in one.runs.values()}
     rows = [row(one, per_word=len(tokenizers) == 1) for one in contestants]
     lines = [table(rows), ""]
     if len(tokenizers) > 1:
         lines.append("Tokenizers differ: bits per byte alone are shown, which do not depend on how text is cut.")
-    nats = {one.name: np.array([test.nats for test in one.tests]) for one in contestants}
-    differences = compare(nats, contestants[0].tests[0].bytes)
+    nats = {one.name: {seed: test.nats for seed, test in one.tests.items()} for one in contestants}
+    differences = compare(nats, next(iter(contestants[0].tests.values())).bytes)
     lines += [f"- {difference.sentence}" for difference in differences]
     return "\n".join([*lines, HOW_TOLD_APART] if differences else lines)
 
@@ -76,19 +78,19 @@ def contestants_of(place: str, weights_dir: Path) -> list[Contestant]:
     """Return the variants of a study, each at its best learning rate, or a single run."""
     folder = Path(place) if Path(place).is_dir() else weights_dir / place
     if (folder / STUDY).is_file():
-        findings = read_findings(folder)
-        mark = f" (unfinished: {findings.unfinished} runs to do)" if findings.unfinished else ""
-        return [Contestant(f"{folder.name}: {name}{mark}", runs) for name, runs in findings.chosen.items()]
-    if not read_run(folder):
+        found = read_findings(folder)
+        mark = f" (unfinished: {found.unfinished} runs to do)" if found.unfinished else ""
+        return [Contestant(f"{place}: {row.name}{mark}", row.runs) for row in found.rows]
+    if not (recorded := read_run(folder)):
         raise UserError(f"{place} is neither a study nor a run; give folders that hold {STUDY} or {RUN_FILE}")
     if read_scores(folder) is None:
         raise UserError(f"{place} has not been scored; do it with: mla-experiments eval {place}")
-    return [Contestant(place, [folder])]
+    return [Contestant(place, {recorded["identity"]["seed"]: folder})]
 
 
 def row(one: Contestant, per_word: bool) -> dict:
     """Return a line of the table."""
-    config, tests = one.config, one.tests
+    config, tests = DecoderConfig.from_pretrained(one.first), list(one.tests.values())
     nats = np.array([test.nats for test in tests])
     values = {
         "name": one.name,

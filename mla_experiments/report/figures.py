@@ -6,18 +6,9 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-STYLES = [
-    {"color": "#1b1b1b", "linestyle": "-", "marker": "o"},
-    {"color": "#0072b2", "linestyle": "--", "marker": "s"},
-    {"color": "#d55e00", "linestyle": "-.", "marker": "^"},
-    {"color": "#009e73", "linestyle": ":", "marker": "D"},
-    {"color": "#cc79a7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
-    {"color": "#7f7f7f", "linestyle": "-", "marker": "P"},
-    {"color": "#56b4e9", "linestyle": "--", "marker": "X"},
-    {"color": "#e69f00", "linestyle": "-.", "marker": "<"},
-    {"color": "#004d40", "linestyle": ":", "marker": ">"},
-    {"color": "#882255", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "*"},
-]
+from .styles import COLORS, style
+
+STYLES = [style(index, index).matplotlib for index in range(len(COLORS))]
 
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:

@@ -6,7 +6,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..evaluation.results import known_rows
-from ..run_files import read_run
+from ..run_files import RUN_FILE, read_run
 
 MECHANISMS = {
     "mha": "multi-head attention",
@@ -22,8 +22,9 @@ METRICS = {
 LOADING = """```python
 {imports}from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")
+folder = "{path}"  # or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 print(tokenizer.decode(model.generate(**tokenizer("The history of", return_tensors="pt"))[0]))
 ```"""
 
@@ -36,12 +37,13 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
         run_folder: of the run that made it, with `run.json` and perhaps `results.json`; by default the same.
         shown_as: path in the example of loading; by default that of the folder.
     """
-    folder = Path(folder)
-    config, run, rows = AutoConfig.from_pretrained(folder), *recorded(Path(run_folder or folder))
+    folder, run_folder = Path(folder), Path(run_folder or folder)
+    config, run, rows = AutoConfig.from_pretrained(folder), read_run(run_folder), known_rows(run_folder)
+    imports = "import mla_experiments  # makes the model known to transformers\n"
     name = run.get("attention") or attention_of(config)
     native = config.model_type == "mla_experiments"
     data = ModelCardData(
-        model_name=Path(run_folder or folder).resolve().name,
+        model_name=run_folder.resolve().name,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["mla-experiments", name],
@@ -51,21 +53,13 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
         f"---\n{data.to_yaml()}\n---",
         f"# A decoder with {MECHANISMS.get(name, name)} ({name.upper()})",
         describe_model(config, native),
-        describe_training(run),
+        describe_training(run, (folder / RUN_FILE).is_file()),
         describe_results(rows),
-        "## Load it\n\n"
-        + LOADING.format(
-            path=shown_as or folder, imports="import mla_experiments  # pip install mla-experiments\n" if native else ""
-        ),
+        "## Load it\n\n" + LOADING.format(path=shown_as or folder, imports=imports if native else ""),
     ]
     path = folder / "README.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return path
-
-
-def recorded(folder: Path) -> tuple[dict, list[dict]]:
-    """Return what a run recorded of itself and its evaluations; empty where there is nothing."""
-    return read_run(folder), known_rows(folder)
 
 
 def attention_of(config: PreTrainedConfig) -> str:
@@ -97,12 +91,12 @@ def describe_model(config: PreTrainedConfig, native: bool) -> str:
     )
     if native:
         options = ", ".join(f"{name} {value}" for name, value in config.attention_options.items() if value is not None)
-        return f"{size}; {options}. Positions: {config.positions}. Trained with mla-experiments."
-    return f"{size}, as a stock `{config.model_type}` of transformers. Trained with mla-experiments."
+        return f"{size}; {options}. Positions: {config.positions}. A model of mla-experiments."
+    return f"{size}. A stock `{config.model_type}` of transformers, written by mla-experiments."
 
 
-def describe_training(run: dict) -> str:
-    """Say what the model was trained on, and for how long."""
+def describe_training(run: dict, has_record: bool) -> str:
+    """Say what the model was trained on, and for how long; and where the rest is said, if the record stands beside."""
     identity = run.get("identity")
     if not identity:
         return ""
@@ -110,8 +104,9 @@ def describe_training(run: dict) -> str:
     return (
         f"## Training\n\n{tokens:,} tokens of {run['corpus']} ({identity['steps']:,} steps of "
         f"{identity['batch_size']} sequences of {identity['sequence_length']:,}), learning rate "
-        f"{identity['learning_rate']:g}, seed {identity['seed']}, on {run['device']}. `run.json` has every setting, "
-        "the hashes of corpus and tokenizer, and the versions."
+        f"{identity['learning_rate']:g}, seed {identity['seed']}, on {run['device']}."
+        + has_record
+        * " `run.json` has every setting, the hashes of corpus and tokenizer, and the versions."
     )
 
 

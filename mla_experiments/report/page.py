@@ -1,102 +1,54 @@
-"""The interactive page of a report: one file that opens from disk, with plotly inside, and all text escaped."""
+"""The interactive page of a report: one file that opens from disk, with plotly inside, and all text escaped.
 
+Its content security policy lets it load nothing, and run no script but its own two, which are named by their hashes:
+should text ever get past the escaping, it still does nothing.
+"""
+
+import base64
+import hashlib
 import json
-import re
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 
 from .charts import Chart, to_plotly
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --line: #ccc; --soft: #f4f4f4; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #161616; --line: #444; --soft: #222; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-       max-width: 72rem; padding: 1rem; }
-.answer { font-size: 1.15rem; border-left: 4px solid var(--ink); padding-left: 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; cursor: pointer; padding: 0; }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
-.chart { height: 26rem; margin: 1.5rem 0 0; }
-.axes button { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line);
-               border-radius: .3rem; padding: .1rem .6rem; cursor: pointer; }
-pre { white-space: pre-wrap; background: var(--soft); padding: .6rem; }
-@media print { .axes { display: none } .chart { break-inside: avoid } }
-"""
-
-SCRIPT = """
-const charts = JSON.parse(document.getElementById("charts").textContent);
-const ink = getComputedStyle(document.body).color;
-for (const [key, chart] of Object.entries(charts)) {
-  const place = document.getElementById("chart-" + key);
-  chart.layout.font = {color: ink};
-  Plotly.newPlot(place, chart.data, chart.layout, chart.config);
-  for (const button of document.querySelectorAll(`[data-chart="${key}"]`)) {
-    button.addEventListener("click", () => {
-      const type = place.layout[button.dataset.axis].type === "log" ? "linear" : "log";
-      Plotly.relayout(place, {[button.dataset.axis + ".type"]: type});
-      button.setAttribute("aria-pressed", type === "log");
-    });
-  }
-}
-const number = text => { const n = parseFloat(text.replaceAll(",", "")); return isNaN(n) ? text : n; };
-document.querySelectorAll("th button").forEach((button, column) => button.addEventListener("click", () => {
-  const head = button.parentElement, body = head.closest("table").tBodies[0];
-  const up = head.getAttribute("aria-sort") !== "ascending";
-  head.parentElement.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
-  head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  const rows = [...body.rows].sort((a, b) => {
-    const [x, y] = [a, b].map(row => number(row.cells[column].textContent));
-    return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
-  });
-  body.append(...rows);
-}));
-"""
+from .styles import LINE_WIDTH, Style
+from .tables import Table
+from .text import HOW_TOLD_APART, Text
 
 
-def write_page(path: Path, name: str, parts: dict, charts: list[Chart]) -> Path:
+def write_page(path: Path, text: Text, charts: dict[str, list[Chart]], variants: dict[str, Style]) -> Path:
     """Write the page; return its path.
 
     Args:
         path: of the page.
-        name: of the study.
-        parts: texts by section, unescaped, see `study.sections`.
-        charts: what it draws.
+        text: its words, not escaped.
+        charts: what it draws, by section.
+        variants: how they look, by name; their place here is what owns a series of a chart.
 
     Raises:
         ModuleNotFoundError: plotly is not installed.
     """
     from plotly.offline import get_plotlyjs
 
-    data = json.dumps({chart.key: to_plotly(chart) for chart in charts}).replace("<", "\\u003c")
-    body = [
-        f"<h1>{escape(name)}</h1>",
-        f'<p class="answer">{" ".join(emphasised(sentence) for sentence in parts["answer"])}</p>',
-        table(parts["headings"], parts["rows"]),
-        f"<p>± is the 95 % interval over seeds. {escape(parts['matched'])} Click a heading to sort.</p>",
-        "<h2>Differences</h2>",
-        items(parts["comparisons"]),
-        f"<p>{escape(parts['how_told_apart'])}</p>",
-        "<h2>Figures</h2><p>Click a name in a legend to hide or show it.</p>",
-        *(figure(chart) for chart in charts),
-        "<h2>Learning rates</h2>",
-        items(parts["rates"]),
-        "<h2>Samples</h2>",
-        *(f"<h3>{escape(who)}</h3><pre>{escape(text)}</pre>" for who, text in parts["samples"].items()),
-        "<h2>How it was made</h2>",
-        items(parts["made"]),
-    ]
+    own = files(__package__)
+    looks, script = ((own / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    scripts = [get_plotlyjs(), script]
+    data = {
+        "charts": {chart.key: to_plotly(chart) for section in charts.values() for chart in section},
+        "colors": {paper: [getattr(look, paper) for look in variants.values()] for paper in ("light", "dark")},
+    }
+    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes(scripts)}"
     page = "\n".join(
         [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>",
-            *body,
-            f'<script type="application/json" id="charts">{data}</script>',
-            f"<script>{get_plotlyjs()}</script><script>{SCRIPT}</script></body></html>",
+            f"<title>{escape(text.title)}</title>\n<style>\n{looks}</style>\n</head>\n<body>",
+            *body(text, charts, key(variants)),
+            f'<script type="application/json" id="data">{json.dumps(data).replace("<", chr(92) + "u003c")}</script>',
+            *(f"<script>{source}</script>" for source in scripts),
+            "</body>\n</html>\n",
         ]
     )
     scratch = path.with_name(path.name + ".partial")
@@ -105,28 +57,106 @@ def write_page(path: Path, name: str, parts: dict, charts: list[Chart]) -> Path:
     return path
 
 
-def emphasised(text: str) -> str:
-    """Escape text and turn `**strong**` into markup."""
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(text))
+def hashes(scripts: list[str]) -> str:
+    """Return what a content security policy calls these scripts."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+
+def body(text: Text, charts: dict[str, list[Chart]], key: str) -> list[str]:
+    """Return the sections of the page; `key` stands above the charts of each."""
+    headline, *more = text.answer
+    samples = (f"<h3>{escape(who)}</h3><blockquote>{escape(said)}</blockquote>" for who, said in text.samples.items())
+    return [
+        f"<header><h1>{escape(text.title)}</h1></header>",
+        f'<p class="notice">{escape(text.notice)}</p>' if text.notice else "",
+        f'<section class="answer"><p>{words(headline)}</p>{items(more)}</section>',
+        f"<section><h2>Results</h2>{table(text.results)}",
+        f"<p>± is the 95&nbsp;% interval over seeds. {words(text.matched)}",
+        '<span class="screen">Click a heading to sort.</span></p></section>',
+        section("Quality and cost", figures(key, charts["cost"])),
+        section("Differences", table(text.differences), f"<p>{escape(HOW_TOLD_APART)}</p>"),
+        section("Training", figures(key, charts["training"])) if charts["training"] else "",
+        section("Learning rates", table(text.rates), figures(key, charts["rates"])),
+        section("Samples", f"<p>What each says after “{escape(text.prompt)}”:</p>", *samples) if text.samples else "",
+        section("How it was made", *made(text)),
+    ]
+
+
+def section(heading: str, *parts: str) -> str:
+    """Return parts under a heading."""
+    return "\n".join([f"<section><h2>{escape(heading)}</h2>", *parts, "</section>"])
+
+
+def made(text: Text) -> list[str]:
+    """Return how it was made, with the study and the commands to run it again."""
+    return [
+        items(text.made),
+        f"<p>The study, as stated in <code>{escape(text.title)}.yaml</code>:</p><pre>{escape(text.source)}</pre>",
+        f"<p>To run it again:</p><pre>{escape(chr(10).join(text.rerun))}</pre>",
+        f"<details><summary>Everything that was set, presets and defaults included</summary>"
+        f"<pre>{escape(text.settings)}</pre></details>",
+    ]
+
+
+def words(sentence: str) -> str:
+    """Return an escaped sentence whose percentages are not torn from their signs."""
+    return escape(sentence).replace(" %", "&nbsp;%")
 
 
 def items(sentences: list[str]) -> str:
     """Return sentences as a list."""
-    return "<ul>" + "".join(f"<li>{emphasised(sentence)}</li>" for sentence in sentences) + "</ul>"
+    return "<ul>" + "".join(f"<li>{words(sentence)}</li>" for sentence in sentences) + "</ul>"
 
 
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    """Return a table whose headings sort it."""
-    head = "".join(f'<th scope="col"><button type="button">{escape(heading)}</button></th>' for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def table(content: Table) -> str:
+    """Return a table whose headings sort it; what follows ± is as wide in all its column, so that means line up."""
+    columns = zip(*content.rows, strict=True)
+    widths = [max(len(cell.partition(" ± ")[2]) for cell in column) for column in columns]
+    head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in content.headings)
+    rows = "".join("<tr>" + "".join(map(cell, row, widths)) + "</tr>" for row in content.rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def cell(content: str, width: int) -> str:
+    """Return a cell, with so many digits' room after ±."""
+    mean, sign, spread = content.partition(" ± ")
+    rest = f'<span style="min-width: {width + 3}ch"> ± {escape(spread)}</span>' if sign else ""
+    return f"<td>{escape(mean)}{rest}</td>"
+
+
+def key(variants: dict[str, Style]) -> str:
+    """Return the key to the lines of charts, whose entries show and hide a variant in all of them."""
+    buttons = (
+        f'<button type="button" data-owner="{number}" aria-pressed="true">{drawn(look)}{escape(name)}</button>'
+        for number, (name, look) in enumerate(variants.items())
+    )
+    return f'<div class="key" role="group" aria-label="Variants shown">{"".join(buttons)}</div>'
+
+
+def drawn(look: Style) -> str:
+    """Return a style's line and mark as a small drawing."""
+    return (
+        '<svg viewBox="-18 -7 36 14" width="36" height="14" aria-hidden="true">'
+        f'<path d="M-17,0H17" stroke-width="{LINE_WIDTH}" stroke-dasharray="{look.pixels}"/>'
+        f'<path d="{look.mark[2]}"/></svg>'
+    )
+
+
+def figures(key: str, charts: list[Chart]) -> str:
+    """Return the places of charts side by side, under their key."""
+    return f'<div class="plots">{key}<div class="charts">{"".join(map(figure, charts))}</div></div>' if charts else ""
 
 
 def figure(chart: Chart) -> str:
     """Return the place of a chart, with buttons for its axes."""
     buttons = "".join(
         f'<button type="button" data-chart="{chart.key}" data-axis="{axis}axis" '
-        f'aria-pressed="{str(log).lower()}">log {axis}</button> '
+        f'aria-pressed="{str(log).lower()}">log {axis}</button>'
         for axis, log in (("x", chart.log_x), ("y", chart.log_y))
     )
-    return f'<div class="chart" id="chart-{chart.key}"></div><div class="axes">{buttons}</div>'
+    return (
+        f'<figure><h3>{escape(chart.title)}</h3><div class="chart" id="chart-{chart.key}" role="img" '
+        f'aria-label="{escape(chart.title)}"></div><figcaption>{escape(chart.caption)} '
+        f'<span class="axes">{buttons}</span></figcaption></figure>'
+    )

@@ -1,7 +1,7 @@
 """What is held equal between the variants of a study, and how nearly.
 
 The width of the MLP is the one size that every variant has and that no mechanism's meaning depends on: it is solved
-for, so that totals agree. The first variant sets the mark.
+for, so that totals agree. The first variant of each size sets the mark.
 """
 
 import json
@@ -11,16 +11,19 @@ from ..benchmark.costs import cache_elements_per_token, num_parameters, training
 from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..training import RunArguments
-from .description import Study, Variant
+from .description import LIMITING, Study, Variant
 
 TOLERANCE = 0.005
 BYTES = 4  # of a number in the cache of a model saved in single precision, as evaluation measures it
-LIMITING = {"gqa": "num_key_value_heads", "mla": "kv_lora_rank"}  # the option that sets the size of the cache
+SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size")  # where these are swept, each size has its own mark
 
 
 @dataclass(frozen=True)
 class Matched:
-    """A variant, complete, with what it costs and how far it is from the mark (a share of it)."""
+    """A variant, complete, with what it costs and how far it is from the mark (a share of it).
+
+    `cache_residual` is how far its cache is from the budget (a share of it), where the study has one.
+    """
 
     variant: Variant
     options: dict
@@ -29,6 +32,7 @@ class Matched:
     training_flops_per_token: float
     cache_bytes_per_token: int
     residual: float
+    cache_residual: float | None
 
 
 def match(study: Study, vocab_size: int) -> list[Matched]:
@@ -37,13 +41,14 @@ def match(study: Study, vocab_size: int) -> list[Matched]:
     Raises:
         UserError: a match that cannot be met, and how near it came.
     """
-    solved: list[Matched] = []
+    solved, marks = [], {}
     for variant in study.variants:
         options = dict(variant.options)
         if study.match == "cache" and variant.attention in LIMITING:
             options |= nearest_cache(study, variant, vocab_size)
-        mark = measure_of(study, solved[0]) if solved else None
-        solved.append(complete(study, variant, options, vocab_size, mark))
+        size = tuple(variant.changed.get(name) for name in SIZES)
+        solved.append(complete(study, variant, options, vocab_size, marks.get(size)))
+        marks.setdefault(size, measure_of(study, solved[-1]))
     return solved
 
 
@@ -63,7 +68,7 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
             least = cost(study, config_of(study, variant, options, vocab_size, 1))
             raise UserError(
                 f"match={study.match} cannot be met by {variant.name}: with an MLP of width 1 it still has "
-                f"{100 * (least / mark - 1):+.1f} % of the first variant's; choose a smaller option or match: none"
+                f"{100 * (least / mark - 1):.1f} % more than the first variant; choose a smaller option or match: none"
             )
         config = config_of(study, variant, options, vocab_size, width)
     total = cost(study, config)
@@ -73,14 +78,16 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
             f"match={study.match} cannot be met by {variant.name}: the nearest is {100 * residual:+.2f} %, more than "
             f"{100 * TOLERANCE} %; choose a larger model or match: none"
         )
+    cached = BYTES * cache_elements_per_token(config)
     return Matched(
         variant=variant,
         options=options,
         intermediate_size=config.intermediate_size,
         parameters=num_parameters(config),
         training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
-        cache_bytes_per_token=BYTES * cache_elements_per_token(config),
+        cache_bytes_per_token=cached,
         residual=residual,
+        cache_residual=study.cache_bytes_per_token and cached / study.cache_bytes_per_token - 1,
     )
 
 

@@ -3,6 +3,7 @@
 from ..benchmark.hardware import Hardware
 from ..benchmark.measure import interleaved, spread
 from ..benchmark.training import training_step
+from ..errors import UserError
 from ..modeling import DecoderForCausalLM
 from .description import Study
 from .matching import Matched, config_of, match
@@ -10,40 +11,48 @@ from .matching import Matched, config_of, match
 HOUR = 3600
 
 
-def study_plan(study: Study, hardware: Hardware) -> list[dict]:
+def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dict]:
     """Return a row per variant and one of the total: size, cache, runs, and the hours of training them.
 
-    The hours at best are the FLOPs at the hardware's best rate, which no training reaches. On the machine at hand what
-    is expected is measured by steps of one sequence in each variant.
+    The hours at best are the FLOPs at the hardware's best rate, which no training reaches; beside them are those at a
+    share of it. On the machine at hand what is expected is measured by steps of one sequence in each variant.
+
+    Args:
+        study: what would be run.
+        hardware: on which.
+        utilisation: share of the best rate that training is taken to reach.
 
     Raises:
-        UserError: a match that cannot be met.
+        UserError: a match that cannot be met, or more than the best rate.
     """
-    variants = match(study, study.data["vocab_size"])
-    tokens = study.settings["train_tokens"]
+    if utilisation > 1:
+        raise UserError(f"utilisation={utilisation:g} is a share of the best rate, at most 1")
     rows = []
-    for matched in variants:
-        runs = len(study.rates[matched.variant.attention]) + len(study.seeds) - 1
-        flops = runs * tokens * matched.training_flops_per_token
+    for matched in match(study, study.data["vocab_size"]):
+        own, _ = study.arguments(matched.variant)
+        runs = study.runs_of(matched.variant)
+        tokens = runs * own["train_tokens"]
+        at_best = tokens * matched.training_flops_per_token / hardware.tflop_per_second / 1e12 / HOUR
         row = {
             "variant": matched.variant.name,
             "parameters": f"{matched.parameters:,}",
             "cache bytes/token": f"{matched.cache_bytes_per_token:,}",
             "GFLOP/token": matched.training_flops_per_token / 1e9,
             "runs": runs,
-            "tokens": f"{runs * tokens:,}",
-            "hours at best": flops / hardware.tflop_per_second / 1e12 / HOUR,
+            "tokens": f"{tokens:,}",
+            "hours at best": at_best,
+            f"hours at {100 * utilisation:g} %": at_best / utilisation,
         }
-        if hardware.at_hand:
-            row["hours expected"] = runs * tokens / tokens_per_second(study, matched) / HOUR
+        if hardware.device:
+            row["hours expected"] = tokens / tokens_per_second(study, matched, hardware.device) / HOUR
         rows.append(row)
     sums = {name: sum(row[name] for row in rows) for name in rows[0] if name == "runs" or name.startswith("hours")}
     return [*rows, {name: sums.get(name, "all" if name == "variant" else "") for name in rows[0]}]
 
 
-def tokens_per_second(study: Study, matched: Matched) -> float:
+def tokens_per_second(study: Study, matched: Matched, device: str) -> float:
     """Measure training steps of one sequence."""
     config = config_of(study, matched.variant, matched.options, study.data["vocab_size"], matched.intermediate_size)
-    step = training_step(DecoderForCausalLM(config), config.max_position_embeddings, 1)
+    step = training_step(DecoderForCausalLM(config).to(device), config.max_position_embeddings, 1)
     seconds = interleaved({"step": step}, rounds=3, warmup=1)["step"]
     return 1e3 * config.max_position_embeddings / spread(seconds)["ms"]

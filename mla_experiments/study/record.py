@@ -12,6 +12,7 @@ from ..manifest import locked, read_manifest, read_record, write_record
 from ..modeling import DecoderConfig, DecoderForCausalLM, load_model
 from .matching import Matched, config_of
 from .trials import Trials
+from .work import device
 
 STUDY = "study.json"
 DECODE_CONTEXTS = (1024, 8192)
@@ -87,7 +88,9 @@ def training_speeds(trials: Trials) -> dict[str, float]:
     for matched in trials.variants:
         own, flags = trials.study.arguments(matched.variant)
         shape = own["sequence_length"], min(own["batch_size"], flags["per_device_train_batch_size"])
-        steps[matched.variant.name] = training_step(DecoderForCausalLM(config_for(trials, matched)), *shape)
+        steps[matched.variant.name] = training_step(
+            DecoderForCausalLM(config_for(trials, matched)).to(device()), *shape
+        )
         tokens[matched.variant.name] = shape[0] * shape[1]
     seconds = interleaved(steps, rounds=9)
     return {name: 1e3 * tokens[name] / spread(times)["ms"] for name, times in seconds.items()}
@@ -105,7 +108,7 @@ def decode_speeds(trials: Trials) -> dict[str, dict[str, float]]:
             config = config_for(trials, matched)
             if config.positions == "rope":
                 config.max_position_embeddings = context + 8
-                steps[matched.variant.name] = decode_step(DecoderForCausalLM(config), 1, context)[0]
+                steps[matched.variant.name] = decode_step(DecoderForCausalLM(config).to(device()), 1, context)[0]
         for name, seconds in interleaved(steps, rounds=9).items():
             speeds[name][str(context)] = 1e3 / spread(seconds)["ms"]
     return speeds

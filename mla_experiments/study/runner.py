@@ -76,7 +76,7 @@ def run_study(
 
 def prepare_data(study: Study, data: Path) -> None:
     """Prepare a study's data where no study has done so, one process at a time."""
-    given, length = study.data, study.settings["sequence_length"]
+    given, length = study.data, study.row_length
     with locked(data):
         prepare_corpus(data / "corpus", given["corpus"], given["text_column"])
         prepare_tokenizer(data / "tokenizer", data / "corpus", given["vocab_size"])

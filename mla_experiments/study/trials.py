@@ -76,7 +76,7 @@ class Trials:
         """Folder of the corpus, tokenizer and tokens; studies with the same data settings share it."""
         given = self.study.data
         slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(given["corpus"]).stem).strip("-")
-        length = self.study.settings["sequence_length"]
+        length = self.study.row_length
         return self.root / "data" / f"{slug}-{given['vocab_size']}-{length}-{given['shuffle_seed']}"
 
     @cached_property

@@ -84,9 +84,14 @@ def train_and_score(trials: Trials, trial: Trial) -> None:
     if not trial.run.is_finished:
         trial.run.train(trials.tokens, tokenizer, lambda _: None)
     model = load_model(trial.run.folder)
-    model.to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    model.to(device())
     scored = {
         split: (documents, score_documents(model, tokenizer, documents, description=f"scoring {split}"))
         for split, documents in trials.texts.items()
     }
     write_scores(trial.run.folder, scored)
+
+
+def device() -> torch.device:
+    """Return where runs are trained: the accelerator, if there is one."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

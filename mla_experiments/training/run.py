@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..data import load_tokenizer, load_tokens
+from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..errors import InUse, Stopped, UserError
 from ..manifest import file_hash, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM
@@ -26,6 +26,7 @@ from . import checkpoints
 from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopInGoodOrder
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
+from .streaming import StreamedSequences, check_streaming
 from .trainer import StreamTrainer
 
 DETERMINING = (
@@ -36,6 +37,8 @@ DETERMINING = (
 
 def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
     """Train every mechanism asked for, one after another, and return their folders.
+
+    A streamed corpus is read anew, from its start, for each.
 
     Args:
         arguments: complete, the preset's values filled in.
@@ -51,6 +54,7 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
             raise UserError(f"attention={name} is unknown; choose among {', '.join(ATTENTION)}")
     data_dir, root = Path(arguments.data_dir), Path(arguments.weights_dir) / arguments.run
     tokens, manifest = load_tokens(data_dir / "tokens", data_dir / "tokenizer")
+    check_streaming(arguments.streaming, manifest, trainer_flags)
     runs = [Run(root / name, name, arguments, trainer_flags, manifest) for name in dict.fromkeys(arguments.attention)]
     if arguments.resume and not any(run.folder.exists() for run in runs):
         raise UserError(f"--resume finds nothing to resume under {root}; leave it out to train anew")
@@ -61,6 +65,9 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
         for run in todo:
             if run.is_main_process:
                 run.check_folder(arguments.overwrite, arguments.resume)
+        if arguments.streaming and todo:
+            stream = held.enter_context(contextlib.closing(open_stream(data_dir / "tokens", manifest["stream"])))
+            tokens = {**tokens, "train": stream}
         for run in runs:
             if run in todo:
                 run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
@@ -201,6 +208,8 @@ class Run:
         trainer, clock, stop = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
+            if isinstance(trainer.train_dataset, StreamedSequences):
+                trainer.train_dataset.restore(checkpoint)
             trainer.args.eval_on_start = lacks_validation(checkpoint)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -229,7 +238,7 @@ class Run:
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, and say what is new since it was written."""
         before, now = self.recorded.get("versions", {}), library_versions()
-        if changed := differences(before, now):
+        if before and (changed := differences(before, now)):
             print(f"{self.folder} was begun with other versions: {', '.join(changed)}; its last digits may differ.")
         return checkpoints.last_whole(self.folder)
 
@@ -244,13 +253,11 @@ class Run:
         model = DecoderForCausalLM(self.config)
         validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
         most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
-        num_sequences = arguments.max_steps * self.arguments.batch_size
-        rows = PackedRows(tokens["train"], self.arguments.sequence_length)
         clock, stop = Clock(), StopInGoodOrder()
         trainer = StreamTrainer(
             model=model,
             args=arguments,
-            train_dataset=TrainingStream(rows, num_sequences, arguments.seed),
+            train_dataset=self._sequences(tokens["train"], tokenizer),
             eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
             processing_class=tokenizer,
             callbacks=[
@@ -263,6 +270,14 @@ class Run:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         return trainer, clock, stop
+
+    def _sequences(self, documents, tokenizer) -> TrainingStream | StreamedSequences:
+        """Return the sequences to train on, of packed rows or of a stream of documents."""
+        length, batch_size = self.arguments.sequence_length, self.arguments.batch_size
+        num_sequences = self.trainer_arguments.max_steps * batch_size
+        if isinstance(documents, DocumentStream):
+            return StreamedSequences(documents, tokenizer, length, num_sequences, batch_size)
+        return TrainingStream(PackedRows(documents, length), num_sequences, self.trainer_arguments.seed)
 
     def record(self, **facts) -> None:
         """Write `run.json`."""

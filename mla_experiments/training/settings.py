@@ -46,6 +46,10 @@ class RunArguments:
     run: str = field(default="", metadata={"help": "keep this training apart, under weights/RUN and figures/RUN"})
     resume: bool = field(default=False, metadata={"help": "go on from the last whole checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "train anew where another run stands, replacing it"})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read the text while training, from the hub or a folder: for data prepared with --streaming"},
+    )
 
     train_tokens: int = field(default=0, metadata={"help": "tokens to train on, repeats counted"})
     warmup_tokens: int = field(default=0, metadata={"help": "tokens over which the learning rate rises"})

@@ -16,12 +16,13 @@ from ..errors import UserError
 from ..manifest import write_json
 from . import checkpoints
 from .callbacks import StopAskedFor
+from .streaming import StreamedSequences
 
 SINCE_LOG = "loss-since-log-{}.json"
 
 
 class StreamTrainer(Trainer):
-    """A Trainer over a `TrainingStream`, which holds its sequences in the order in which to train on them."""
+    """A Trainer over a `TrainingStream` or `StreamedSequences`, which hold sequences in the order to train on them."""
 
     def __init__(self, *, args, **kwargs):
         self._saving = False
@@ -44,6 +45,8 @@ class StreamTrainer(Trainer):
             self._save_loss_since_log(folder)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
+                if isinstance(self.train_dataset, StreamedSequences):
+                    self.train_dataset.save(folder, self.state.global_step)
                 checkpoints.publish(folder, run_folder)
                 checkpoints.prune(run_folder, self._keep, self.validation_losses())
         except (OSError, RuntimeError, SafetensorError) as error:

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from mla_experiments.benchmark import cache, core, crossover, decode, generation, measure, prefill
+from mla_experiments.benchmark import cache, conversion, core, crossover, decode, generation, measure, prefill
 from mla_experiments.cli import main
 from mla_experiments.kernels import latent
+from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.report.figures import draw_rows
 
 FLOAT32, LAYERS = 4, 8
@@ -43,12 +44,16 @@ def test_a_context_beyond_the_memory_budget_is_left_out_and_said(capsys):
     assert "left out" in capsys.readouterr().out
 
 
-def test_the_core_counts_the_operations_that_torch_counts():
+@pytest.mark.parametrize("backend", [name for name in ("c", "torch") if latent.reasons()[name] is None])
+def test_the_core_counts_the_operations_that_torch_counts(backend):
+    latent.force_backend(backend)
     mla = core.layer("A")
     query, latents = core.inputs(mla, batch=3, num_new=1, context=40)
     with torch.inference_mode():
         counted = measure.flops_of(lambda: core.absorb(mla, query, latents, None))
-    fused_values = 2 * 3 * 16 * 40 * mla.qk_rope_head_dim  # fused attention's values are as wide as its keys
+    latent.force_backend(None)
+    # the values of PyTorch's fused attention are as wide as its keys
+    fused_values = 2 * 3 * 16 * 40 * mla.qk_rope_head_dim if backend == "torch" else 0
     assert counted == 3 * core.flops(mla, 1, 40) + fused_values
 
 
@@ -72,6 +77,16 @@ def test_prefill_and_generation_measure_every_contestant():
     given = generation.Arguments(attention=["mqa"], prompts=[8], new_tokens=[2], rounds=1)
     names = {row["model"] for row in generation.measure(given)}
     assert {"mqa, ours, cache", "mqa, ours, none"} <= names
+
+
+def test_conversion_measures_processes_of_their_own():
+    (row,) = conversion.measure(conversion.Arguments(attention=["mla"], hidden_size=64, num_hidden_layers=1))
+    config = DecoderConfig(vocab_size=32_000, hidden_size=64, num_hidden_layers=1)
+    parameters = DecoderForCausalLM(config).num_parameters()
+    assert row["parameters"] == f"{parameters:,}"
+    assert parameters * FLOAT32 <= row["checkpoint MiB"] * 2**20 < parameters * FLOAT32 + 10_000
+    for name in ("export", "import"):  # torch alone takes more than this checkpoint
+        assert row[f"{name}, s"] > 0 and 100 < row[f"{name}, peak MiB"] < 2000
 
 
 def test_contestants_take_turns_and_warm_up_untimed():

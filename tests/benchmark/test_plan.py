@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DeepseekV3Config
 
 from mla_experiments.benchmark.architectures import ARCHITECTURES, Architecture
-from mla_experiments.benchmark.costs import cache_elements_per_token
-from mla_experiments.benchmark.hardware import HARDWARE, Hardware
+from mla_experiments.benchmark.costs import cache_elements_per_token, training_flops_per_token
+from mla_experiments.benchmark.hardware import HARDWARE, Hardware, this_machine
 from mla_experiments.benchmark.parts import Parts, measure_parts
-from mla_experiments.benchmark.plan import changed, decoding_flops, plan
+from mla_experiments.benchmark.plan import architecture_of, changed, decoding_flops, facts, plan
 from mla_experiments.cli import main
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.modeling.attention import set_decode_mode
@@ -56,6 +57,21 @@ def test_decoding_flops_are_those_that_are_done(attention, tied):
     assert counter.get_total_flops() == decoding_flops(Architecture(config), 11) + padding
 
 
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_training_flops_are_those_of_a_forward_and_a_backward_pass(attention, positions):
+    config = DecoderConfig(
+        vocab_size=50, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, attention=attention,
+        max_position_embeddings=16, positions=positions,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model, tokens = DecoderForCausalLM(config), torch.zeros(3, 16, dtype=torch.long)
+        mask = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+        with FlopCounterMode(display=False) as counter:
+            model(tokens, attention_mask=mask, use_cache=False).logits.sum().backward()
+    assert counter.get_total_flops() == 3 * 16 * training_flops_per_token(config, 16)
+
+
 def test_the_bound_is_the_slower_of_memory_and_arithmetic():
     architecture = ARCHITECTURES["reference"]
     slow_memory, slow_products = Hardware(16, 1, 1000, 4), Hardware(16, 1000, 0.001, 4)
@@ -65,6 +81,39 @@ def test_the_bound_is_the_slower_of_memory_and_arithmetic():
     assert first["bound by"] == "memory" and first["ms/step at best"] == pytest.approx(moved / 1e9 * 1e3)
     assert second["bound by"] == "arithmetic"
     assert second["ms/step at best"] == pytest.approx(decoding_flops(architecture, 1024) / 1e9 * 1e3)
+
+
+def test_what_is_given_stands_in_place_of_the_hardwares_own(capsys):
+    given = ["--memory-gib", "40", "--gb-per-second", "1000", "--tflop-per-second", "100"]
+    assert main(["plan", "mistral-7b", *given, "--contexts", "8192", "--batch-sizes", "1"]) == 0
+    said = capsys.readouterr().out
+    fits = (40 * 2**30 - 2 * 7_241_732_096) // (131_072 * 8192)
+    assert f"| {fits} " in said and "in 40 GiB" in said and "fewer than 100 FLOPs a byte" in said
+
+
+def test_a_published_config_of_experts_is_read_as_the_shape_of_that_name(tmp_path):
+    DeepseekV3Config(quantization_config={"quant_method": "fp8"}, max_position_embeddings=163_840).save_pretrained(
+        tmp_path
+    )
+    read, known = architecture_of(str(tmp_path / "config.json")), ARCHITECTURES["deepseek-v3"]
+    assert (read.parameters, read.active_parameters) == (known.parameters, known.active_parameters)
+    assert read.experts == known.experts
+
+
+def test_a_study_may_train_tokens_by_variant(tmp_path):
+    path = tmp_path / "swept.yaml"
+    path.write_text("preset: demo\nattention: mha\ntrain_tokens: [1000, 4000]\n")
+    few, many, _ = study_plan(read_study(path), HARDWARE["a100"], 1)
+    assert (few["tokens"], many["tokens"]) == ("1,000", "4,000")
+    assert many["hours at best"] == pytest.approx(4 * few["hours at best"])
+
+
+def test_the_machine_at_hand_is_measured():
+    hardware = this_machine()
+    assert hardware.memory_gib > 0.5 and hardware.gb_per_second > 0.5 and hardware.tflop_per_second > 1e-3
+    assert hardware.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    (sentence,) = (line for line in facts(ARCHITECTURES["reference"], hardware) if line.startswith("the roofline"))
+    assert f"{hardware.gb_per_second:,.4g} GB/s" in sentence
 
 
 def test_what_if_keeps_the_rest():
@@ -83,6 +132,8 @@ def test_every_named_hardware_can_be_planned_for(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
+        (["plan", "lama"], "model=lama is unknown; did you mean llama-3-8b?"),
+        (["plan", "no-such-thing"], "model=no-such-thing is unknown; choose one of llama-3-8b, "),
         (["plan", "lama-3-8b"], "model=lama-3-8b is unknown; did you mean llama-3-8b?"),
         (["plan", "reference", "--hardware", "h10"], "hardware=h10 is unknown; did you mean h100?"),
         (["plan", "reference", "--contexts", "0"], "contexts=0 must be positive"),
@@ -104,15 +155,18 @@ def test_a_study_is_planned_run_by_run(tmp_path, capsys):
         "attention: [mha, mla]\n"
     )
     slow = Hardware(16, 1, 1e-6, 4)  # a FLOP takes a microsecond
-    first, second, both = study_plan(read_study(path), slow)
+    first, second, both = study_plan(read_study(path), slow, 0.25)
     assert first["runs"] == second["runs"] == 2 + 2 and both["runs"] == 8
     assert first["hours at best"] == pytest.approx(4 * 3600 * first["GFLOP/token"] * 1e9 * 1e-6 / 3600)
     assert second["GFLOP/token"] == pytest.approx(first["GFLOP/token"], rel=0.005)
+    assert first["hours at 25 %"] == pytest.approx(4 * first["hours at best"])
     assert both["hours at best"] == pytest.approx(first["hours at best"] + second["hours at best"])
-    (measured, *_) = study_plan(read_study(path), replace(slow, at_hand=True))
+    (measured, *_) = study_plan(read_study(path), replace(slow, device="cpu"), 0.25)
     assert measured["hours expected"] > 0
     assert main(["plan", str(path)]) == 0
     assert "hours at best" in capsys.readouterr().out
+    assert main(["plan", str(path), "--utilisation", "2"]) == 2
+    assert "utilisation=2 is a share of the best rate" in capsys.readouterr().err
     assert main(["plan", str(path), "--kv_lora_rank", "3"]) == 2
     assert "a study states its own" in capsys.readouterr().err
 
@@ -127,5 +181,5 @@ def test_a_step_is_the_sum_of_its_measured_parts(monkeypatch):
         )
         parts = measure_parts(config, 2)
         assert parts.per_weight > 0 and parts.per_layer >= 0
-        (row,) = plan(Architecture(config), Hardware(1, 1, 1, 4, at_hand=True), [512], [2])
+        (row,) = plan(Architecture(config), Hardware(1, 1, 1, 4, device="cpu"), [512], [2])
         assert row["ms/step expected"] > 0

@@ -48,7 +48,7 @@ def check(batch, heads, new, past, rank, rotary, padded, dtype):
     scale = 2 * (rank + rotary) ** -0.5
     expected = dense(query, buffer[:, :total], rank, mask, scale)
     masks = [mask, torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, float("-inf"))]
-    if not padded and new in (1, total):
+    if not padded and new in (1, total):  # the whole context; the causal prompt
         masks.append(None)
     tolerance = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 3e-2}[dtype]
     for given_mask in masks:
@@ -66,6 +66,20 @@ def check(batch, heads, new, past, rank, rotary, padded, dtype):
 def test_torch_equals_the_dense_formula(batch, heads, new, past, rank, rotary, padded, dtype):
     latent.force_backend("torch")
     check(batch, heads, new, past, rank, rotary, padded, dtype)
+
+
+@pytest.mark.skipif(latent.reasons()["c"] is not None, reason=f"c: {latent.reasons()['c']}")
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3), heads=st.sampled_from([1, 3, 16, 33]), new=st.integers(1, 4), past=st.integers(0, 300),
+    rank=st.sampled_from([1, 8, 37, 128]), rotary=st.sampled_from([0, 2, 24]), padded=st.booleans(),
+    threads=st.integers(1, 3),
+)  # fmt: skip
+def test_c_equals_the_dense_formula(batch, heads, new, past, rank, rotary, padded, threads):
+    latent.force_backend("c")
+    torch.set_num_threads(threads)
+    check(batch, heads, new, max(1, past), rank, rotary, padded, torch.float32)
+    torch.set_num_threads(1)
 
 
 @pytest.mark.skipif(latent.reasons()["triton"] is not None, reason=f"triton {latent.reasons()['triton']}")
@@ -224,7 +238,7 @@ def test_a_backend_whose_library_is_missing_is_refused_by_its_name(name):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(UserError, match="backend=cuda is unknown; choose one of flashmla, flashinfer, triton, torch"):
+    with pytest.raises(UserError, match=f"backend=cuda is unknown; choose one of {', '.join(latent.BACKENDS)}"):
         latent.force_backend("cuda")
 
 

@@ -1,4 +1,6 @@
-"""The linear map that is turned round for few rows: what `torch.nn.functional.linear` gives, in the same layout."""
+"""The linear map that few rows take in C: what `torch.nn.functional.linear` gives, in the same layout."""
+
+import platform
 
 import pytest
 import torch
@@ -6,8 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mla_experiments.kernels import Linear
+from mla_experiments.benchmark.measure import flops_of
+from mla_experiments.kernels import Linear, linear
+from mla_experiments.kernels.compiling import CannotCompile, compiled, library
 from mla_experiments.kernels.linear import FEW_ROWS
+
+in_c = pytest.mark.skipif(isinstance(library("linear"), CannotCompile), reason=str(library("linear")))
 
 
 @settings(max_examples=40, deadline=None)
@@ -16,7 +22,8 @@ def test_it_is_a_linear_map(leading, num_in, num_out, bias, strided):
     layer = Linear(num_in, num_out, bias=bias)
     x = torch.randn(*leading, 2 * num_in)[..., ::2] if strided else torch.randn(*leading, num_in)
     expected = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
-    output = layer(x)
+    with torch.inference_mode():
+        output = layer(x)
     assert output.shape == expected.shape and output.is_contiguous()
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
 
@@ -35,3 +42,33 @@ def test_gradients_are_those_of_a_linear_map(rows):
 def test_autocast_is_kept():
     with torch.autocast("cpu", torch.bfloat16):
         assert Linear(8, 8, bias=False)(torch.randn(1, 8)).dtype == torch.bfloat16
+
+
+@in_c
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names a processor of another kind")
+def test_processors_with_shorter_vectors_get_the_same_answer(monkeypatch, tmp_path):
+    few_rows = compiled("linear", "x86-64-v3", tmp_path).few_rows
+    few_rows.argtypes = linear.prototyped().argtypes
+    monkeypatch.setattr(linear, "prototyped", lambda: few_rows)
+    for rows in (1, 2, 3, 7):
+        x, weight = torch.randn(rows, 37), torch.randn(19, 37)
+        output = linear.few_rows_linear(x, weight)
+        torch.testing.assert_close(output.double(), F.linear(x.double(), weight.double()), atol=1e-5, rtol=1e-5)
+
+
+@in_c
+def test_a_row_s_result_does_not_depend_on_the_rows_beside_it():
+    x, weight = torch.randn(FEW_ROWS, 70), torch.randn(21, 70)
+    together = linear.few_rows_linear(x, weight)
+    for row in range(FEW_ROWS):
+        assert torch.equal(linear.few_rows_linear(x[row : row + 1], weight), together[row : row + 1])
+
+
+@in_c
+def test_few_rows_go_through_c_and_are_counted(monkeypatch):
+    calls, few_rows = [], linear.prototyped()
+    monkeypatch.setattr(linear, "prototyped", lambda: lambda *args: (calls.append(args[3]), few_rows(*args)))
+    layer = Linear(6, 3, bias=False).requires_grad_(False)
+    for rows in (1, FEW_ROWS, FEW_ROWS + 1):
+        assert flops_of(lambda rows=rows: layer(torch.randn(rows, 6))) == 2 * rows * 6 * 3
+    assert calls == [1, FEW_ROWS]

@@ -1,15 +1,19 @@
 """Checkpoints to and from stock transformers, against its own Llama and DeepSeek classes on random weights."""
 
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from conftest import synthetic_articles
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
     DeepseekV3Config,
@@ -23,8 +27,10 @@ from transformers import (
 from mla_experiments.cli import main
 from mla_experiments.data import prepare_tokenizer
 from mla_experiments.errors import UserError
+from mla_experiments.manifest import write_record
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
 from mla_experiments.modeling.conversion import export_checkpoint, import_checkpoint
+from mla_experiments.run_files import read_run
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -72,41 +78,45 @@ sys.modules["mla_experiments"] = None  # as where it is not installed
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
-inputs = tokenizer("the river sees the", return_tensors="pt")
-with torch.inference_mode():
-    long = torch.arange(500)[None] % 320
-    save_file({"logits": model(long).logits, "text": model.generate(**inputs, do_sample=False, max_new_tokens=24)},
-              sys.argv[2])
-print(type(model).__name__)
-"""
-
-
-@pytest.mark.parametrize(
-    ("attention", "options", "stock"),
-    [
-        ("mha", {}, "LlamaForCausalLM"),
-        ("gqa", {"num_key_value_heads": 2}, "LlamaForCausalLM"),
-        ("mqa", {"head_dim": 6}, "LlamaForCausalLM"),
-        ("mla", {}, "DeepseekV3ForCausalLM"),
-        ("mla", {"q_lora_rank": 12}, "DeepseekV3ForCausalLM"),
-    ],
-)
-def test_stock_transformers_alone_gives_our_logits_and_our_text(tmp_path, tokenizer, attention, options, stock):
-    from transformers import AutoTokenizer
-
-    model = saved(tmp_path / "run", attention, attention_options=options, tokenizer=tokenizer)
-    assert main(["export", str(tmp_path / "run"), "--to", "hf", str(tmp_path / "out")]) == 0
-    asked = [sys.executable, "-c", STOCK_USER, str(tmp_path / "out"), str(tmp_path / "theirs.safetensors")]
-    assert subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip() == stock
-    theirs = load_file(tmp_path / "theirs.safetensors")
-    inputs = AutoTokenizer.from_pretrained(tokenizer)("the river sees the", return_tensors="pt")
+prompt, *folders = sys.argv[1:]
+for folder in folders:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     with torch.inference_mode():
-        torch.testing.assert_close(model(torch.arange(500)[None] % 320).logits, theirs["logits"], atol=1e-5, rtol=0)
-        assert model.generate(**inputs, do_sample=False, max_new_tokens=24).tolist() == theirs["text"].tolist()
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"} <= names
-    assert not any(name.endswith((".bin", ".pt", ".partial")) for name in names)
+        logits = model(torch.arange(500)[None] % 320).logits
+        inputs = tokenizer(prompt, return_tensors="pt")
+        text = model.generate(**inputs, do_sample=False, max_new_tokens=24)
+    save_file({"logits": logits, "text": text}, folder + "/theirs.safetensors")
+    print(type(model).__name__)
+"""
+PROMPT = "the river sees  the Zürich — 東京 🎉\n <|endoftext|>"
+EXPORTED = [  # mechanism, options, more of the config, stock class
+    ("mha", {}, {}, "LlamaForCausalLM"),
+    ("gqa", {"num_key_value_heads": 2}, {}, "LlamaForCausalLM"),
+    ("mqa", {"head_dim": 6}, {"tie_word_embeddings": True}, "LlamaForCausalLM"),
+    ("mla", {}, {"tie_word_embeddings": True}, "DeepseekV3ForCausalLM"),
+    ("mla", {"q_lora_rank": 12}, {"rope_parameters": YARN}, "DeepseekV3ForCausalLM"),
+]
+
+
+def test_stock_transformers_alone_gives_our_logits_and_our_text(tmp_path, tokenizer):
+    models, folders = [], []
+    for number, (attention, options, more, _) in enumerate(EXPORTED):
+        run, folder = tmp_path / f"run-{number}", tmp_path / f"out-{number}"
+        models.append(saved(run, attention, attention_options=options, tokenizer=tokenizer, **more))
+        assert main(["export", str(run), "--to", "hf", str(folder)]) == 0
+        names = {path.name for path in folder.iterdir()}
+        assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"} <= names
+        assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json", ".md"}, "no code and no pickle"
+        folders.append(folder)
+    asked = [sys.executable, "-c", STOCK_USER, PROMPT, *map(str, folders)]
+    classes = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()
+    assert classes == [stock for *_, stock in EXPORTED]
+    inputs = AutoTokenizer.from_pretrained(tokenizer)(PROMPT, return_tensors="pt")
+    for model, folder in zip(models, folders, strict=True):
+        theirs = load_file(folder / "theirs.safetensors")
+        with torch.inference_mode():
+            torch.testing.assert_close(model(torch.arange(500)[None] % 320).logits, theirs["logits"], atol=1e-5, rtol=0)
+            assert model.generate(**inputs, do_sample=False, max_new_tokens=24).tolist() == theirs["text"].tolist()
 
 
 def test_mla_is_exported_in_the_layout_that_servers_assume(tmp_path):
@@ -220,6 +230,82 @@ def test_what_our_decoder_lacks_is_refused_by_name(tmp_path, make, said):
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
 
 
+def rename_shards(folder):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    (folder / "parts").mkdir()
+    places = {name: "parts/" + shard.replace("model-", "weights-") for name, shard in index["weight_map"].items()}
+    for name in set(index["weight_map"].values()):
+        (folder / name).rename(folder / "parts" / name.replace("model-", "weights-"))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": places}))
+
+
+def add_rotary_tables(folder):
+    path = folder / "model-00001-of-00003.safetensors"
+    tables = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(4) for layer in range(2)}
+    save_file(load_file(path) | tables, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("unusual", [rename_shards, add_rotary_tables])
+def test_what_transformers_reads_of_unusual_weight_files_is_read(tmp_path, unusual):
+    llama().save_pretrained(tmp_path / "stock", max_shard_size="60KB")
+    unusual(tmp_path / "stock")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    tokens = torch.randint(0, 320, (1, 40))
+    torch.testing.assert_close(load_model(tmp_path / "ours")(tokens).logits, stock(tokens).logits)
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "back")(tokens).logits, stock(tokens).logits)
+
+
+def test_how_a_checkpoint_wants_to_generate_is_kept(tmp_path):
+    llama().save_pretrained(tmp_path / "stock")
+    wanted = {"eos_token_id": [5, 6], "temperature": 0.6, "do_sample": False}
+    (tmp_path / "stock" / "generation_config.json").write_text(json.dumps(wanted))
+    import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    for folder in ("ours", "back"):
+        assert json.loads((tmp_path / folder / "generation_config.json").read_text()) == wanted
+    assert load_model(tmp_path / "ours").generation_config.eos_token_id == [5, 6]
+
+
+def byte_level_as_llama_3():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer, ["<|begin|>", "<|end|>"], tokenizers.pre_tokenizers.ByteLevel.alphabet()
+
+
+def with_byte_fallback_as_llama_2():
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    spaces = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(spaces)
+    return tokenizer, ["<|begin|>", "<|end|>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))], []
+
+
+@pytest.mark.parametrize("make", [byte_level_as_llama_3, with_byte_fallback_as_llama_2])
+@pytest.mark.parametrize("declared", ["LlamaTokenizer", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_comes_along_and_still_begins_texts_as_it_did(tmp_path, articles, make, declared):
+    made, special, alphabet = make()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(articles, trainer)
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
+    llama().save_pretrained(tmp_path / "stock")
+    made.save(str(tmp_path / "stock" / "tokenizer.json"))
+    tokens = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "chat_template": "{{ messages[0]['content'] }}"}
+    (tmp_path / "stock" / "tokenizer_config.json").write_text(json.dumps({**tokens, "tokenizer_class": declared}))
+    import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    theirs, ours, back = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("stock", "ours", "back"))
+    for text in ("the river", PROMPT):
+        assert theirs(text)["input_ids"] == ours(text)["input_ids"] == back(text)["input_ids"]
+    assert theirs("the")["input_ids"][0] == theirs.bos_token_id == ours.bos_token_id
+    assert ours.chat_template == theirs.chat_template
+
+
 def break_config(folder):
     (folder / "config.json").unlink()
 
@@ -262,6 +348,14 @@ def too_few_layers(folder):
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
 
 
+def garbled_index(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": 3}}')
+
+
+def garbled_generation(folder):
+    (folder / "generation_config.json").write_text("{")
+
+
 def only_a_pickle(folder):
     for path in folder.glob("model*"):
         path.unlink()
@@ -280,6 +374,8 @@ def only_a_pickle(folder):
         (other_shapes, "of shape (3, 3), but config.json asks for"),
         (too_many_layers, "which config.json does not ask for"),
         (too_few_layers, "lacks model.layers.2"),
+        (garbled_index, "model.safetensors.index.json is damaged"),
+        (garbled_generation, "generation_config.json cannot be read"),
         (only_a_pickle, "holds no model.safetensors"),
     ],
 )
@@ -304,19 +400,73 @@ def test_an_output_folder_in_use_is_kept_unless_told(tmp_path, capsys):
     assert (tmp_path / "out" / "config.json").is_file() and not (tmp_path / "out" / "mine.txt").exists()
 
 
+def test_neither_the_model_nor_the_working_folder_nor_a_file_is_ever_overwritten(tmp_path, capsys, monkeypatch):
+    saved(tmp_path / "runs" / "mha", "mha")
+    (tmp_path / "file").write_text("keep")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / "runs")
+    capsys.readouterr()
+    for target in ("mha", ".", "..", "/", "", "mha/../../runs", "../file", "../file/sub"):
+        assert main(["export", "mha", target, "--overwrite"]) == 2, target
+        printed = capsys.readouterr().err
+        assert f"error: output={target or '.'} " in printed and printed.count("\n") == 1
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path):
+    saved(tmp_path / "run", "mha")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real", "run"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, capsys, monkeypatch):
+    saved(tmp_path / "run", "mha")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+
+    def full(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--overwrite"]) == 2
+    printed = capsys.readouterr().err
+    assert "cannot be written" in printed and "No space left on device" in printed
+    assert sorted(path.name for path in tmp_path.rglob("*") if "run" not in path.parts) == ["mine.txt", "out"]
+
+
+def test_a_run_is_exported_whole_or_not_at_all(train, capsys):
+    assert train("mla") == 0
+    folder = Path("weights/mla")
+    record, weights = read_run(folder), (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-8] + bytes(8))
+    assert main(["export", "mla", "out"]) == 2
+    assert "model.safetensors is not what training wrote there" in capsys.readouterr().err
+    (folder / "model.safetensors").write_bytes(weights)
+    write_record(folder / "run.json", {**record, "status": "running"})
+    assert main(["export", "mla", "out"]) == 2
+    assert "weights/mla is a run that has not finished" in capsys.readouterr().err
+    assert main(["export", f"{folder}/checkpoint-8", "out"]) == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["export"], "the following arguments are required: RUN, OUT"),
         (["export", "{run}", "{out}", "--to", "gguf"], "to=gguf is unknown"),
         (["export", "{learned}", "{out}"], "positions=learned exists in no stock model"),
+        (["export", "{odd}", "{out}"], "no stock llama is like this model"),
         (["import", "{run}", "{out}"], "is a model of ours already"),
     ],
 )
 def test_what_cannot_be_converted_is_said(tmp_path, capsys, argv, said):
     saved(tmp_path / "run", "mha")
     saved(tmp_path / "learned", "mha", positions="learned")
-    places = {name: str(tmp_path / name) for name in ("run", "learned", "out")}
+    saved(tmp_path / "odd", "mha", hidden_size=30, attention_options={"head_dim": 8})
+    places = {name: str(tmp_path / name) for name in ("run", "learned", "odd", "out")}
     assert main([word.format(**places) for word in argv]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -325,5 +475,5 @@ def test_what_cannot_be_converted_is_said(tmp_path, capsys, argv, said):
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer, capsys):
     saved(tmp_path / "run", "mha", vocab_size=100, tokenizer=tokenizer)
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
-    assert "320 entries, more than vocab_size=100" in capsys.readouterr().err
+    assert "320 entries up to number 319, more than vocab_size=100" in capsys.readouterr().err
     assert not list(tmp_path.glob("out*"))

@@ -1,5 +1,6 @@
 """Our models and layers in other people's hands: Auto classes, the hub's layout, compilers, a model of their own."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -7,10 +8,12 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache, set_seed
 from transformers.utils import hub
 
 from mla_experiments import GQA, MHA, MLA, MQA, DecoderConfig, DecoderForCausalLM, RotaryEmbedding
+from mla_experiments.modeling.attention.base import Attention
+from mla_experiments.modeling.cache import growing
 
 LAYERS = {
     "mha": lambda: MHA(32, 4),
@@ -78,28 +81,100 @@ def test_a_model_pushed_to_the_hub_comes_back_from_it(tmp_path, monkeypatch):
     assert "auto_map" not in AutoConfig.from_pretrained("somebody/mla-tiny", cache_dir=tmp_path).to_dict()
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_compiles_without_graph_breaks_and_exports(name):
+def tables_of(layer, length, first=0):
+    """Cosines and sines for a layer, or None where it knows no positions."""
+    if not layer.rotary:
+        return None
+    width = layer.qk_rope_head_dim if isinstance(layer, MLA) else layer.head_dim
+    return RotaryEmbedding(width)(torch.arange(first, first + length)[None], torch.float32)
+
+
+def whole_graph(module, backend="eager", **more):
+    """Compile a module, and fail where its graph would break; the backends that do not generate code are quick."""
     torch.compiler.reset()
-    layer = LAYERS[name]()
-    tables = None
-    if layer.rotary:
-        width = layer.qk_rope_head_dim if isinstance(layer, MLA) else layer.head_dim
-        tables = RotaryEmbedding(width)(torch.arange(9)[None], torch.float32)
-    x = torch.randn(2, 9, 32)
-    expected = layer(x, tables)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, tables), expected)
+    return torch.compile(module, fullgraph=True, backend=backend, **more)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_compiles_without_graph_breaks(name):
+    layer, x = LAYERS[name](), torch.randn(2, 9, 32)
+    tables, compiled = tables_of(layer, 9), whole_graph(layer, "aot_eager")
+    torch.testing.assert_close(compiled(x, tables), layer(x, tables))
     compiled(x, tables).sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
-    exported = torch.export.export(layer.eval(), (x, tables)).module()
-    torch.testing.assert_close(exported(x, tables), expected)
+    mask = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril()
+    mask[0, :, 1:, 0] = False
+    torch.testing.assert_close(compiled(x, tables, mask), layer(x, tables, mask))
 
 
-def test_the_whole_model_compiles_without_graph_breaks():
-    model, tokens = small(), torch.randint(0, 64, (2, 9))
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tokens, use_cache=False).logits, model(tokens, use_cache=False).logits)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_compiles_once_for_any_length(name):
+    layer = LAYERS[name]()
+    compiled = whole_graph(layer, dynamic=True)
+    compiled(torch.randn(3, 9, 32), tables_of(layer, 9))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for length in (5, 33):
+            x, tables = torch.randn(3, length, 32), tables_of(layer, length)
+            torch.testing.assert_close(compiled(x, tables), layer(x, tables))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "growing", "static"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_step_from_a_cache_compiles_without_graph_breaks(name, kind):
+    layer = LAYERS[name]().eval()
+    config = DecoderConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, max_position_embeddings=16)
+    make = {
+        "dynamic": DynamicCache,
+        "growing": lambda: growing(DynamicCache()),
+        "static": lambda: StaticCache(config=config, max_cache_len=16),
+    }[kind]
+    theirs, ours, compiled = make(), make(), whole_graph(layer)
+    with torch.inference_mode():
+        prompt = torch.randn(2, 9, 32)
+        for cache in (theirs, ours):
+            layer(prompt, tables_of(layer, 9), None, cache)
+        for position in (9, 10, 11):
+            x, tables, mask = torch.randn(2, 1, 32), tables_of(layer, 1, position), None
+            if kind == "static":
+                mask = (torch.arange(16) <= position)[None, None, None]
+            torch.testing.assert_close(compiled(x, tables, mask, ours), layer(x, tables, mask, theirs))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_exports_for_any_batch_and_length(name):
+    layer = LAYERS[name]().eval()
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
+    free = ({0: batch, 1: length}, ({1: length}, {1: length}) if layer.rotary else None)
+    exported = torch.export.export(layer, (torch.randn(2, 9, 32), tables_of(layer, 9)), dynamic_shapes=free).module()
+    for shape in ((1, 5), (4, 30)):
+        x, tables = torch.randn(*shape, 32), tables_of(layer, shape[1])
+        torch.testing.assert_close(exported(x, tables), layer(x, tables))
+
+
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
+def test_the_whole_model_compiles_without_graph_breaks(attention):
+    model, tokens = small(attention), torch.randint(0, 64, (2, 9))
+    compiled, padding = whole_graph(model), torch.ones_like(tokens)
+    padding[0, :3] = 0
+    for options in ({"use_cache": False}, {"attention_mask": padding}):
+        torch.testing.assert_close(compiled(tokens, **options).logits, model(tokens, **options).logits)
+    with torch.inference_mode():
+        theirs, ours = (StaticCache(config=model.config, max_cache_len=16) for _ in range(2))
+        for cache in (theirs, ours):
+            model(tokens, past_key_values=cache)
+        step = tokens[:, :1]
+        torch.testing.assert_close(
+            compiled(step, past_key_values=ours).logits, model(step, past_key_values=theirs).logits
+        )
+
+
+@pytest.mark.parametrize("layer", [Attention, MHA, GQA, MQA, MLA, RotaryEmbedding])
+def test_a_layer_is_type_annotated(layer):
+    for name, member in inspect.getmembers(layer, callable):
+        if not name.startswith("_") and getattr(member, "__module__", "").startswith("mla_experiments"):
+            signature = inspect.signature(member)
+            lacking = [p.name for p in signature.parameters.values() if p.name != "self" and p.annotation is p.empty]
+            assert not lacking and signature.return_annotation is not signature.empty, f"{name}: {lacking}"
 
 
 def test_the_example_of_a_layer_alone_in_the_readme_runs():

@@ -54,11 +54,31 @@ def test_cache_is_as_near_as_groups_and_rank_allow(tmp_path):
     assert gqa.options == {"num_key_value_heads": 4} and gqa.cache_bytes_per_token == 512
     assert mla.options == {"kv_lora_rank": 61} and mla.cache_bytes_per_token == 520
     assert abs(mla.parameters / gqa.parameters - 1) < 0.005
+    assert gqa.cache_residual == pytest.approx(512 / 520 - 1) and mla.cache_residual == 0
+
+
+def test_each_size_of_a_sweep_is_matched_on_its_own(tmp_path):
+    stated = study(tmp_path, match="parameters", attention=["mha", "mqa", "mla"], hidden_size=[32, 64])
+    totals = {32: [], 64: []}
+    for matched in match(stated, 300):
+        totals[matched.variant.changed["hidden_size"]].append(
+            sum(p.numel() for p in DecoderForCausalLM(config(stated, matched)).parameters())
+        )
+    assert all(max(sizes) / min(sizes) < 1.005 for sizes in totals.values())
+    assert min(totals[64]) > 1.5 * max(totals[32])
+
+
+def test_a_swept_width_of_the_mlp_is_the_mark_of_its_own_size(tmp_path):
+    stated = study(tmp_path, match="parameters", attention=["mha", "mla"], intermediate_size=[64, 256])
+    widths = [matched.intermediate_size for matched in match(stated, 300)]
+    assert widths[:2] == [64, 256] and widths[3] - widths[2] == 256 - 64
 
 
 def test_a_match_that_cannot_be_met_says_how_near_it_came(tmp_path):
     options = {"attention.kv_lora_rank": 4000, "intermediate_size": 8}
-    with pytest.raises(UserError, match=r"match=parameters cannot be met by mla kv_lora_rank=4000: .*\+\d+\.\d %"):
+    with pytest.raises(
+        UserError, match=r"match=parameters cannot be met by mla kv_lora_rank=4000: .* \d+\.\d % more than"
+    ):
         match(study(tmp_path, match="parameters", attention=["mha", "mla"], **options), 300)
 
 
@@ -84,15 +104,47 @@ def test_costs_are_those_of_the_real_model(attention, layers, length, tied, voca
         ({"attention": ["mla", "mlq"]}, "attention=mlq is unknown; did you mean mqa"),
         ({"attention.kv_lora_ranks": 4}, "did you mean attention.kv_lora_rank?"),
         ({"match": "size"}, "match=size is unknown"),
+        ({"match": "paramters"}, "did you mean parameters?"),
         ({"match": "cache"}, "belong together"),
+        ({"match": "cache", "cache_bytes_per_token": -3}, "cache_bytes_per_token=-3 must be a positive"),
+        ({"match": "cache", "cache_bytes_per_token": "many"}, "cache_bytes_per_token=many must be a positive"),
+        (
+            {"match": "cache", "cache_bytes_per_token": 9, "attention.kv_lora_rank": [8]},
+            "is what match=cache solves for",
+        ),
+        ({"attention": ["mha", "mqa"], "attention.kv_lora_rank": 8}, "is an option of none of mha, mqa"),
+        ({"attention": []}, r"attention=\[\] leaves nothing to run"),
+        ({"attention": ["mha", "mha"]}, "attention names mha twice"),
+        ({"seeds": []}, "leaves nothing to run"),
+        ({"seeds": [0, 0]}, "seeds names 0 twice"),
+        ({"seeds": ["a"]}, "must be whole numbers"),
+        ({"seeds": 1.5}, "seeds=1.5 must be whole numbers"),
+        ({"hidden_size": []}, "leaves nothing to run"),
+        ({"hidden_size": "big"}, "hidden_size=big cannot be: invalid int value"),
+        ({"train_tokens": "2e3"}, "train_tokens=2e3 cannot be: invalid int value"),
+        ({"corpus": ["a", "b"]}, "cannot be swept: runs on other text"),
+        ({"vocab_size": [300, 400]}, "cannot be swept"),
+        ({"vocab_size": "some"}, "vocab_size=some must be a whole number"),
+        ({"seed": 3}, "the field seed, which a study sets itself; give seeds"),
+        ({"attention_options": "{}"}, "give attention.OPTION"),
         ({"learning_rate": {"mha": 1e-3}, "attention": ["mha", "mla"]}, "says nothing of mla"),
-        ({"learning_rate": "fast"}, "learning_rate=fast is not a number"),
+        ({"learning_rate": "fast"}, "learning_rate=fast cannot be: invalid float value"),
+        ({"learning_rate": [1e-3, -1]}, "learning_rate=-1 must be a positive number"),
+        ({"learning_rate": []}, "leaves nothing to run"),
+        ({"learning_rate": {"mha": [1e-3, 1e-3]}, "attention": "mha"}, "names 0.001 twice"),
         ({"preset": "huge"}, "preset=huge is unknown"),
     ],
 )
 def test_a_study_that_cannot_be_is_one_sentence(tmp_path, content, said):
     with pytest.raises(UserError, match=said):
         study(tmp_path, **content)
+
+
+def test_values_are_read_as_the_command_line_reads_them(tmp_path):
+    stated = study(tmp_path, weight_decay=["1e-1", 0], sequence_length=[64, 96], tie_word_embeddings=True)
+    assert {v.changed["weight_decay"] for v in stated.variants} == {0.1, 0.0}
+    assert stated.settings["tie_word_embeddings"] is True
+    assert stated.row_length == 192, "rows that sequences of 64 and of 96 tokens both divide"
 
 
 def test_lists_are_swept_and_options_reach_those_that_know_them(tmp_path):

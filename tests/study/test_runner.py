@@ -50,6 +50,9 @@ def test_a_study_tries_rates_then_seeds_does_only_what_is_missing_and_shares_run
     path = state("first", learning_rate=[1e-3, 1e-2], seeds=[0, 1])
     assert main(["study", path]) == 0
     assert len(begun) == len(set(begun)) == 2 * (2 + 1)
+    said = capsys.readouterr()
+    assert "[6/6] mla, learning rate" in said.out and "other versions" not in said.out
+    assert "Writing model shards" not in said.err
     first = content(tmp_path, "first")
     assert first["complete"] and len(first["runs"]) == 6
     for name in ("mha", "mla"):

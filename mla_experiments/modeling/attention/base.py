@@ -15,6 +15,8 @@ from transformers.cache_utils import Cache
 
 from ...errors import UserError
 
+Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
+
 
 class Attention(nn.Module, ABC):
     """Causal self-attention of one decoder layer.
@@ -77,7 +79,7 @@ class Attention(nn.Module, ABC):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        position_embeddings: Rotation,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
@@ -118,7 +120,8 @@ class Attention(nn.Module, ABC):
             return key, value
         layers = past_key_values.layers
         held = layers[self.layer_idx] if self.layer_idx < len(layers) else None
-        if held is not None and held.is_initialized and held.get_seq_length() > 0:
+        compiling = torch.compiler.is_compiling()  # a static cache's length is a tensor: asking would break the graph
+        if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
             for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
                 require(
                     new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype,

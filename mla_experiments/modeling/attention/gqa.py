@@ -11,7 +11,15 @@ class GQA(MHA):
     """Grouped-query attention: G key-value heads, each shared by H / G query heads."""
 
     @classmethod
-    def resolve(cls, hidden_size, num_attention_heads, *, rotary=True, head_dim=None, num_key_value_heads=None):
+    def resolve(
+        cls,
+        hidden_size: int,
+        num_attention_heads: int,
+        *,
+        rotary: bool = True,
+        head_dim: int | None = None,
+        num_key_value_heads: int | None = None,
+    ) -> dict[str, int | None]:
         """`num_key_value_heads` G (default: a quarter of the heads, or the nearest divisor above 1)."""
         if num_key_value_heads is None:
             divisors = [g for g in range(2, num_attention_heads + 1) if num_attention_heads % g == 0] or [1]

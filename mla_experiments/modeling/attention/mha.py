@@ -9,18 +9,23 @@ Cached per token: keys and values of all heads, 2 · H · d_h numbers. The class
 key-value heads, G = H here; `gqa.py` and `mqa.py` choose another G and change nothing else.
 """
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache
 
 from ...kernels import Linear, attend
-from .base import Attention, head_width, merge_heads, require, split_heads
+from .base import Attention, Rotation, head_width, merge_heads, require, split_heads
 from .rope import rotate
 
 
 class MHA(Attention):
     """Multi-head attention: G = H key-value heads."""
 
-    def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs):
+    head_dim: int
+    num_key_value_heads: int
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         query_width = self.num_heads * self.head_dim
         key_width = self.num_key_value_heads * self.head_dim
@@ -30,7 +35,15 @@ class MHA(Attention):
         self.o_proj = Linear(query_width, hidden_size, bias=False)
 
     @classmethod
-    def resolve(cls, hidden_size, num_attention_heads, *, rotary=True, head_dim=None, num_key_value_heads=None):
+    def resolve(
+        cls,
+        hidden_size: int,
+        num_attention_heads: int,
+        *,
+        rotary: bool = True,
+        head_dim: int | None = None,
+        num_key_value_heads: int | None = None,
+    ) -> dict[str, int | None]:
         """`head_dim` (default: width / heads) and `num_key_value_heads` (equal to the heads)."""
         require(
             num_key_value_heads in (None, num_attention_heads),
@@ -40,7 +53,9 @@ class MHA(Attention):
         return cls._resolve_groups(hidden_size, num_attention_heads, rotary, head_dim, num_attention_heads)
 
     @classmethod
-    def _resolve_groups(cls, hidden_size, num_attention_heads, rotary, head_dim, num_key_value_heads):
+    def _resolve_groups(
+        cls, hidden_size: int, num_attention_heads: int, rotary: bool, head_dim: int | None, num_key_value_heads: int
+    ) -> dict[str, int | None]:
         if head_dim is None:
             head_dim = head_width(hidden_size, num_attention_heads)
         require(
@@ -56,14 +71,14 @@ class MHA(Attention):
         return {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads}
 
     @classmethod
-    def rotary_dim(cls, options):
+    def rotary_dim(cls, options: dict[str, int | None]) -> int:
         """RoPE turns whole keys."""
         return options["head_dim"]
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        position_embeddings: Rotation,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:

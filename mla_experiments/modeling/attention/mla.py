@@ -13,13 +13,15 @@ Cached per token: c and k^R, d_c + d_R numbers, whatever the number of heads. Na
 their rows are those of transformers' `DeepseekV3Attention`.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import Linear, attend
 from .absorb import absorbed, is_cheaper_absorbed
-from .base import Attention, head_width, merge_heads, require, split_heads
+from .base import Attention, Rotation, head_width, merge_heads, require, split_heads
 from .rope import rotate, score_factor
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
@@ -29,7 +31,13 @@ DECODE_MODES = ("auto", "expand", "absorb", "full")
 class MLA(Attention):
     """Multi-head latent attention with decoupled RoPE and full or low-rank queries."""
 
-    def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs):
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         self.decode_mode = "auto"
         self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
@@ -43,36 +51,32 @@ class MLA(Attention):
             self.q_b_proj = Linear(self.q_lora_rank, query_width, bias=False)
         self.kv_a_proj_with_mqa = Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
         self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
-        self.kv_b_proj = Linear(
-            self.kv_lora_rank, self.num_heads * (self.qk_nope_head_dim + self.v_head_dim), bias=False
-        )
+        expanded_width = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        self.kv_b_proj = Linear(self.kv_lora_rank, expanded_width, bias=False)
         self.o_proj = Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
 
     @classmethod
     def resolve(
         cls,
-        hidden_size,
-        num_attention_heads,
+        hidden_size: int,
+        num_attention_heads: int,
         *,
-        rotary=True,
-        q_lora_rank=None,
-        kv_lora_rank=None,
-        qk_nope_head_dim=None,
-        qk_rope_head_dim=None,
-        v_head_dim=None,
-    ):
+        rotary: bool = True,
+        q_lora_rank: int | None = None,
+        kv_lora_rank: int | None = None,
+        qk_nope_head_dim: int | None = None,
+        qk_rope_head_dim: int | None = None,
+        v_head_dim: int | None = None,
+    ) -> dict[str, int | None]:
         """Defaults are DeepSeek-V2's proportions (§2.1.4): d_c = 4 d_h and d_R = d_h / 2, with d_h = width / heads.
 
         `kv_lora_rank` is d_c, `qk_rope_head_dim` d_R (0 without RoPE), `qk_nope_head_dim` and `v_head_dim` the
         content widths of a head's key and value (d_h), `q_lora_rank` the rank of the queries, None for full ones.
         """
         options = {
-            "q_lora_rank": q_lora_rank,
-            "kv_lora_rank": kv_lora_rank,
-            "qk_nope_head_dim": qk_nope_head_dim,
-            "qk_rope_head_dim": qk_rope_head_dim,
-            "v_head_dim": v_head_dim,
-        }
+            "q_lora_rank": q_lora_rank, "kv_lora_rank": kv_lora_rank, "qk_nope_head_dim": qk_nope_head_dim,
+            "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
+        }  # fmt: skip
         width = head_width(hidden_size, num_attention_heads)
         derived = {
             "kv_lora_rank": 4 * width,
@@ -91,14 +95,14 @@ class MLA(Attention):
         return options
 
     @classmethod
-    def rotary_dim(cls, options):
+    def rotary_dim(cls, options: dict[str, int | None]) -> int:
         """RoPE turns only the shared rotary key."""
         return options["qk_rope_head_dim"]
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
+        position_embeddings: Rotation,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
@@ -126,12 +130,12 @@ class MLA(Attention):
         widths = (self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
         return is_cheaper_absorbed(num_new, context, *widths)
 
-    def up_projections(self):
+    def up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`: views, which follow every change of the weight."""
         per_head = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
         return per_head.split((self.qk_nope_head_dim, self.v_head_dim), dim=1)
 
-    def queries(self, hidden_states, position_embeddings):
+    def queries(self, hidden_states: torch.Tensor, position_embeddings: Rotation) -> torch.Tensor:
         """Return `[B, H, T, d_nope + d_R]`: content, then the rotated part."""
         if self.q_lora_rank is None:
             flat = self.q_proj(hidden_states)
@@ -143,7 +147,7 @@ class MLA(Attention):
         q_nope, q_rope = query.split((self.qk_nope_head_dim, self.qk_rope_head_dim), dim=-1)
         return torch.cat((q_nope, rotate(q_rope, position_embeddings, self.rope_interleave)), dim=-1)
 
-    def latents(self, hidden_states, position_embeddings):
+    def latents(self, hidden_states: torch.Tensor, position_embeddings: Rotation) -> torch.Tensor:
         """Return what is cached, `[B, 1, T, d_c + d_R]`: the normalised latent, then the rotated shared key."""
         compressed = self.kv_a_proj_with_mqa(hidden_states)
         c_kv, k_rope = compressed.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
@@ -153,7 +157,7 @@ class MLA(Attention):
         k_rope = rotate(k_rope.unsqueeze(1), position_embeddings, self.rope_interleave)
         return torch.cat((c_kv, k_rope), dim=-1)
 
-    def expand(self, latent):
+    def expand(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every head's key `[B, H, S, d_nope + d_R]` and value `[B, H, S, d_v]` from the latents."""
         c_kv, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
         content = split_heads(self.kv_b_proj(c_kv.squeeze(1)), self.qk_nope_head_dim + self.v_head_dim)

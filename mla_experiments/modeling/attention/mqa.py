@@ -12,7 +12,15 @@ class MQA(GQA):
     """Multi-query attention: one key-value head for all query heads."""
 
     @classmethod
-    def resolve(cls, hidden_size, num_attention_heads, *, rotary=True, head_dim=None, num_key_value_heads=None):
+    def resolve(
+        cls,
+        hidden_size: int,
+        num_attention_heads: int,
+        *,
+        rotary: bool = True,
+        head_dim: int | None = None,
+        num_key_value_heads: int | None = None,
+    ) -> dict[str, int | None]:
         """`head_dim` (default: width / heads); `num_key_value_heads` is 1."""
         require(
             num_key_value_heads in (None, 1),

@@ -12,6 +12,8 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .base import require
+
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 # those that stretch the context in one way for all lengths; "dynamic" and "longrope" change with the length at hand
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -28,6 +30,7 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, dim: int, rope_parameters: dict | None = None):
         super().__init__()
         self.dim, self.rope_parameters = dim, rope_parameters or DEFAULT_ROPE
+        check_rope(self.rope_parameters)
         frequencies, self.attention_factor = self.frequencies()
         self.inv_freq = nn.Buffer(frequencies, persistent=False)  # [dim / 2]
 
@@ -45,6 +48,20 @@ class RotaryEmbedding(nn.Module):
         """Return cosines and sines, each `[B, T, dim / 2]`, for positions `[B, T]`; angles are taken in f32."""
         angles = position_ids[..., None].float() * self.inv_freq.float()
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
+
+
+def check_rope(rope_parameters: dict) -> None:
+    """Refuse a description of RoPE from which no angles can be made.
+
+    Raises:
+        UserError: an unknown `rope_type`, or a base or a factor that is no positive number.
+    """
+    kind = rope_parameters.get("rope_type")
+    require(kind in ROPE_TYPES, f"rope_type={kind!r} is not known here; choose one of {', '.join(ROPE_TYPES)}.")
+    for name in ("rope_theta",) if kind == "default" else ("rope_theta", "factor"):
+        value = rope_parameters.get(name)
+        positive = isinstance(value, int | float) and value > 0
+        require(positive, f"rope_parameters have {name}={value!r}; give a positive number.")
 
 
 def score_factor(rope_parameters: dict | None) -> float:

@@ -1,0 +1,218 @@
+"""Corpora too large for the disk, read a document at a time: from the hub, or from a folder of parquet files.
+
+What is kept of such a corpus is a sample, the first documents of its stream: some of them are held out for validation
+and test, the others train the tokenizer. Training reads the stream itself, from its start, and leaves out every text
+that is held out, wherever it stands; so the two are disjoint also where the stream holds a text twice.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
+from pyarrow.dataset import ParquetFragmentScanOptions
+
+from ..errors import UserError
+from ..manifest import write_json
+from .sources import LOOKAHEAD, give_up_on_an_unreachable_hub, name_and_config, text_of
+from .wikitext import is_title
+
+HELD_OUT_FILE = "held-out.json"  # in the folder of the tokens: hashes of the texts that training leaves out
+GROUP_CHARACTERS = 200_000  # read before they are tokenised together; bounds the memory
+ROWS_AT_ONCE = 50  # of a parquet file; pyarrow reads ahead of training up to 1 GiB in which each batch counts as its
+# whole row group, so that a batch of one in twenty rows leaves a twentieth of it
+FOOTER = 1 << 16  # bytes at the end of a parquet file that tell it from others: its schema, offsets and statistics
+
+
+class DocumentStream:
+    """The documents of a streamed corpus in its own order, from any position; those without text are left out.
+
+    Args:
+        corpus: "hub:NAME[:CONFIG]", whose split `train` is read, or a folder of parquet files, laid out as on the hub.
+        text_column: which column holds the text.
+        version: what the data have to be, as an earlier stream's `source` says; None takes them as they are.
+        held_out: hashes (`text_hash`) of the texts to leave out.
+
+    Raises:
+        UserError: the corpus is absent, unreachable, of another version, or names files outside of itself.
+    """
+
+    def __init__(self, corpus: str, text_column: str, version: str | None = None, held_out: Iterable[str] = ()):
+        self.corpus, self.text_column, self.held_out = absolute(corpus), text_column, frozenset(held_out)
+        with self._explained("cannot be streamed ({}); check its name, the network and the files"):
+            builder, self.version = opened(self.corpus, version)
+            self._rows = rows_of(builder, text_column)
+        if version not in (None, self.version):
+            raise UserError(
+                f"corpus={self.corpus} is not what it was when the data were prepared; bring it back, or prepare the "
+                "data and train anew"
+            )
+        self._start, self._groups = self._rows.state_dict(), None
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What is read, for manifests and for opening the same stream again: corpus, text column, version."""
+        return {"corpus": self.corpus, "text_column": self.text_column, "version": self.version}
+
+    def groups(self, state: dict | None = None) -> Iterator[tuple[dict, list[str]]]:
+        """Yield some documents at a time, each time with the state before them, up to the end of the stream.
+
+        A state is JSON and marks a place between two documents. Going on from one reads its file from the start, or
+        the file before too. Only one reader of a stream is open at a time.
+
+        Args:
+            state: where to go on; None begins at the start.
+
+        Raises:
+            UserError: the stream breaks off.
+        """
+        self.close()
+        self._groups = self._read(state or self._start)
+        return self._groups
+
+    def close(self) -> None:
+        """Stop reading; pyarrow's threads would abort a process that ends while they wait."""
+        if self._groups is not None:
+            self._groups.close()
+
+    def _read(self, state):
+        with self._explained("could not be read on ({}); the same command tries again, training with --resume"):
+            self._rows.load_state_dict(state)
+            texts, size = [], 0
+            for row in self._rows:
+                text = text_of(row, self.text_column, self.corpus)
+                if not text.strip() or text_hash(text) in self.held_out:
+                    continue
+                texts.append(text)
+                size += len(text)
+                if size >= GROUP_CHARACTERS:
+                    yield state, texts
+                    texts, size, state = [], 0, self._rows.state_dict()
+            if texts:
+                yield state, texts
+
+    @contextlib.contextmanager
+    def _explained(self, sentence: str) -> Iterator[None]:
+        """Turn whatever goes wrong at the other end into one sentence; libraries raise errors of many kinds there."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise UserError(f"corpus={self.corpus} {sentence.format(reason)}") from error
+
+
+def absolute(corpus: str) -> str:
+    """Return the name of a corpus such that it names the same folder wherever a later command is run."""
+    name, _ = name_and_config(corpus)
+    return corpus.replace(name, str(Path(name).resolve()), 1) if Path(name).is_dir() else corpus
+
+
+def opened(corpus: str, version: str | None) -> tuple[DatasetBuilder, str]:
+    """Return what reads a corpus, and the version of its data: the hub's commit, or a hash over the files of a folder.
+
+    Args:
+        corpus: see `DocumentStream`.
+        version: which commit of the hub's to read; None reads the newest.
+
+    Raises:
+        UserError: it cannot be streamed, or names files outside of itself.
+    """
+    name, config = name_and_config(corpus)
+    root = Path(name).resolve()
+    if root.is_dir():
+        builder = load_dataset_builder(name, config)
+        files = training_files(builder, corpus, lambda file: Path(file).resolve().is_relative_to(root))
+        return builder, files_version(files, corpus)
+    if not corpus.startswith("hub:"):
+        raise UserError(
+            f"corpus={corpus} cannot be streamed; give hub:NAME[:CONFIG] or a folder of parquet files, or leave "
+            "--streaming out"
+        )
+    give_up_on_an_unreachable_hub()
+    builder = load_dataset_builder(name, config, revision=version)
+    training_files(builder, corpus, lambda file: file.split("::")[-1].startswith(f"hf://datasets/{name}@"))
+    return builder, builder.hash
+
+
+def training_files(builder: DatasetBuilder, corpus: str, is_inside) -> list[str]:
+    """Return the files of the training split, and refuse those outside of the corpus: its card may name any path."""
+    files = list((builder.config.data_files or {}).get("train", ()))
+    if not files:
+        raise UserError(f"corpus={corpus} has no files of a split named train; give one that does")
+    for file in files:
+        if not is_inside(file):
+            raise UserError(f"corpus={corpus} names {file}, which lies outside of it; only its own files are read")
+    return files
+
+
+def files_version(files: list[str], corpus: str) -> str:
+    """Return a hash of the names, sizes and footers of parquet files; it stays when they are copied elsewhere."""
+    digest = hashlib.sha256()
+    for file in files:
+        if not file.endswith(".parquet"):
+            raise UserError(f"corpus={corpus} holds {file}; of folders only parquet files are streamed")
+        with open(file, "rb") as content:
+            size = content.seek(0, 2)
+            content.seek(max(0, size - FOOTER))
+            digest.update(f"{Path(file).name}\0{size}\0".encode() + content.read())
+    return digest.hexdigest()
+
+
+def rows_of(builder: DatasetBuilder, text_column: str) -> IterableDataset:
+    """Return the rows of the training split; of parquet files only the text is fetched.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    if hasattr(builder.config, "fragment_scan_options"):
+        builder.config.columns, builder.config.batch_size = [text_column], ROWS_AT_ONCE
+        # what pyarrow fetches beforehand it keeps until the end of the file
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+    rows = builder.as_streaming_dataset(split="train")
+    if rows.column_names is not None and text_column not in rows.column_names:
+        raise UserError(f"text_column={text_column} is no column of this corpus; choose with --text-column")
+    return rows
+
+
+def first_documents(stream: DocumentStream, most_characters: int) -> Iterator[str]:
+    """Yield the first documents of a stream, until they hold so many characters, and close it.
+
+    Raises:
+        UserError: they are the lines of WikiText, not documents.
+    """
+    number = size = 0
+    with contextlib.closing(stream):
+        for _, texts in stream.groups():
+            for text in texts:
+                if number < LOOKAHEAD and is_title(text):
+                    raise UserError(f"corpus={stream.corpus} has a line a row, not a document; leave --streaming out")
+                yield text
+                number, size = number + 1, size + len(text)
+                if size >= most_characters:
+                    return
+
+
+def text_hash(text: str) -> str:
+    """Return the hash by which held-out texts are known."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_held_out(folder: Path, texts: Iterable[str]) -> int:
+    """Keep in the folder of the tokens which texts training is to leave out, and return how many."""
+    hashes = sorted(set(map(text_hash, texts)))
+    write_json(folder / HELD_OUT_FILE, hashes)
+    return len(hashes)
+
+
+def open_stream(folder: Path, source: dict[str, str]) -> DocumentStream:
+    """Return the stream to train on, without the texts held out, as the folder of the tokens was prepared for it.
+
+    Raises:
+        UserError: see `DocumentStream`.
+    """
+    held_out = json.loads((Path(folder) / HELD_OUT_FILE).read_text(encoding="utf-8"))
+    return DocumentStream(**source, held_out=held_out)

@@ -1,0 +1,71 @@
+"""C code beside PyTorch on CPUs: compiled by this machine's own compiler at its first use, in about a second.
+
+It is kept in the user's cache folder under a name that says source, compiler and processor. Where there is no compiler,
+PyTorch alone serves, and `mla-experiments kernels` says why.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+
+
+class CannotCompile(RuntimeError):  # noqa: N818 - says what it is
+    """There is no compiler here, or it does not compile the source; the message is one line."""
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | CannotCompile:
+    """Return the compiled `NAME.c` of this folder, or why there is none."""
+    try:
+        return compiled(name)
+    except CannotCompile as error:
+        return error
+
+
+def compiled(name: str, march: str = "native", folder: Path | None = None) -> ctypes.CDLL:
+    """Return `NAME.c` of this folder as a library.
+
+    Args:
+        name: of the source.
+        march: processor to compile for, as the compiler's `-march` names it; "native" is this machine's.
+        folder: where the library is kept; by default the user's cache folder.
+
+    Raises:
+        CannotCompile: see there.
+    """
+    source = Path(__file__).with_name(f"{name}.c")
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if platform.system() != "Linux" or compiler is None:
+        raise CannotCompile("needs Linux and a C compiler, such as gcc")
+    macros = _run(compiler, f"-march={march}", "-dM", "-E", "-x", "c", os.devnull)  # say compiler and processor
+    content = "\0".join((source.read_text(encoding="utf-8"), macros, *FLAGS))
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"
+    path = folder / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"
+    try:
+        if not path.is_file():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                product = Path(scratch) / path.name
+                _run(compiler, f"-march={march}", *FLAGS, str(source), "-o", str(product))
+                product.replace(path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CannotCompile(f"{path} cannot be written and loaded ({error.strerror or error})") from None
+
+
+def _run(*argv: str) -> str:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
+    except subprocess.CalledProcessError as error:
+        raise CannotCompile(f"{argv[0]} fails: {(error.stderr.strip() or 'no reason given').splitlines()[0]}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotCompile(f"{argv[0]} does not run ({error})") from None

@@ -1,0 +1,104 @@
+"""`shared_keys.c` as an operator of PyTorch: attention of query rows that share keys and values, on CPUs."""
+
+import ctypes
+import math
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from .compiling import CannotCompile, library
+
+NAME = "shared_keys"
+SHORTEST_SPLIT = 128  # tokens: a shorter one is done before another thread has begun
+FULL_ENOUGH = 0.75  # lanes without a row are computed too; with fewer rows PyTorch is faster
+
+
+class Shape(ctypes.Structure):
+    """The C code's `shape`."""
+
+    _fields_ = [
+        ("batch", ctypes.c_int64), ("num_rows", ctypes.c_int64), ("num_new", ctypes.c_int64),
+        ("context", ctypes.c_int64), ("width", ctypes.c_int64), ("value_width", ctypes.c_int64),
+        ("splits", ctypes.c_int64), ("threads", ctypes.c_int64),
+        ("query_batch", ctypes.c_int64), ("query_row", ctypes.c_int64),
+        ("key_batch", ctypes.c_int64), ("key_token", ctypes.c_int64),
+        ("value_batch", ctypes.c_int64), ("value_token", ctypes.c_int64),
+        ("mask_batch", ctypes.c_int64), ("mask_new", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+    ]  # fmt: skip
+
+
+def why_not_here() -> str | None:
+    """Return what this machine lacks."""
+    found = library(NAME)
+    return str(found) if isinstance(found, CannotCompile) else None
+
+
+def why_not(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str | None:
+    """Return what it cannot serve, or serves more slowly than PyTorch; arguments as in `attend`."""
+    if not (query.is_cpu and key.is_cpu and value.is_cpu):
+        return "it runs on CPUs"
+    if not (query.dtype == key.dtype == value.dtype == torch.float32):
+        return f"it knows f32, not {query.dtype}"
+    if torch.is_grad_enabled() and query.requires_grad:
+        return "it has no backward pass"
+    if key.stride(-1) != 1 or value.stride(-1) != 1:
+        return "the numbers of a key or value lie apart"
+    return None
+
+
+def fills_lanes(num_rows: int) -> bool:
+    """Return whether so many rows fill this processor's vectors well enough to be worth it."""
+    lanes = library(NAME).lanes()
+    return num_rows / (-(-num_rows // lanes) * lanes) >= FULL_ENOUGH
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Return softmax(scale · query keyᵀ + mask) value, `[B, H, T, Dv]`.
+
+    Args:
+        query: `[B, H, T, D]`.
+        key: `[B, S, D]`, shared by all heads.
+        value: `[B, S, Dv]`; may be a part of the key's own memory.
+        mask: `[B or 1, 1, T, S]`, boolean (True attends) or additive; None attends to everything.
+        scale: factor on the scores before the softmax.
+    """
+    return torch.ops.mla_experiments.attend_shared_keys(query, key, value, mask, scale)
+
+
+def _attend(query, key, value, mask, scale):
+    batch, num_heads, num_new, width = query.shape
+    context, value_width, threads = key.shape[1], value.shape[-1], torch.get_num_threads()
+    rows = query.reshape(batch, num_heads * num_new, width).contiguous()
+    mask_strides = (0, 0)
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
+        mask = mask.float().contiguous()
+        mask_strides = (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
+    splits = 1 if batch % threads == 0 else max(1, min(threads, context // SHORTEST_SPLIT))
+    shape = Shape(
+        batch, num_heads * num_new, num_new, context, width, value_width, splits, threads, rows.stride(0),
+        rows.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1), *mask_strides, scale,
+    )  # fmt: skip
+    output = torch.empty(batch, num_heads, num_new, value_width)
+    tensors = (rows, key, value, mask, output)
+    pointers = [ctypes.c_void_p(None if part is None else part.data_ptr()) for part in tensors]
+    if library(NAME).attend(ctypes.byref(shape), *pointers):
+        raise MemoryError(f"no memory for attention over {context} tokens")
+    return output
+
+
+# an operator, so that profilers and FLOP counters see it
+_operators = torch.library.Library("mla_experiments", "FRAGMENT")
+_operators.define("attend_shared_keys(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
+_operators.impl("attend_shared_keys", _attend, "CPU")
+
+
+@register_flop_formula(torch.ops.mla_experiments.attend_shared_keys)
+def _flops(query, key, value, *_, **__) -> int:
+    """Two products of every query with every key and value that all heads share."""
+    batch, num_heads, num_new, width = query
+    return 2 * batch * num_heads * num_new * key[1] * (width + value[-1])

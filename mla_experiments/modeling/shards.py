@@ -1,0 +1,107 @@
+"""The weight files of a checkpoint folder: found, checked by their headers, copied.
+
+No model is made and no tensor is read but the few that change.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import UserError, reason_of
+from ..manifest import write_json
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def checked_shards(folder: Path, expected: dict[str, tuple[int, ...]]) -> list[Path]:
+    """Return the weight files of a folder, after a look at their headers.
+
+    Args:
+        folder: of the checkpoint.
+        expected: shape of every weight that there must be, by its name.
+
+    Raises:
+        UserError: a file is missing or damaged, or weights have other names or shapes than expected.
+    """
+    lacking = dict(expected)
+    shards = shard_paths(folder)
+    for shard in shards:
+        for name, shape in shapes_in(shard).items():
+            wanted = lacking.pop(name, None)
+            if wanted != shape and wanted is not None:
+                raise UserError(f"{shard} holds {name} of shape {shape}, but config.json asks for {wanted}; mend one")
+            if wanted is None and not ignorable(name):
+                raise UserError(f"{shard} holds {name}, which config.json does not ask for; mend one of them")
+    if lacking:
+        raise UserError(f"model={folder} lacks {next(iter(lacking))} ({len(lacking)} weights in all); copy it again")
+    return shards
+
+
+def ignorable(name: str) -> bool:
+    """Whether a weight may be there without use: a tied output projection, the rotary tables of old Llamas."""
+    return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Return the weight files of a folder, by its index where there is more than one."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise UserError(f"model={folder} holds no {WEIGHTS}; save its weights as safetensors (not a pickle)")
+    try:
+        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise UserError(f"{folder / INDEX} is damaged; copy it again") from None
+
+
+def shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor in a file."""
+    if not shard.is_file():
+        raise UserError(f"{shard} is missing, though {INDEX} names it; copy it again")
+    try:
+        with safe_open(shard, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{shard} is damaged ({reason_of(error)}); copy it again") from None
+
+
+def copy_shards(shards: list[Path], target: Path) -> list[Path]:
+    """Copy weight files under the names that every loader looks for, several with an index; return the copies."""
+    count = len(shards)
+    names = [WEIGHTS] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    copies = [target / name for name in names]
+    for shard, copy in zip(shards, copies, strict=True):
+        shutil.copyfile(shard, copy)
+    if count > 1:
+        size = sum(copy.stat().st_size - _header(copy)[1] for copy in copies)
+        places = {name: copy.name for copy in copies for name in shapes_in(copy)}
+        write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+    return copies
+
+
+def rewrite(path: Path, changes: Callable[[str], bool], changed: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Put other numbers, of the same shapes and dtypes, in the place of some weights of a file, in the file itself.
+
+    Args:
+        path: of the file.
+        changes: says of the name of a weight whether it changes.
+        changed: makes the new weight of a name and the old weight.
+    """
+    header, data = _header(path)
+    with open(path, "r+b") as file, safe_open(path, "pt") as weights:
+        for name in filter(changes, weights.keys()):
+            new = changed(name, weights.get_tensor(name)).contiguous()
+            file.seek(data + header[name]["data_offsets"][0])
+            file.write(new.view(torch.uint8).numpy().tobytes())
+
+
+def _header(path: Path) -> tuple[dict, int]:
+    """Return the header of a safetensors file, and where its data begin: length of the header, header, data."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length

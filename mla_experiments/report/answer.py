@@ -1,0 +1,128 @@
+"""The answer of a study in plain words: what is best, by how much, how sure that is, and what it costs."""
+
+from ..study.record import DECODE_CONTEXTS
+from ..study.statistics import Comparison
+from .findings import Findings, Row
+from .tables import shown
+
+
+def answer(found: Findings) -> list[str]:
+    """Say what came out, how sure it is, what it costs, and what it holds for; the first sentence is the headline."""
+    settings = found.settings
+    said = []
+    for setting, rows in settings.items():
+        verdict, *more = verdicts(found, rows)
+        said += [f"With {setting}: {verdict}", *more] if setting else [verdict, *more, *costs(found, rows)]
+    names = list(settings)
+    for place, first in enumerate(names):
+        for second in names[place + 1 :]:
+            said += between(found, first, second)
+    return [*said, scope(found)]
+
+
+def verdicts(found: Findings, rows: list[Row]) -> list[str]:
+    """Say which of the variants with one setting is best, and by how much."""
+    best, *others = sorted(rows, key=lambda row: row.bits.mean)
+    if not others:
+        return [f"{best.mechanism} reaches {shown(best.bits, 4)} bits per byte."]
+    pairs = {row.mechanism: pair(found, best.name, row.name) for row in others}
+    told = {name: c for name, c in pairs.items() if c.is_told}
+    tied = {name: c for name, c in pairs.items() if c.p is not None and not c.is_told}
+    untested = {name: c for name, c in pairs.items() if c.p is None}
+    if not told and not tied:
+        return [f"{best.mechanism} came out lowest, but {only(untested)} is no verdict."]
+    level = joined([best.mechanism, *tied])
+    if not told:
+        said = [f"No difference is told between {level}."]
+    else:
+        said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told)}."]
+    if tied:
+        room = max(abs(end) for c in tied.values() for end in c.interval)
+        said.append(
+            f"Between those not told apart, the intervals leave room for {room:.4f} bits per byte "
+            f"({100 * room / best.bits.mean:.1f} %)."
+        )
+    if untested:
+        said.append(f"There is no verdict on {joined(list(untested))}: {only(untested)}.")
+    return said
+
+
+def behind(told: dict[str, Comparison]) -> str:
+    """Say by how much some variants are behind the best, with intervals where they are few."""
+    if len(told) > 3:
+        amounts = [abs(c.difference) for c in told.values()]
+        return f"{joined(list(told))} are behind by {min(amounts):.4f} to {max(amounts):.4f} bits per byte"
+    parts = []
+    for name, c in told.items():
+        low, high = sorted(abs(end) for end in c.interval)
+        said = "by" if parts else "is behind by"
+        unit = "" if parts else " bits per byte"
+        parts.append(f"{name} {said} {abs(c.difference):.4f}{unit} (95 % interval {low:.4f} to {high:.4f})")
+    return joined(parts)
+
+
+def only(pairs: dict[str, Comparison]) -> str:
+    """Say of what there is one, where two are needed for an interval."""
+    return "one seed" if any(c.over_seeds is None for c in pairs.values()) else "one document"
+
+
+def costs(found: Findings, rows: list[Row]) -> list[str]:
+    """Say which of the variants that are level in quality is the cheapest to decode with."""
+    best = min(rows, key=lambda row: row.bits.mean)
+    level = [row for row in rows if row is best or not pair(found, best.name, row.name).is_told]
+    small, large = min(level, key=lambda row: row.cache_bytes), max(rows, key=lambda row: row.cache_bytes)
+    start = f"Of these, {small.name} keeps the smallest cache:" if len(level) > 1 else f"{small.name} keeps a cache of"
+    times = large.cache_bytes / small.cache_bytes
+    than = f", {times:.1f} times less than {large.name}" if times > 1 else ""
+    said = [f"{start} {small.cache_bytes:,} bytes a token{than}."]
+    context = DECODE_CONTEXTS[-1]
+    if timed := [row for row in level if context in row.decode]:
+        fast = max(timed, key=lambda row: row.decode[context])
+        most = ", the most of them" if len(timed) > 1 else ""
+        said.append(f"{fast.name} decodes {fast.decode[context]:,.0f} tokens per second at {context:,} tokens{most}.")
+    return said
+
+
+def between(found: Findings, first: str, second: str) -> list[str]:
+    """Say how one setting compares with another, mechanism by mechanism, where they differ in one field."""
+    row = {row.name: row for row in found.rows}
+    pairs = [c for c in found.comparisons if (row[c.a].setting, row[c.b].setting) == (first, second)]
+    kinds = {
+        "worse": [c for c in pairs if c.is_told and c.difference > 0],
+        "better": [c for c in pairs if c.is_told and c.difference < 0],
+        "not told apart": [c for c in pairs if c.p is not None and not c.is_told],
+        "no verdict": [c for c in pairs if c.p is None],
+    }
+    parts = []
+    for kind, chosen in kinds.items():
+        amounts = [f" (by {abs(c.difference):.4f})" if c.is_told else "" for c in chosen]
+        names = [row[c.a].mechanism + amount for c, amount in zip(chosen, amounts, strict=True)]
+        parts += [f"{kind} with {joined(names)}"] if names else []
+    return [f"{second} against {first}: {'; '.join(parts)}."] if parts else []
+
+
+def pair(found: Findings, a: str, b: str) -> Comparison:
+    """Return the comparison of two variants."""
+    return next(c for c in found.comparisons if {c.a, c.b} == {a, b})
+
+
+def scope(found: Findings) -> str:
+    """Say what the findings hold for."""
+    stated = found.content["stated"]
+    tokens = [(stated["settings"] | v["variant"]["changed"])["train_tokens"] for v in found.content["variants"]]
+    sizes = [row.parameters for row in found.rows]
+    return (
+        f"This holds for {found.content['corpus']}, {ranged(tokens)} training tokens and models of {ranged(sizes)} "
+        "parameters; larger ones may differ."
+    )
+
+
+def ranged(values: list[int]) -> str:
+    """Return the least and the largest of some numbers, or the one that all are."""
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def joined(names: list[str]) -> str:
+    """Return names as a phrase."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

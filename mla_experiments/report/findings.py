@@ -1,0 +1,158 @@
+"""What a study found: `study.json` and the scores of its runs become rows, comparisons and fits, computed once.
+
+What is not there yet is left out; nothing is estimated in its place.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..evaluation.scores import read_scores
+from ..manifest import read_record
+from ..study.record import STUDY
+from ..study.statistics import (
+    Comparison,
+    Estimate,
+    RateFit,
+    bits_per_byte,
+    compare,
+    estimate,
+    fit_rates,
+    perplexity_per_word,
+)
+
+Runs = dict[int, Path]  # folders by seed
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant at its best learning rate, with its estimates over seeds.
+
+    `setting` is what is swept beside mechanisms and their options, such as `positions=learned`; `decode` holds tokens
+    per second by context, where it was measured.
+    """
+
+    name: str
+    setting: str
+    runs: Runs
+    rate: float
+    bits: Estimate
+    perplexity: Estimate
+    parameters: int
+    training_flops: float
+    cache_bytes: int
+    training_speed: float | None
+    decode: dict[int, float]
+
+    @property
+    def mechanism(self) -> str:
+        """The name without the setting."""
+        return self.name.removesuffix(self.setting).rstrip()
+
+    @property
+    def num_seeds(self) -> int:
+        """How many runs the estimates stand on."""
+        return len(self.runs)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that a report shows of a study; `content` is that of `study.json`."""
+
+    content: dict
+    rows: list[Row]
+    comparisons: list[Comparison]
+    fits: dict[str, RateFit]
+
+    @property
+    def planned(self) -> int:
+        """How many runs the study has in all."""
+        stated = self.content["stated"]
+        of_variants = [len(stated["rates"][v["variant"]["attention"]]) for v in self.content["variants"]]
+        return sum(of_variants) + len(of_variants) * (len(stated["seeds"]) - 1)
+
+    @property
+    def unfinished(self) -> int:
+        """How many runs are still to do."""
+        return self.planned - sum(run["done"] for run in self.content["runs"])
+
+    @property
+    def settings(self) -> dict[str, list[Row]]:
+        """Rows by what is swept beside mechanisms and options; all under an empty name where nothing is."""
+        grouped: dict[str, list[Row]] = {}
+        for row in self.rows:
+            grouped.setdefault(row.setting, []).append(row)
+        return grouped
+
+
+def read_findings(folder: Path) -> Findings:
+    """Compute everything from the `study.json` in a study's folder and the runs that it names.
+
+    Raises:
+        UserError: no study there, or none of its runs has come to its end.
+    """
+    path = Path(folder) / STUDY
+    if not path.is_file():
+        raise UserError(f"study={folder} holds no {STUDY}; make one with: mla-experiments study experiments/NAME.yaml")
+    try:
+        content = read_record(path)
+    except ValueError:
+        raise UserError(f"{path} is damaged; the same `mla-experiments study FILE` writes it anew") from None
+    rows, fits, scores = [], {}, {}
+    for variant in content["variants"]:
+        fit, runs = chosen_runs(content, variant["name"], Path(folder).parent)
+        if fit is not None:
+            fits[variant["name"]] = fit
+            scores[variant["name"]] = {seed: read_scores(run)["test"].nats for seed, run in runs.items()}
+            rows.append(row_of(content, variant, fit, runs))
+    if not rows:
+        raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
+    num_bytes = read_scores(next(iter(rows[0].runs.values())))["test"].bytes
+    parts = {variant["name"]: variant["variant"] for variant in content["variants"]}
+    return Findings(content, rows, compare(scores, num_bytes, lambda a, b: one_apart(parts[a], parts[b])), fits)
+
+
+def chosen_runs(content: dict, name: str, root: Path) -> tuple[RateFit | None, Runs]:
+    """Return what a variant's learning rates gave with the first seed, and its runs at the best of them."""
+    done = [run for run in content["runs"] if run["done"] and run["variant"] == name]
+    first = [run for run in done if run["seed"] == content["stated"]["seeds"][0]]
+    if not first:
+        return None, {}
+    fit = fit_rates({run["learning_rate"]: validation_bits(root / run["folder"]) for run in first})
+    return fit, {run["seed"]: root / run["folder"] for run in done if run["learning_rate"] == fit.best}
+
+
+def validation_bits(run_folder: Path) -> float:
+    """Return a run's bits per byte on the validation split."""
+    part = read_scores(run_folder)["validation"]
+    return float(bits_per_byte(part.nats, part.bytes))
+
+
+def row_of(content: dict, variant: dict, fit: RateFit, runs: Runs) -> Row:
+    """Return a variant's line of the table."""
+    name, tests = variant["name"], [read_scores(run)["test"] for run in runs.values()]
+    nats = np.array([test.nats for test in tests])
+    return Row(
+        name=name,
+        setting=" ".join(f"{key}={value}" for key, value in variant["variant"]["changed"].items()),
+        runs=runs,
+        rate=fit.best,
+        bits=estimate(bits_per_byte(nats, tests[0].bytes).tolist()),
+        perplexity=estimate(perplexity_per_word(nats, tests[0].words).tolist()),
+        parameters=variant["parameters"],
+        training_flops=variant["training_flops_per_token"],
+        cache_bytes=variant["cache_bytes_per_token"],
+        training_speed=content["training"].get(name),
+        decode={int(context): speed for context, speed in content["decode"].get(name, {}).items()},
+    )
+
+
+def one_apart(a: dict, b: dict) -> bool:
+    """Return whether two variants differ in one thing: the mechanism with its options, or one of the swept fields.
+
+    A pair that differs in two says nothing of either, and would only ask more evidence of the others.
+    """
+    mechanism = (a["attention"], a["options"]) != (b["attention"], b["options"])
+    return mechanism + sum(a["changed"][field] != b["changed"][field] for field in a["changed"]) == 1

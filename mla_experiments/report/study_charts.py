@@ -1,0 +1,145 @@
+"""The figures of a study's report: quality against cost, the course of training, learning rates, the cache."""
+
+import numpy as np
+
+from ..run_files import METRICS_FILE, check_files, read_metrics
+from ..study.record import DECODE_CONTEXTS
+from ..study.statistics import estimate
+from .charts import Chart, Series
+from .findings import Findings, Row
+from .styles import Style, style
+
+Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
+
+CACHE_CONTEXTS = [512, 2048, 8192, 32768, 131072]
+BITS = "bits per byte, test"
+FRONT = " The dotted line joins those that no other beats in both. Bars are 95 % intervals over seeds."
+
+
+def charts(found: Findings) -> dict[str, list[Chart]]:
+    """Return the charts of a report by section; a variant looks the same in all of them."""
+    rows = [
+        (row, {"owner": number, "style": look})
+        for number, (row, look) in enumerate(zip(found.rows, looks(found.rows), strict=True))
+    ]
+    cost = [cache_front(rows), *decode_front(rows), cache_size(rows)]
+    training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
+    return {"cost": cost, "training": training, "rates": rate_fits(found, rows)}
+
+
+def looks(rows: list[Row]) -> list[Style]:
+    """Return the style of every variant; where settings are swept, colours are of mechanisms and marks of settings."""
+    mechanisms, settings = (list(dict.fromkeys(getattr(row, of) for row in rows)) for of in ("mechanism", "setting"))
+    numbers = [(mechanisms.index(row.mechanism), settings.index(row.setting)) for row in rows]
+    if len(settings) == 1:  # every tenth variant has the same colour, and the next mark
+        return [style(hue, hue + hue // 10) for hue, _ in numbers]
+    return [style(hue, mark + len(settings) * (hue // 10)) for hue, mark in numbers]
+
+
+def cache_front(rows: list[Owned]) -> Chart:
+    """Return quality against what a token takes in the cache."""
+    caption = "Lower is better, and further left is cheaper." + FRONT
+    ticks = spaced(sorted({row.cache_bytes for row, _ in rows}))
+    chart = Chart(
+        "front-cache", "Quality against cache", caption, "cache bytes per token", BITS, log_x=True, x_ticks=ticks
+    )
+    return with_front(chart, [(*one, one[0].cache_bytes, one[0].cache_bytes) for one in rows])
+
+
+def decode_front(rows: list[Owned]) -> list[Chart]:
+    """Return quality against speed of decoding a long context, where it was measured."""
+    context = DECODE_CONTEXTS[-1]
+    speeds = [(row, own, row.decode[context], -row.decode[context]) for row, own in rows if context in row.decode]
+    caption = "Lower is better, and further right is faster." + FRONT
+    label = f"decode tokens/s at {context:,}"
+    return (
+        [with_front(Chart("front-decode", "Quality against decoding speed", caption, label, BITS), speeds)]
+        if speeds
+        else []
+    )
+
+
+def with_front(chart: Chart, points: list[tuple[Row, dict, float, float]]) -> Chart:
+    """Add variants as points (where they stand, what counts as cost), and the front of those unbeaten in both."""
+    ranked = [(cost, row.bits.mean, where) for row, _, where, cost in points]
+    best = [p for p in sorted(ranked) if not any(q[:2] != p[:2] and q[0] <= p[0] and q[1] <= p[1] for q in ranked)]
+    chart.series.append(Series("Pareto front", [p[2] for p in best], [p[1] for p in best]))
+    for row, own, where, _ in points:
+        spread = None if row.bits.half_width is None else [row.bits.half_width]
+        chart.series.append(Series(row.name, [where], [row.bits.mean], spread, **own, look="points"))
+    return chart
+
+
+def cache_size(rows: list[Owned]) -> Chart:
+    """Return the cache of one sequence against its length."""
+    caption = "What one sequence takes in memory, in single precision; half of it in bf16."
+    chart = Chart(
+        "cache",
+        "Cache against context",
+        caption,
+        "context, tokens",
+        "MiB",
+        log_x=True,
+        log_y=True,
+        x_ticks=CACHE_CONTEXTS,
+    )
+    for row, own in rows:
+        mib = [context * row.cache_bytes / 2**20 for context in CACHE_CONTEXTS]
+        chart.series.append(Series(row.name, CACHE_CONTEXTS, mib, **own))
+    return chart
+
+
+def loss_curves(rows: list[Owned], key: str) -> list[Chart]:
+    """Return validation loss against tokens, FLOPs or seconds of training; none where nothing is known of it."""
+    label = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training seconds"}[key]
+    caption = "Mean over seeds; the band is its 95 % interval."
+    if key == "seconds":
+        caption += " Seconds are those of steps timed in turns, since runs may have shared the machine."
+    chart = Chart(f"loss-{key}", f"Validation loss against {label}", caption, label, "nats per token")
+    for row, own in rows:
+        scale = {"tokens": 1.0, "flops": row.training_flops, "seconds": 1 / (row.training_speed or np.inf)}[key]
+        if scale and (curve := loss_curve(row)):
+            tokens, means, band = curve
+            chart.series.append(Series(row.name, [at * scale for at in tokens], means, band, **own))
+    return [chart] if chart.series else []
+
+
+def loss_curve(row: Row) -> tuple[list[float], list[float], list[float] | None] | None:
+    """Return tokens, mean loss over seeds and the half-width of its interval; None where no loss was logged."""
+    curves = []
+    for folder in row.runs.values():
+        check_files(folder, METRICS_FILE)
+        logged = ((point["tokens"], point.get("eval_loss", np.nan)) for point in read_metrics(folder))
+        curves.append({tokens: loss for tokens, loss in logged if np.isfinite(loss)})
+    tokens = sorted(set.intersection(*map(set, curves)))
+    estimates = [estimate([curve[at] for curve in curves]) for at in tokens]
+    band = [part.half_width for part in estimates] if len(curves) > 1 else None
+    return (tokens, [part.mean for part in estimates], band) if tokens else None
+
+
+def rate_fits(found: Findings, rows: list[Owned]) -> list[Chart]:
+    """Return what learning rates gave, with the parabola through them and its lowest point."""
+    caption = "With the first seed. Curves are parabolas through all rates tried; a star marks the fitted optimum."
+    chart = Chart("rates", "Learning rates", caption, "learning rate", "bits per byte, validation", log_x=True)
+    chart.x_ticks = spaced(sorted({rate for fit in found.fits.values() for rate in fit.rates}))
+    for row, own in rows:
+        fit, name = found.fits[row.name], row.name
+        if len(fit.rates) < 2:
+            continue
+        look = "points" if fit.coefficients else "line"
+        chart.series.append(Series(name, list(fit.rates), list(fit.values), **own, look=look))
+        if fit.coefficients:
+            between = np.geomspace(fit.rates[0], fit.rates[-1], 40).tolist()
+            chart.series.append(Series(name, between, [fit.at(rate) for rate in between], **own, look="curve"))
+        if fit.optimum:
+            chart.series.append(Series(f"{name}, fitted", [fit.optimum], [fit.at(fit.optimum)], **own, look="star"))
+    return [chart] if chart.series else []
+
+
+def spaced(values: list[float]) -> list[float]:
+    """Return values to name on a log axis, leaving out those too near to the one before."""
+    chosen = values[:1]
+    for value in values[1:]:
+        if value >= 1.25 * chosen[-1]:
+            chosen.append(value)
+    return chosen

@@ -1,0 +1,89 @@
+"""The words of a study's report: plain text by section, which the page and the Markdown file escape each in its way."""
+
+from dataclasses import dataclass
+
+import yaml
+
+from ..study.record import PROMPT
+from .answer import answer
+from .findings import Findings
+from .tables import Table, differences, rates, results
+
+HOW_TOLD_APART = (
+    "A difference counts at 5 %, after Holm's correction for the number of pairs. Its interval, not corrected, is for "
+    "other seeds and other documents: variances over seeds (paired) and over documents (bootstrap) are added."
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """All words of a report by section; `notice` is empty for a finished study."""
+
+    title: str
+    notice: str
+    answer: list[str]
+    results: Table
+    matched: str
+    differences: Table
+    rates: Table
+    prompt: str
+    samples: dict[str, str]
+    made: list[str]
+    rerun: list[str]
+    source: str
+    settings: str
+
+
+def text_of(found: Findings) -> Text:
+    """Put a study's findings into words."""
+    content = found.content
+    name, stated, unfinished = content["name"], content["stated"], found.unfinished
+    swept = {"learning_rate", "seed"} | {field for v in content["variants"] for field in v["variant"]["changed"]}
+    same = {field: value for field, value in (stated["data"] | stated["settings"]).items() if field not in swept}
+    return Text(
+        title=name,
+        notice=f"Unfinished: {unfinished} of {found.planned} runs are still to do." if unfinished else "",
+        answer=answer(found),
+        results=results(found),
+        matched=matched(found),
+        differences=differences(found.comparisons),
+        rates=rates(found),
+        prompt=PROMPT,
+        samples=content["samples"],
+        made=made(content),
+        rerun=[f"mla-experiments study {name}.yaml", f"mla-experiments report studies/{name}"],
+        source=stated["source"],
+        settings=yaml.safe_dump(same, allow_unicode=True),
+    )
+
+
+def matched(found: Findings) -> str:
+    """Say what was held equal, and how nearly."""
+    stated, variants = found.content["stated"], found.content["variants"]
+    if stated["match"] == "none":
+        return "Nothing was matched: the variants differ in size as the table shows."
+    worst = max(abs(variant["residual"]) for variant in variants)
+    what = {"parameters": "Parameters", "flops": "Training FLOPs per token", "cache": "Parameters"}[stated["match"]]
+    said = f"{what} were matched by the width of the MLP, to within {100 * worst:.3f} %."
+    if stated["match"] != "cache":
+        return said
+    residuals = ", ".join(f"{variant['name']} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
+    return (
+        f"The cache was matched to {stated['cache_bytes_per_token']:,} bytes a token, as nearly as groups and latent "
+        f"ranks allow: {residuals}. {said}"
+    )
+
+
+def made(content: dict) -> list[str]:
+    """Say what it was made with."""
+    facts, stated = content["machine"], content["stated"]
+    versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+    widths = ", ".join(f"{variant['name']} {variant['intermediate_size']:,}" for variant in content["variants"])
+    return [
+        f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores, {facts['date']}; {versions}.",
+        f"Corpus {content['corpus']} ({content['corpus_hash'][:12]}), tokenizer {content['tokenizer_hash'][:12]} of "
+        f"{stated['data']['vocab_size']:,} entries, seeds {', '.join(map(str, stated['seeds']))}.",
+        "Test and validation documents are scored one by one, each token once. Learning rates are chosen by the first "
+        "seed on the validation split; all else here is of the test split.",
+        f"Widths of the MLP: {widths}.",
+    ]

@@ -1,0 +1,69 @@
+"""The attention in C: exact against float64 on both of its vector widths, honest about NaN compilers."""
+
+import platform
+
+import pytest
+import torch
+
+from mla_experiments.benchmark.measure import flops_of
+from mla_experiments.kernels import attend, sdpa, shared_keys
+from mla_experiments.kernels.compiling import compiled
+
+pytestmark = pytest.mark.skipif(
+    shared_keys.why_not_here() is not None, reason=f"attention in C: {shared_keys.why_not_here()}"
+)
+
+
+def formula(query, key, value, mask, scale):
+    """Everything at once in float64; `key` and `value` are `[B, S, ...]`."""
+    scores = query.double() @ key.double().mT.unsqueeze(1) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1).nan_to_num() @ value.double().unsqueeze(1)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names a processor of another kind")
+def test_processors_with_shorter_vectors_get_the_same_answer(monkeypatch, tmp_path):
+    shorter = compiled("shared_keys", "x86-64-v3", tmp_path)
+    monkeypatch.setattr(shared_keys, "library", lambda _: shorter)
+    query, key, value = torch.randn(3, 11, 2, 20), torch.randn(3, 301, 20), torch.randn(3, 301, 13)
+    mask = torch.rand(3, 1, 2, 301) < 0.5
+    mask[0, 0, 1] = False  # sees nothing
+    for given in (None, mask):
+        output = shared_keys.attend(query, key, value, given, 0.3)
+        torch.testing.assert_close(output.double(), formula(query, key, value, given, 0.3), atol=2e-6, rtol=1e-5)
+    assert shorter.lanes() == 8
+
+
+@pytest.mark.parametrize("num_heads", [16, 32, 71])
+def test_heads_that_share_one_key_decode_in_c_and_in_pytorch_alike(num_heads):
+    query, buffer = torch.randn(2, num_heads, 1, 24), torch.randn(2, 1, 700, 24)  # a cache with room to grow
+    key, value = buffer[:, :, :613], buffer[:, :, :613, 3:11]
+    with torch.profiler.profile() as profile:
+        output = attend(query, key, value, None, 0.2)
+    ran = any(event.name == "mla_experiments::attend_shared_keys" for event in profile.events())
+    assert ran == shared_keys.fills_lanes(num_heads)
+    torch.testing.assert_close(output, sdpa.attend(query, key, value, None, 0.2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", [slice(0, 4), slice(4, 6)], ids=["value", "key alone"])
+def test_nan_in_the_cache_is_not_hidden(part):
+    query, latents = torch.randn(1, 16, 1, 6), torch.randn(1, 200, 6)
+    latents[0, 77, part] = torch.nan
+    assert shared_keys.attend(query, latents, latents[..., :4], None, 1.0).isnan().any()
+
+
+def test_scores_far_apart_neither_overflow_nor_lose_the_largest():
+    query, latents = torch.ones(1, 16, 1, 4), torch.randn(1, 1000, 4)
+    for place in (0, 500, 999):
+        latents[0, place] = 1e4
+        output = shared_keys.attend(query, latents, latents, None, 1.0)
+        torch.testing.assert_close(output.double(), formula(query, latents, latents, None, 1.0))
+        latents[0, place] = -1e4
+
+
+def test_its_operations_are_counted():
+    query, latents = torch.randn(2, 16, 3, 6), torch.randn(2, 50, 6)
+    mask = torch.ones(1, 1, 3, 50, dtype=torch.bool)
+    counted = flops_of(lambda: shared_keys.attend(query, latents, latents[..., :4], mask, 1.0))
+    assert counted == 2 * 2 * 16 * 3 * 50 * (6 + 4)

@@ -78,11 +78,17 @@ def matched(found: Findings) -> str:
     said = f"{what} were matched{of_each} by the width of the MLP, to within {100 * worst:.3f} %."
     if stated["match"] != "cache":
         return said
-    residuals = ", ".join(f"{variant['name']} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
+    residuals = ", ".join(f"{with_solved(variant)} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
     return (
         f"The cache was matched to {stated['cache_bytes_per_token']:,} bytes a token, as nearly as groups and latent "
         f"ranks allow: {residuals}. {said}"
     )
+
+
+def with_solved(variant: dict) -> str:
+    """Return a variant's name with the options that were chosen for it."""
+    solved = {name: value for name, value in variant["options"].items() if name not in variant["variant"]["options"]}
+    return " ".join([variant["name"], *(f"{name}={value}" for name, value in solved.items())])
 
 
 def made(content: dict) -> list[str]:

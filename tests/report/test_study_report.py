@@ -104,6 +104,14 @@ def test_an_unfinished_study_shows_what_is_there_marked(tmp_path):
         assert "Unfinished: 10 of 28 runs are still to do" in written
 
 
+def test_runs_that_failed_are_named_with_the_reason_and_are_not_to_do(tmp_path):
+    folder = fake_study(tmp_path, done=lambda run: run["learning_rate"] != 9e-3)
+    change(folder, failed={"0-2": f"loss is nan {HOSTILE}"})
+    text = markdown_of(folder)
+    assert "Unfinished: 3 of 28 runs are still to do. 1 of 28 runs failed:" in text
+    assert "- mha, learning rate 0.009, seed 0: loss is nan &lt;/script&gt;" in text
+
+
 def test_runs_that_were_not_even_listed_count_as_to_do(tmp_path):
     folder = fake_study(tmp_path)
     change(folder, runs=[run for run in read_record(folder / "study.json")["runs"] if run["seed"] == 0])
@@ -116,11 +124,18 @@ def test_what_was_matched_is_said_with_its_residuals(tmp_path):
     variants = read_record(folder / "study.json")["variants"]
     for variant, cached in zip(variants, (1.0, -0.25, -0.5, 0.004), strict=True):
         variant |= {"cache_residual": cached, "residual": 0.002}
+    variants[-1]["options"] = {"kv_lora_rank": 61}
     change(folder, variants=variants, stated={"match": "cache", "cache_bytes_per_token": 2048})
     assert text_of(read_findings(folder)).matched == (
         "The cache was matched to 2,048 bytes a token, as nearly as groups and latent ranks allow: mha +100.0 %, "
-        "gqa -25.0 %, mqa -50.0 %, mla +0.4 %. Parameters were matched by the width of the MLP, to within 0.200 %."
+        "gqa -25.0 %, mqa -50.0 %, mla kv_lora_rank=61 +0.4 %. Parameters were matched by the width of the MLP, to within 0.200 %."
     )
+
+
+def test_sizes_are_said_to_be_matched_one_by_one(tmp_path):
+    sizes = [(Variant("mha", {}, {"hidden_size": width}), 0.0) for width in (32, 64)]
+    said = text_of(read_findings(fake_study(tmp_path, variants=sizes))).matched
+    assert said == "Parameters were matched within each size by the width of the MLP, to within 0.000 %."
 
 
 def test_where_decoding_was_measured_for_some_their_front_is_drawn(tmp_path):

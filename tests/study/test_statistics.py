@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from mla_experiments.study import statistics
-from mla_experiments.study.statistics import bootstrap, compare, estimate, fit_rates
+from mla_experiments.study.rates import fit_rates
+from mla_experiments.study.statistics import bootstrap, compare, estimate
 
 
 def test_an_estimate_is_students_interval():
@@ -40,7 +41,7 @@ def test_a_clear_difference_is_told_and_has_its_size():
     for low, high in (found.over_documents, found.over_seeds, found.interval):
         assert low < found.difference < high
     low, high = found.interval
-    assert found.sentence.startswith("b is worse than a (+0.05")
+    assert found.sentence.startswith(f"b is worse than a ({found.difference:+.4f} bits per byte; ")
     assert f"; 95 % interval {low:+.4f} to {high:+.4f}; p = " in found.sentence
 
 

@@ -55,6 +55,11 @@ def test_nothing_unpickles():
         ), path
 
 
+def test_code_that_a_checkpoint_brings_is_never_trusted():
+    for path in modules():
+        assert "trust_remote_code=True" not in path.read_text(encoding="utf-8"), path
+
+
 def test_the_documented_path_of_the_mechanisms_is_there():
     for name in ("mha", "mqa", "mla"):
         assert (REPOSITORY / "modeling" / "attention" / f"{name}.py").is_file()

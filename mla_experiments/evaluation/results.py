@@ -147,7 +147,7 @@ def weights_hash(folder: Path) -> str:
 def find_models(names: list[str], weights: Path) -> list[Path]:
     """Return the folders of the models named, or of all finished ones under `weights`."""
     if names:
-        return [Path(name) if Path(name).is_dir() else weights / name for name in names]
+        return [next((place for place in (Path(name), weights / name) if place.is_dir()), Path(name)) for name in names]
     found = sorted(
         path.parent
         for path in weights.rglob("model*.safetensors")

@@ -21,7 +21,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from mla_experiments.cli import main
-from mla_experiments.study import executors, local, read_study, record, work
+from mla_experiments.study import executors, local, read_study, record, shard_of, work
+from mla_experiments.study.runner import prepare_data
 from mla_experiments.study.trials import Task, Trials
 from mla_experiments.training import checkpoints
 
@@ -308,3 +309,29 @@ def test_processes_share_out_gpus_and_threads(monkeypatch):
     assert [local.environment_of(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     assert [local.environment_of(place, 3)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == ["6", "7", "6"]
+
+
+def test_the_slurm_script_of_the_documentation_names_every_shard_once(tmp_path):
+    script = re.search(r"```bash\n(#!/bin/bash\n.*?)```", (REPOSITORY / "docs/scale.md").read_text(), re.DOTALL)[1]
+    first, last = map(int, re.search(r"--array=(\d+)-(\d+)", script).groups())
+    for name, body in {"srun": 'shift; exec "$@"', "mla-experiments": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    shards = []
+    for number in range(first, last + 1):
+        slurm = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_COUNT": str(last - first + 1)}
+        env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "8", **slurm}
+        said = subprocess.run(["bash", "-eu"], input=script, env=env, capture_output=True, text=True, check=True)
+        command, path, flag, shard = said.stdout.split()
+        assert (command, flag) == ("study", "--shard") and (REPOSITORY / path).is_file()
+        shards.append(shard_of(shard))
+    assert shards == [(number, last) for number in range(1, last + 1)]
+
+
+def test_data_prepared_beforehand_are_those_of_the_study(folder, capsys):
+    flags = ["--corpus", "text.txt", "--vocab_size", "300", "--sequence_length", "32"]
+    assert main(["data", *flags, "--data_dir", "studies/data/text-300-32-0"]) == 0
+    capsys.readouterr()
+    study = read_study(folder / "sweep.yaml")
+    prepare_data(study, Trials(study, Path("studies")).data)
+    assert capsys.readouterr().out.count("nothing to do") == 3

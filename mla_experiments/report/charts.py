@@ -78,7 +78,9 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
         elif name == "x":
             axis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.3)
-    legend = figure.legend(loc="outside lower center", ncols=4 if len(chart.series) < 9 else 3, fontsize="small")
+    handles, labels = axes.get_legend_handles_labels()
+    columns = len(labels) if len(labels) < 6 else 3
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
     for text in (*legend.get_texts(), axes.title, axes.xaxis.label, axes.yaxis.label):
         text.set_parse_math(False)  # a name may hold dollars
     return [save(figure, folder / f"{chart.key}.{kind}") for kind in ("png", "svg")]
@@ -132,7 +134,7 @@ def _traces(series: Series) -> list[dict]:
     trace = owner | {
         "name": escape(series.name), "mode": LOOKS[series.look],
         "line": {"dash": look.pixels.replace(",", "px,") + "px" if look.dash else "solid", "width": LINE_WIDTH},
-        "marker": {"size": 15 if series.look == "star" else 8, "maxdisplayed": 12,
+        "marker": {"size": {"star": 15, "points": 10}.get(series.look, 8), "maxdisplayed": 12,
                    "symbol": "star" if series.look == "star" else look.mark[1]},
         "hovertemplate": f"<b>{escape(series.name)}</b><br>%{{x:.4~s}}, %{{y:.4~f}}<extra></extra>",
     }  # fmt: skip

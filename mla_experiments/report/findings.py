@@ -11,17 +11,9 @@ import numpy as np
 from ..errors import UserError
 from ..evaluation.scores import read_scores
 from ..manifest import read_record
+from ..study.rates import RateFit, fit_rates
 from ..study.record import STUDY
-from ..study.statistics import (
-    Comparison,
-    Estimate,
-    RateFit,
-    bits_per_byte,
-    compare,
-    estimate,
-    fit_rates,
-    perplexity_per_word,
-)
+from ..study.statistics import Comparison, Estimate, bits_per_byte, compare, estimate, perplexity_per_word
 
 Runs = dict[int, Path]  # folders by seed
 
@@ -74,9 +66,19 @@ class Findings:
         return sum(of_variants) + len(of_variants) * (len(stated["seeds"]) - 1)
 
     @property
+    def failures(self) -> list[str]:
+        """A sentence for each run that failed, and would again."""
+        failed = self.content["failed"]
+        return [
+            f"{run['variant']}, learning rate {run['learning_rate']:g}, seed {run['seed']}: {failed[folder]}"
+            for run in self.content["runs"]
+            if not run["done"] and (folder := Path(run["folder"]).name) in failed
+        ]
+
+    @property
     def unfinished(self) -> int:
         """How many runs are still to do."""
-        return self.planned - sum(run["done"] for run in self.content["runs"])
+        return self.planned - sum(run["done"] for run in self.content["runs"]) - len(self.failures)
 
     @property
     def settings(self) -> dict[str, list[Row]]:

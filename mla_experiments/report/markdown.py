@@ -15,7 +15,7 @@ def to_markdown(text: Text, charts: dict[str, list[Chart]]) -> str:
     samples = [line for who, said in text.samples.items() for line in (f"**{escaped(who)}**", "", block(said), "")]
     lines = [
         f"# {escaped(text.title)}", "",
-        *([f"**{escaped(text.notice)}**", ""] if text.notice else []),
+        *([f"**{escaped(text.notice)}**", "", *items(text.failures), ""] if text.notice else []),
         f"**{escaped(headline)}**", "", *items(more), "",
         *table(text.results), "", f"± is the 95 % interval over seeds. {escaped(text.matched)}", "",
         "## Quality and cost", "", *figures(charts["cost"]),

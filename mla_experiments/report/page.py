@@ -69,7 +69,7 @@ def body(text: Text, charts: dict[str, list[Chart]], key: str) -> list[str]:
     samples = (f"<h3>{escape(who)}</h3><blockquote>{escape(said)}</blockquote>" for who, said in text.samples.items())
     return [
         f"<header><h1>{escape(text.title)}</h1></header>",
-        f'<p class="notice">{escape(text.notice)}</p>' if text.notice else "",
+        f'<div class="notice">{escape(text.notice)}{items(text.failures)}</div>' if text.notice else "",
         f'<section class="answer"><p>{words(headline)}</p>{items(more)}</section>',
         f"<section><h2>Results</h2>{table(text.results)}",
         f"<p>± is the 95&nbsp;% interval over seeds. {words(text.matched)}",
@@ -106,7 +106,8 @@ def words(sentence: str) -> str:
 
 def items(sentences: list[str]) -> str:
     """Return sentences as a list."""
-    return "<ul>" + "".join(f"<li>{words(sentence)}</li>" for sentence in sentences) + "</ul>"
+    lines = "".join(f"<li>{words(sentence)}</li>" for sentence in sentences)
+    return f"<ul>{lines}</ul>" if lines else ""
 
 
 def table(content: Table) -> str:

@@ -13,7 +13,7 @@ Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
 
 CACHE_CONTEXTS = [512, 2048, 8192, 32768, 131072]
 BITS = "bits per byte, test"
-FRONT = " The dotted line joins those that no other beats in both. Bars are 95 % intervals over seeds."
+FRONT = "The dotted line joins those that no other beats in both. Bars are 95 % intervals over seeds."
 
 
 def charts(found: Findings) -> dict[str, list[Chart]]:
@@ -22,7 +22,7 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
         (row, {"owner": number, "style": look})
         for number, (row, look) in enumerate(zip(found.rows, looks(found.rows), strict=True))
     ]
-    cost = [cache_front(rows), *decode_front(rows), cache_size(rows)]
+    cost = [*fronts(rows), cache_size(rows)]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
     return {"cost": cost, "training": training, "rates": rate_fits(found, rows)}
 
@@ -36,27 +36,20 @@ def looks(rows: list[Row]) -> list[Style]:
     return [style(hue, mark + len(settings) * (hue // 10)) for hue, mark in numbers]
 
 
-def cache_front(rows: list[Owned]) -> Chart:
-    """Return quality against what a token takes in the cache."""
-    caption = "Lower is better, and further left is cheaper." + FRONT
-    ticks = spaced(sorted({row.cache_bytes for row, _ in rows}))
-    chart = Chart(
-        "front-cache", "Quality against cache", caption, "cache bytes per token", BITS, log_x=True, x_ticks=ticks
-    )
-    return with_front(chart, [(*one, one[0].cache_bytes, one[0].cache_bytes) for one in rows])
-
-
-def decode_front(rows: list[Owned]) -> list[Chart]:
-    """Return quality against speed of decoding a long context, where it was measured."""
+def fronts(rows: list[Owned]) -> list[Chart]:
+    """Return quality against the cache, and against the speed of decoding a long context where it was measured."""
     context = DECODE_CONTEXTS[-1]
+    cache = Chart(
+        "front-cache", "Quality against cache", f"Lower is better, and further left is cheaper. {FRONT}",
+        "cache bytes per token", BITS, log_x=True, x_ticks=spaced(sorted({row.cache_bytes for row, _ in rows})),
+    )  # fmt: skip
+    speed = Chart(
+        "front-decode", "Quality against decoding speed", f"Lower is better, and further right is faster. {FRONT}",
+        f"decode tokens/s at {context:,}", BITS,
+    )  # fmt: skip
+    caches = [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows]
     speeds = [(row, own, row.decode[context], -row.decode[context]) for row, own in rows if context in row.decode]
-    caption = "Lower is better, and further right is faster." + FRONT
-    label = f"decode tokens/s at {context:,}"
-    return (
-        [with_front(Chart("front-decode", "Quality against decoding speed", caption, label, BITS), speeds)]
-        if speeds
-        else []
-    )
+    return [with_front(cache, caches), *([with_front(speed, speeds)] if speeds else [])]
 
 
 def with_front(chart: Chart, points: list[tuple[Row, dict, float, float]]) -> Chart:
@@ -72,17 +65,10 @@ def with_front(chart: Chart, points: list[tuple[Row, dict, float, float]]) -> Ch
 
 def cache_size(rows: list[Owned]) -> Chart:
     """Return the cache of one sequence against its length."""
-    caption = "What one sequence takes in memory, in single precision; half of it in bf16."
     chart = Chart(
-        "cache",
-        "Cache against context",
-        caption,
-        "context, tokens",
-        "MiB",
-        log_x=True,
-        log_y=True,
-        x_ticks=CACHE_CONTEXTS,
-    )
+        "cache", "Cache against context", "What one sequence takes in memory, in single precision; half of it in bf16.",
+        "context, tokens", "MiB", log_x=True, log_y=True, x_ticks=CACHE_CONTEXTS,
+    )  # fmt: skip
     for row, own in rows:
         mib = [context * row.cache_bytes / 2**20 for context in CACHE_CONTEXTS]
         chart.series.append(Series(row.name, CACHE_CONTEXTS, mib, **own))

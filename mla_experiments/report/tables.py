@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..study.record import DECODE_CONTEXTS
-from ..study.statistics import Comparison, Estimate
+from ..study.statistics import Comparison, Estimate, shown_p
 from .findings import Findings
 
 MISSING = "\N{EN DASH}"
@@ -50,7 +50,7 @@ def differences(comparisons: list[Comparison]) -> Table:
     rows = [
         [c.verdict, f"{c.difference:+.4f}", interval(c.interval), interval(c.over_seeds),
          interval(c.over_documents),
-         MISSING if c.p is None else f"{c.p:.2g}"]
+         MISSING if c.p is None else shown_p(c.p).removeprefix("p = ").removeprefix("p ")]
         for c in ordered
     ]  # fmt: skip
     return Table(headings, rows)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from ..study.matching import SIZES
 from ..study.record import PROMPT
 from .answer import answer
 from .findings import Findings
@@ -17,10 +18,11 @@ HOW_TOLD_APART = (
 
 @dataclass(frozen=True)
 class Text:
-    """All words of a report by section; `notice` is empty for a finished study."""
+    """All words of a report by section; `notice` and `failures` are empty for a study that came to its end."""
 
     title: str
     notice: str
+    failures: list[str]
     answer: list[str]
     results: Table
     matched: str
@@ -37,12 +39,13 @@ class Text:
 def text_of(found: Findings) -> Text:
     """Put a study's findings into words."""
     content = found.content
-    name, stated, unfinished = content["name"], content["stated"], found.unfinished
+    name, stated = content["name"], content["stated"]
     swept = {"learning_rate", "seed"} | {field for v in content["variants"] for field in v["variant"]["changed"]}
     same = {field: value for field, value in (stated["data"] | stated["settings"]).items() if field not in swept}
     return Text(
         title=name,
-        notice=f"Unfinished: {unfinished} of {found.planned} runs are still to do." if unfinished else "",
+        notice=" ".join(notices(found)),
+        failures=found.failures,
         answer=answer(found),
         results=results(found),
         matched=matched(found),
@@ -57,6 +60,12 @@ def text_of(found: Findings) -> Text:
     )
 
 
+def notices(found: Findings) -> list[str]:
+    """Say what is missing."""
+    counts = {"Unfinished: {} runs are still to do.": found.unfinished, "{} runs failed:": len(found.failures)}
+    return [said.format(f"{count} of {found.planned}") for said, count in counts.items() if count]
+
+
 def matched(found: Findings) -> str:
     """Say what was held equal, and how nearly."""
     stated, variants = found.content["stated"], found.content["variants"]
@@ -64,14 +73,22 @@ def matched(found: Findings) -> str:
         return "Nothing was matched: the variants differ in size as the table shows."
     worst = max(abs(variant["residual"]) for variant in variants)
     what = {"parameters": "Parameters", "flops": "Training FLOPs per token", "cache": "Parameters"}[stated["match"]]
-    said = f"{what} were matched by the width of the MLP, to within {100 * worst:.3f} %."
+    sizes = any(field in variant["variant"]["changed"] for variant in variants for field in SIZES)
+    of_each = " within each size" if sizes else ""
+    said = f"{what} were matched{of_each} by the width of the MLP, to within {100 * worst:.3f} %."
     if stated["match"] != "cache":
         return said
-    residuals = ", ".join(f"{variant['name']} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
+    residuals = ", ".join(f"{with_solved(variant)} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
     return (
         f"The cache was matched to {stated['cache_bytes_per_token']:,} bytes a token, as nearly as groups and latent "
         f"ranks allow: {residuals}. {said}"
     )
+
+
+def with_solved(variant: dict) -> str:
+    """Return a variant's name with the options that were chosen for it."""
+    solved = {name: value for name, value in variant["options"].items() if name not in variant["variant"]["options"]}
+    return " ".join([variant["name"], *(f"{name}={value}" for name, value in solved.items())])
 
 
 def made(content: dict) -> list[str]:

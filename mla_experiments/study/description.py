@@ -1,37 +1,33 @@
 """What a study compares: a YAML file becomes variants (what is compared), seeds and learning rates.
 
-Every key is a flag of `mla-experiments data` or `train`, or one of the study's own (`OWN`). A list means that the study
-holds one variant for each value; `attention.OPTION` is an option of those mechanisms that know it.
+Every key is a flag of `mla-experiments data` or `train`, or one of the study's own (`fields.OWN`). A list means that
+the study holds one variant for each value; `attention.OPTION` is an option of those mechanisms that know it.
 """
 
-import argparse
-import difflib
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
 
-from ..errors import UserError, unknown
-from ..modeling.attention import ATTENTION
+from ..errors import UserError
 from ..training import PRESETS, RunArguments, trainer_defaults
 from ..training.settings import preset_name
-
-OWN = ("attention", "seeds", "learning_rate", "match", "cache_bytes_per_token")
-DATA = {"corpus": "auto", "text_column": "text", "vocab_size": 10_000, "shuffle_seed": 0}
-MATCHES = ("none", "parameters", "flops", "cache")
-LIMITING = {"gqa": "num_key_value_heads", "mla": "kv_lora_rank"}  # the option that sets the size of the cache
-INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
-    "seed": "give seeds", "attention_options": "give attention.OPTION, such as attention.kv_lora_rank",
-    "resume": "a study always goes on", "overwrite": "delete the folder of a run to train it again",
-    "run": "the study's file names it", "data_dir": "give --studies_dir", "weights_dir": "give --studies_dir",
-    "figures_dir": "give --studies_dir", "output_dir": "give --studies_dir",
-    "streaming": "studies store their corpora; runs of train_model.py --streaming go side by side with compare",
-}  # fmt: skip
+from .fields import (
+    DATA,
+    OWN,
+    check_fields,
+    check_options,
+    listed,
+    match_of,
+    options_of,
+    rates_of,
+    same_for_all,
+    seeds_of,
+    typed,
+)
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,7 @@ def read_study(path: Path) -> Study:
         UserError: a file that cannot be read, or a field that is unknown or cannot be.
     """
     path = Path(path)
-    try:
-        source = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(source) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"study={path} cannot be read ({str(error).splitlines()[0]}); give a YAML file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"study={path} is not a list of `field: value` lines; see experiments/")
+    source, content = read_yaml(path)
     check_fields(content, path)
     settings = trainer_defaults() | PRESETS[preset_name(content.pop("preset", "auto"))]
     own = {"attention": ["mha", "gqa", "mqa", "mla"], "seeds": 0, "match": "none", "cache_bytes_per_token": None}
@@ -121,47 +111,16 @@ def read_study(path: Path) -> Study:
     )
 
 
-def check_fields(content: dict, path: Path) -> None:
-    """Refuse a field that nobody knows, with the nearest one that somebody does, or that a study sets itself."""
-    flags = {f.name for cls in (RunArguments, TrainingArguments) for f in fields(cls) if f.init}
-    options = {f"attention.{option}" for mechanism in ATTENTION.values() for option in mechanism.option_names()}
-    known = flags.union(OWN, DATA, options) - INSTEAD.keys()
-    for name in content:
-        if name in INSTEAD:
-            raise UserError(f"study={path} has the field {name}, which a study sets itself; {INSTEAD[name]}")
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"study={path} has the unknown field {name}{hint}")
-
-
-def check_options(attention: list[str], options: dict[str, list], match: str) -> None:
-    """Refuse unknown mechanisms, options of mechanisms that are not compared, and those that a match solves for."""
-    for name in attention:
-        if name not in ATTENTION:
-            raise unknown("attention", name, ATTENTION)
-    for option in options:
-        if not any(option in options_of(name) for name in attention):
-            raise UserError(f"attention.{option} is an option of none of {', '.join(attention)}; leave it out")
-        if match == "cache" and option in LIMITING.values():
-            raise UserError(f"attention.{option} is what match=cache solves for; leave it out or choose another match")
-
-
-def options_of(attention: str) -> set[str]:
-    """Return the options of a mechanism that a study can choose: MHA and MQA have their groups by definition."""
-    names = ATTENTION[attention].option_names()
-    return names - {"num_key_value_heads"} if attention in ("mha", "mqa") else names
-
-
-def match_of(match: str, budget: Any) -> tuple[str, int | None]:
-    """Return what is held equal and the bytes of cache for a token, if that is it."""
-    if match not in MATCHES:
-        raise unknown("match", match, MATCHES)
-    if (match == "cache") != (budget is not None):
-        raise UserError("match=cache and cache_bytes_per_token belong together; give both or neither")
-    if budget is not None and (not isinstance(budget, int) or budget < 1):
-        raise UserError(f"cache_bytes_per_token={budget} must be a positive whole number")
-    return match, budget
+def read_yaml(path: Path) -> tuple[str, dict]:
+    """Return the text of a file, and the fields in it."""
+    try:
+        source = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(source) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"study={path} cannot be read ({str(error).splitlines()[0]}); give a YAML file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"study={path} is not a list of `field: value` lines; see experiments/")
+    return source, content
 
 
 def variants_of(attention: list[str], options: dict[str, list], swept: dict[str, list]) -> Iterator[Variant]:
@@ -171,71 +130,3 @@ def variants_of(attention: list[str], options: dict[str, list], swept: dict[str,
         for chosen in itertools.product(*own.values()):
             for changed in itertools.product(*swept.values()):
                 yield Variant(name, dict(zip(own, chosen, strict=True)), dict(zip(swept, changed, strict=True)))
-
-
-def seeds_of(seeds: Any) -> tuple[int, ...]:
-    """Return the seeds, in the order given: the first one tries the learning rates."""
-    chosen = listed("seeds", seeds)
-    if not all(type(seed) is int and seed >= 0 for seed in chosen):
-        raise UserError(f"seeds={seeds} must be whole numbers from 0, one or a list of them")
-    return tuple(chosen)
-
-
-def rates_of(rate: Any, attention: list[str]) -> dict[str, tuple[float, ...]]:
-    """Return the learning rates of every mechanism, ascending."""
-    by_name = rate if isinstance(rate, dict) else dict.fromkeys(attention, rate)
-    if missing := sorted(set(attention) - set(by_name)):
-        raise UserError(f"learning_rate says nothing of {', '.join(missing)}; give it a rate or a list of them")
-    return {
-        name: tuple(sorted(positive("learning_rate", value) for value in listed("learning_rate", by_name[name])))
-        for name in attention
-    }
-
-
-def positive(field: str, value: Any) -> float:
-    """Return a value as a positive number, or refuse it."""
-    number = typed(field, value)
-    if number is None or not 0 < number < math.inf:
-        raise UserError(f"{field}={value} must be a positive number")
-    return number
-
-
-def listed(field: str, value: Any) -> list:
-    """Return a list as it is and anything else as a list of one.
-
-    Raises:
-        UserError: an empty list, or one that says a thing twice.
-    """
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise UserError(f"{field}=[] leaves nothing to run; give a value or a list of values")
-    if twice := [one for place, one in enumerate(values) if one in values[:place]]:
-        raise UserError(f"{field} names {twice[0]} twice; once is enough")
-    return values
-
-
-def same_for_all(field: str, value: Any) -> Any:
-    """Return a field of the data, which is one for the whole study, or refuse a list."""
-    if isinstance(value, list):
-        raise UserError(
-            f"{field}={value} cannot be swept: runs on other text or tokens do not compare; write a study for each, "
-            "and see mla-experiments compare"
-        )
-    if type(value) is not type(DATA[field]):
-        raise UserError(f"{field}={value} must be {'a whole number' if isinstance(DATA[field], int) else 'text'}")
-    return value
-
-
-def typed(field: str, value: Any) -> Any:
-    """Return a value as the flag of that name reads it on the command line.
-
-    Raises:
-        UserError: the flag cannot be that.
-    """
-    if value is None or isinstance(value, dict):
-        return value
-    parser = HfArgumentParser([RunArguments, TrainingArguments], exit_on_error=False)
-    try:
-        return vars(parser.parse_args([f"--{field}={value}"]))[field]
-    except argparse.ArgumentError as error:
-        raise UserError(f"{field}={value} cannot be: {error.message}") from None

@@ -11,7 +11,8 @@ from ..benchmark.costs import cache_elements_per_token, num_parameters, training
 from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..training import RunArguments
-from .description import LIMITING, Study, Variant
+from .description import Study, Variant
+from .fields import LIMITING
 
 TOLERANCE = 0.005
 BYTES = 4  # of a number in the cache of a model saved in single precision, as evaluation measures it

@@ -1,4 +1,4 @@
-"""How sure a study is: intervals over seeds, paired comparisons over seeds and documents, the best learning rate.
+"""How sure a study is: intervals over seeds, paired comparisons over seeds and documents.
 
 Tests and intervals are scipy's, the correction for many comparisons statsmodels'. What counts is bits per byte of the
 test split, which compares across tokenizers.
@@ -15,6 +15,7 @@ from statsmodels.stats.multitest import multipletests
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+LEAST_P = 0.0001  # that is shown
 AT_ONCE = 5_000_000  # documents drawn at a time, over all resamples: 40 MB
 Interval = tuple[float, float]
 
@@ -84,8 +85,13 @@ class Comparison:
         said = [f"{self.difference:+.4f} bits per byte"]
         if self.p is not None:
             low, high = self.interval
-            said += [f"95 % interval {low:+.4f} to {high:+.4f}", f"p = {self.p:.2g}"]
+            said += [f"95 % interval {low:+.4f} to {high:+.4f}", shown_p(self.p)]
         return f"{self.verdict} ({'; '.join(said)})."
+
+
+def shown_p(p: float) -> str:
+    """Return a p-value as text."""
+    return f"p = {p:.2g}" if p >= LEAST_P else f"p < {LEAST_P}"
 
 
 def compare(
@@ -160,34 +166,3 @@ def bootstrap(difference: np.ndarray, num_bytes: np.ndarray) -> tuple[Interval, 
         rng=np.random.default_rng(0),
     )  # fmt: skip
     return (float(result.confidence_interval.low), float(result.confidence_interval.high)), float(result.standard_error)
-
-
-@dataclass(frozen=True)
-class RateFit:
-    """A parabola through loss against the logarithm of the learning rate, and what it says of the optimum."""
-
-    rates: tuple[float, ...]
-    values: tuple[float, ...]
-    best: float
-    at_edge: bool
-    coefficients: tuple[float, ...] | None
-    optimum: float | None
-
-    def at(self, rate: float) -> float:
-        """Return the fitted value at a learning rate."""
-        return float(np.polyval(self.coefficients, math.log(rate)))
-
-
-def fit_rates(values: dict[float, float]) -> RateFit:
-    """Fit bits per byte against learning rate; the best measured rate at an edge of the sweep is flagged."""
-    rates = sorted(values)
-    best = min(rates, key=values.__getitem__)
-    at_edge = len(rates) > 1 and best in (rates[0], rates[-1])
-    ordered = tuple(values[rate] for rate in rates)
-    if len(rates) < 3:
-        return RateFit(tuple(rates), ordered, best, at_edge, None, None)
-    fit = np.polyfit(np.log(rates), ordered, 2)
-    optimum = math.exp(-fit[1] / (2 * fit[0])) if fit[0] > 0 else None
-    if optimum is not None and not rates[0] <= optimum <= rates[-1]:
-        optimum = None
-    return RateFit(tuple(rates), ordered, best, at_edge, tuple(map(float, fit)), optimum)

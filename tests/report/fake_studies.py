@@ -42,7 +42,7 @@ def fake_study(root, seeds=5, rates=(1e-3, 3e-3, 9e-3), done=lambda _: True, var
         },
         "machine": {"cpu": "a CPU", "gpu": None, "cores": 2, "date": "2026-01-01", "versions": {"torch": "2"}},
         "variants": [recorded(variant, place) for place, variant in enumerate(stated)],
-        "runs": runs, "samples": {stated[0].name: HOSTILE},
+        "runs": runs, "failed": {}, "samples": {stated[0].name: HOSTILE},
         "decode": {v.name: {"1024": 100.0 - p, "8192": 50.0 + p} for p, v in enumerate(stated)},
         "training": {variant.name: 1000.0 + place for place, variant in enumerate(stated)},
     }  # fmt: skip

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from html import escape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def test_an_unfinished_study_shows_what_is_there_marked(tmp_path):
         assert "Unfinished: 10 of 28 runs are still to do" in written
 
 
+def test_runs_that_failed_are_named_with_the_reason_and_are_not_to_do(tmp_path):
+    folder = fake_study(tmp_path, done=lambda run: run["learning_rate"] != 9e-3)
+    change(folder, failed={"0-2": f"loss is nan {HOSTILE}"})
+    text = markdown_of(folder)
+    assert "Unfinished: 3 of 28 runs are still to do. 1 of 28 runs failed:" in text
+    assert "- mha, learning rate 0.009, seed 0: loss is nan &lt;/script&gt;" in text
+
+
 def test_runs_that_were_not_even_listed_count_as_to_do(tmp_path):
     folder = fake_study(tmp_path)
     change(folder, runs=[run for run in read_record(folder / "study.json")["runs"] if run["seed"] == 0])
@@ -116,11 +125,19 @@ def test_what_was_matched_is_said_with_its_residuals(tmp_path):
     variants = read_record(folder / "study.json")["variants"]
     for variant, cached in zip(variants, (1.0, -0.25, -0.5, 0.004), strict=True):
         variant |= {"cache_residual": cached, "residual": 0.002}
+    variants[-1]["options"] = {"kv_lora_rank": 61}
     change(folder, variants=variants, stated={"match": "cache", "cache_bytes_per_token": 2048})
     assert text_of(read_findings(folder)).matched == (
         "The cache was matched to 2,048 bytes a token, as nearly as groups and latent ranks allow: mha +100.0 %, "
-        "gqa -25.0 %, mqa -50.0 %, mla +0.4 %. Parameters were matched by the width of the MLP, to within 0.200 %."
+        "gqa -25.0 %, mqa -50.0 %, mla kv_lora_rank=61 +0.4 %. Parameters were matched by the width of the MLP, to "
+        "within 0.200 %."
     )
+
+
+def test_sizes_are_said_to_be_matched_one_by_one(tmp_path):
+    sizes = [(Variant("mha", {}, {"hidden_size": width}), 0.0) for width in (32, 64)]
+    said = text_of(read_findings(fake_study(tmp_path, variants=sizes))).matched
+    assert said == "Parameters were matched within each size by the width of the MLP, to within 0.000 %."
 
 
 def test_where_decoding_was_measured_for_some_their_front_is_drawn(tmp_path):
@@ -146,14 +163,15 @@ def test_a_sweep_is_drawn_with_its_fit_and_its_optimum(tmp_path):
     assert star.look == "star" and points.style is curve.style is star.style
 
 
-def test_a_hundred_variants_can_be_told_apart_without_colour(tmp_path):
-    variants = [(Variant("mla", {"kv_lora_rank": rank}), 0.0) for rank in range(100)]
-    rows = read_findings(fake_study(tmp_path / "many", seeds=1, rates=(3e-3,), variants=variants)).rows
-    assert len({(look.light, look.dash, look.mark) for look in looks(rows)}) == 100
-    assert len({(look.dash, look.mark) for look in looks(rows[:10])}) == 10
-    rows = read_findings(fake_study(tmp_path / "swept", variants=by_position([("mha", 0), ("mla", 0)]))).rows
-    (a, b, c, d) = looks(rows)  # rope and learned share mark, mechanisms share dashes
-    assert a.dash == b.dash != c.dash == d.dash and a.mark == c.mark != b.mark == d.mark
+def test_a_hundred_variants_can_be_told_apart_without_colour():
+    many = looks([SimpleNamespace(mechanism=f"mla kv_lora_rank={rank}", setting="") for rank in range(100)])
+    assert len({(look.light, look.dash, look.mark) for look in many}) == 100
+    assert len({(look.dash, look.mark) for look in many[:10]}) == 10
+    rope, learned, other_rope, other_learned = looks(
+        [SimpleNamespace(mechanism=name, setting=kind) for name in ("mha", "mla") for kind in ("rope", "learned")]
+    )
+    assert rope.dash == learned.dash != other_rope.dash == other_learned.dash, "dashes are of mechanisms"
+    assert rope.mark == other_rope.mark != learned.mark == other_learned.mark, "marks are of settings"
 
 
 def test_everything_is_escaped(tmp_path):

@@ -80,9 +80,9 @@ class PeakMemory:
             self.peak = max(self.peak, self.now())
 
     @staticmethod
-    def now() -> int:
-        """Return the bytes of anonymous memory now."""
-        for line in Path("/proc/self/status").read_text().splitlines():
+    def now(process: int | str = "self") -> int:
+        """Return the bytes of anonymous memory that a process, by default this one, holds now."""
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("RssAnon"):
                 return int(line.split()[1]) * 1024
         return 0

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from mla_experiments.benchmark import cache, conversion, core, crossover, decode, generation, measure, prefill
+from mla_experiments.benchmark import cache, conversion, core, crossover, decode, generation, measure, parallel, prefill
 from mla_experiments.cli import main
 from mla_experiments.kernels import latent
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
@@ -141,3 +141,19 @@ def test_a_measurement_that_cannot_be_made_is_one_sentence(argv, said, capsys, t
     printed = capsys.readouterr().err
     assert said in printed and printed.startswith("error: ") and printed.count("\n") == 1
     latent.force_backend(None)
+
+
+@pytest.mark.slow
+def test_processes_share_a_batch_and_each_pays_for_its_optimiser():
+    rows = parallel.measure(parallel.Arguments(sequence_length=16, batch_size=2, rounds=1))
+    assert [(row["processes"], row["threads each"], row["sequences each"]) for row in rows] == [
+        (1, 1, 2), (1, 2, 2), (2, 1, 1),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["from"] <= row["ms"] <= row["to"] and 0 < row["ms of optimiser"] < row["ms"]
+    assert rows[0]["times one thread"] == 1
+
+
+def test_a_batch_that_does_not_divide_among_processes_is_refused(capsys):
+    assert main(["bench", "parallel", "--batch-size", "3"]) == 2
+    assert "batch_size=3 is no multiple of processes=2" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def why_not_here() -> str | None:
 
 
 def why_not(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str | None:
-    """Return what it cannot serve, or serves more slowly than PyTorch; arguments as in `attend`."""
+    """Return why it cannot serve these tensors, or None; arguments as in `attend`."""
     if not (query.is_cpu and key.is_cpu and value.is_cpu):
         return "it runs on CPUs"
     if not (query.dtype == key.dtype == value.dtype == torch.float32):

@@ -6,10 +6,11 @@ from transformers import PreTrainedConfig
 
 from ..errors import UserError
 from .attention import ATTENTION
-from .attention.base import require
+from .attention.base import check_options, require, require_number, require_whole
 from .attention.rope import check_rope
 
 POSITIONS = ("rope", "learned")
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 
 class DecoderConfig(PreTrainedConfig):
@@ -60,33 +61,41 @@ class DecoderConfig(PreTrainedConfig):
     eos_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, f"{name}={value!r} must be a positive integer.")
+        for name in SIZES:
+            require_whole(name, getattr(self, name))
         if self.intermediate_size is None:
             self.intermediate_size = -(-8 * self.hidden_size // 3 // 64) * 64
-        require(self.intermediate_size >= 1, f"intermediate_size={self.intermediate_size} must be at least 1.")
+        require_whole("intermediate_size", self.intermediate_size)
+        for name in ("rms_norm_eps", "initializer_range"):
+            require_number(name, getattr(self, name))
+        for name in ("rope_interleave", "tie_word_embeddings", "use_cache"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), f"{name}={value!r} must be True or False.")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            several = name == "eos_token_id" and isinstance(value, list)
+            fits = all(type(one) is int for one in (value if several else [value]))
+            require(value is None or fits, f"{name}={value!r} must be a token id.")
         require(
             self.positions in POSITIONS,
             f"positions={self.positions!r} is unknown; choose {' or '.join(POSITIONS)}.",
         )
         self.attention_options = self._resolve_attention()
+        described = self.rope_parameters
+        require(
+            described is None or isinstance(described, dict), f"rope_parameters={described!r} must be a dictionary."
+        )
         super().__post_init__(**kwargs)
         check_rope(self.rope_parameters)
 
     def _resolve_attention(self) -> dict:
         require(
-            self.attention in ATTENTION,
+            isinstance(self.attention, str) and self.attention in ATTENTION,
             f"attention={self.attention!r} is unknown; choose one of {', '.join(ATTENTION)}.",
         )
         mechanism = ATTENTION[self.attention]
-        given = self.attention_options or {}
+        given = {} if self.attention_options is None else self.attention_options
+        check_options(given)
         known = set(inspect.signature(mechanism.resolve).parameters) - {
             "hidden_size",
             "num_attention_heads",

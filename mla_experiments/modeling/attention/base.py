@@ -6,6 +6,7 @@ tests work for it because it stands in the registry.
 """
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -49,6 +50,7 @@ class Attention(nn.Module, ABC):
         self.rotary = rotary
         self.rope_interleave = rope_interleave
         self.rope_parameters = rope_parameters
+        check_options(options)
         for name, value in self.resolve(hidden_size, num_attention_heads, rotary=rotary, **options).items():
             setattr(self, name, value)
 
@@ -135,6 +137,27 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless `condition`."""
     if not condition:
         raise UserError(message)
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raise `UserError` unless `value` is a whole number of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= 1, f"{name}={value!r} must be a positive integer.")
+
+
+def require_number(name: str, value: object, above: float = 0) -> None:
+    """Raise `UserError` unless `value` is a finite number greater than `above`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    require(number and value > above, f"{name}={value!r} must be a number above {above}.")
+
+
+def check_options(options: object) -> None:
+    """Raise `UserError` unless `options` is a dictionary of whole numbers, or None for what derives from the size."""
+    require(isinstance(options, dict), f"attention_options={options!r} must be a dictionary.")
+    for name, value in options.items():
+        require(isinstance(name, str), f"attention_options has {name!r}, which is no name of an option.")
+        if value is not None:
+            require(isinstance(value, int) and not isinstance(value, bool), f"{name}={value!r} must be an integer.")
 
 
 def head_width(hidden_size: int, num_attention_heads: int) -> int:

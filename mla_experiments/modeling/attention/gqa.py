@@ -11,17 +11,9 @@ class GQA(MHA):
     """Grouped-query attention: G key-value heads, each shared by H / G query heads."""
 
     @classmethod
-    def resolve(
-        cls,
-        hidden_size: int,
-        num_attention_heads: int,
-        *,
-        rotary: bool = True,
-        head_dim: int | None = None,
-        num_key_value_heads: int | None = None,
-    ) -> dict[str, int | None]:
-        """`num_key_value_heads` G (default: a quarter of the heads, or the nearest divisor above 1)."""
-        if num_key_value_heads is None:
-            divisors = [g for g in range(2, num_attention_heads + 1) if num_attention_heads % g == 0] or [1]
-            num_key_value_heads = min(divisors, key=lambda g: abs(g - num_attention_heads / 4))
-        return cls._resolve_groups(hidden_size, num_attention_heads, rotary, head_dim, num_key_value_heads)
+    def groups(cls, num_attention_heads: int, num_key_value_heads: int | None) -> int:
+        """Return G: what was given, or the divisor of the heads, above 1, that is nearest to a quarter of them."""
+        if num_key_value_heads is not None:
+            return num_key_value_heads
+        divisors = [g for g in range(2, num_attention_heads + 1) if num_attention_heads % g == 0] or [1]
+        return min(divisors, key=lambda g: abs(g - num_attention_heads / 4))

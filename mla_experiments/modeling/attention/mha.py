@@ -44,18 +44,8 @@ class MHA(Attention):
         head_dim: int | None = None,
         num_key_value_heads: int | None = None,
     ) -> dict[str, int | None]:
-        """`head_dim` (default: width / heads) and `num_key_value_heads` (equal to the heads)."""
-        require(
-            num_key_value_heads in (None, num_attention_heads),
-            f"num_key_value_heads={num_key_value_heads} is not num_attention_heads={num_attention_heads}; "
-            'for shared key-value heads choose attention="gqa" or "mqa".',
-        )
-        return cls._resolve_groups(hidden_size, num_attention_heads, rotary, head_dim, num_attention_heads)
-
-    @classmethod
-    def _resolve_groups(
-        cls, hidden_size: int, num_attention_heads: int, rotary: bool, head_dim: int | None, num_key_value_heads: int
-    ) -> dict[str, int | None]:
+        """`head_dim` (default: width / heads) and `num_key_value_heads` G (see `groups`)."""
+        num_key_value_heads = cls.groups(num_attention_heads, num_key_value_heads)
         if head_dim is None:
             head_dim = head_width(hidden_size, num_attention_heads)
         require(
@@ -69,6 +59,20 @@ class MHA(Attention):
             "change hidden_size or num_attention_heads.",
         )
         return {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads}
+
+    @classmethod
+    def groups(cls, num_attention_heads: int, num_key_value_heads: int | None) -> int:
+        """Return G: here one key-value head for each query head.
+
+        Raises:
+            UserError: another number was given.
+        """
+        require(
+            num_key_value_heads in (None, num_attention_heads),
+            f"num_key_value_heads={num_key_value_heads} is not num_attention_heads={num_attention_heads}; "
+            'for shared key-value heads choose attention="gqa" or "mqa".',
+        )
+        return num_attention_heads
 
     @classmethod
     def rotary_dim(cls, options: dict[str, int | None]) -> int:

@@ -12,18 +12,10 @@ class MQA(GQA):
     """Multi-query attention: one key-value head for all query heads."""
 
     @classmethod
-    def resolve(
-        cls,
-        hidden_size: int,
-        num_attention_heads: int,
-        *,
-        rotary: bool = True,
-        head_dim: int | None = None,
-        num_key_value_heads: int | None = None,
-    ) -> dict[str, int | None]:
-        """`head_dim` (default: width / heads); `num_key_value_heads` is 1."""
+    def groups(cls, num_attention_heads: int, num_key_value_heads: int | None) -> int:
+        """Return 1, and refuse another number."""
         require(
             num_key_value_heads in (None, 1),
             f'num_key_value_heads={num_key_value_heads} is not 1; for more groups choose attention="gqa".',
         )
-        return cls._resolve_groups(hidden_size, num_attention_heads, rotary, head_dim, 1)
+        return 1

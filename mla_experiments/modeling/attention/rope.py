@@ -12,11 +12,15 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .base import require
+from .base import require, require_number, require_whole
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 # those that stretch the context in one way for all lengths; "dynamic" and "longrope" change with the length at hand
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+LLAMA3 = ("low_freq_factor", "high_freq_factor")
+NEEDED = {"default": (), "linear": ("factor",), "llama3": ("factor", *LLAMA3), "yarn": ("factor",)}
+POSITIVE = ("factor", *LLAMA3, "attention_factor")
+DEFAULT_IF_ZERO = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 class RotaryEmbedding(nn.Module):
@@ -50,18 +54,30 @@ class RotaryEmbedding(nn.Module):
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
 
 
-def check_rope(rope_parameters: dict) -> None:
-    """Refuse a description of RoPE from which no angles can be made.
+def check_rope(described: dict) -> None:
+    """Refuse a description of RoPE, as transformers completes it, that cannot work.
 
     Raises:
-        UserError: an unknown `rope_type`, or a base or a factor that is no positive number.
+        UserError: an unknown type, or a number that is missing or impossible, with its field.
     """
-    kind = rope_parameters.get("rope_type")
-    require(kind in ROPE_TYPES, f"rope_type={kind!r} is not known here; choose one of {', '.join(ROPE_TYPES)}.")
-    for name in ("rope_theta",) if kind == "default" else ("rope_theta", "factor"):
-        value = rope_parameters.get(name)
-        positive = isinstance(value, int | float) and value > 0
-        require(positive, f"rope_parameters have {name}={value!r}; give a positive number.")
+    kind = described["rope_type"]
+    require(
+        isinstance(kind, str) and kind in ROPE_TYPES,
+        f"rope_type={kind!r} is not known here; choose one of {', '.join(ROPE_TYPES)}.",
+    )
+    for name in ("rope_theta", *NEEDED[kind]):
+        require(name in described, f"rope_parameters lacks {name}, which rope_type={kind!r} needs.")
+    require_number("rope_theta", described["rope_theta"], above=1)
+    given = [name for name in POSITIVE if name in NEEDED[kind] or described.get(name) is not None]
+    for name in given + [name for name in DEFAULT_IF_ZERO if described.get(name)]:
+        require_number(name, described[name])
+    if kind == "llama3":
+        low, high = (described[name] for name in LLAMA3)
+        require(low < high, f"low_freq_factor={low} must be below high_freq_factor={high}.")
+    if "original_max_position_embeddings" in described:
+        require_whole("original_max_position_embeddings", described["original_max_position_embeddings"])
+    part = described.get("partial_rotary_factor", 1.0)
+    require(part == 1, f"partial_rotary_factor={part!r} is not known here; only heads that turn whole are.")
 
 
 def score_factor(rope_parameters: dict | None) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 
 from .allocator import keep_freed_memory
-from .errors import Stopped, UserError
+from .errors import Stopped, UserError, reason_of
 
 
 @dataclass
@@ -430,6 +430,10 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
         return 2
+    except OSError as error:
+        what, reason = error.filename or "a file", error.strerror or reason_of(error)
+        print(f"error: {what} cannot be read or written ({reason}); mend that; what was whole is kept", file=sys.stderr)
+        return 2
     except Stopped as stopped:
         print(stopped)
         return 130
@@ -488,8 +492,7 @@ def with_config(argv: list[str], known: set[str]) -> list[str]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"config={path} cannot be read ({reason}); give a YAML file of flags") from None
+        raise UserError(f"config={path} cannot be read ({reason_of(error)}); give a YAML file of flags") from None
     if not isinstance(content, dict):
         raise UserError(f"config={path} is not a list of `flag: value` lines; see experiments/demo.yaml")
     flags = []

@@ -1,5 +1,6 @@
 """What happens beside the training steps: progress, metrics, curves, and stopping in good order."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -18,6 +19,7 @@ class Progress(TrainerCallback):
     def __init__(self, name: str, tokens_per_step: int):
         self.name, self.tokens_per_step = name, tokens_per_step
         self.losses: dict[str, str] = {}
+        self.bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar where a resumed run left it."""
@@ -43,7 +45,12 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Leave the bar as it stands."""
-        self.bar.close()
+        self.close()
+
+    def close(self):
+        """Leave the bar, so that what is said next has a line of its own."""
+        if self.bar:
+            self.bar.close()
 
 
 class Metrics(TrainerCallback):
@@ -108,7 +115,7 @@ class StopAskedFor(Exception):  # noqa: N818 - not an error
 
 
 class StopInGoodOrder(TrainerCallback):
-    """On Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second Ctrl-C ends at once."""
+    """On Ctrl-C or SIGTERM: leave the step, save a checkpoint, stop. A second Ctrl-C ends at once."""
 
     def __init__(self):
         self.asked = False
@@ -127,10 +134,11 @@ class StopInGoodOrder(TrainerCallback):
 
         SIGTERM often comes twice: from the system to all processes, and from one of them to its children.
         """
-        if not self.asked:
-            print("\nStopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
-        self.asked = True
-        self.restore([signal.SIGINT])
+        first, self.asked = not self.asked, True
+        self.restore([signal.SIGINT])  # before anything is said: the next signal may follow at once
+        if first:
+            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another print
+                print("\nStopping and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
 
     def restore(self, numbers=(signal.SIGINT, signal.SIGTERM)):
         """Put the handlers back that were there before."""
@@ -143,6 +151,12 @@ class StopInGoodOrder(TrainerCallback):
         if args.world_size > 1:
             self.asked = bool(gather_object([self.asked]).count(True))
         if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        """Leave a step of many micro-batches, which may take long, as if it had not begun: a resumed run begins it."""
+        if self.asked and args.world_size == 1:
             control.should_save = control.should_training_stop = True
         return control
 

@@ -5,11 +5,15 @@ RUN/checkpoint-N            whole when it was written
 RUN/set-aside/checkpoint-N  found broken; nothing here is read or deleted again
 """
 
-import os
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from ..manifest import changed_files, file_hashes, read_record, write_record
+from safetensors import SafetensorError
+
+from ..errors import UserError, reason_of
+from ..manifest import changed_files, file_hashes, flush, read_record, write_record
 
 SEAL, PARTIAL, ASIDE = "checksums.json", "partial", "set-aside"
 
@@ -17,11 +21,9 @@ SEAL, PARTIAL, ASIDE = "checksums.json", "partial", "set-aside"
 def seal(folder: Path) -> None:
     """Write the checksums of every file of a finished checkpoint, once all of it is on the disk."""
     (folder / SEAL).unlink(missing_ok=True)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+    flush(*folder.rglob("*"))
     write_record(folder / SEAL, {"files": file_hashes(folder)})
+    flush(folder)
 
 
 def is_whole(folder: Path) -> bool:
@@ -40,7 +42,23 @@ def publish(folder: Path, run_folder: Path) -> None:
     if place.exists():
         set_aside(place)
     folder.rename(place)
+    flush(run_folder)
     folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Say what to do when a folder of a run cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        of_writing = isinstance(error, OSError | RuntimeError | SafetensorError)  # torch's and safetensors' among them
+        if not of_writing and type(error) is not Exception:  # which is what tokenizers raises
+            raise
+        raise UserError(
+            f"{folder} could not be written ({reason_of(error)}); the checkpoint before is whole: free space on the "
+            "disk, then go on with --resume"
+        ) from error
 
 
 def in_order(run_folder: Path) -> list[Path]:

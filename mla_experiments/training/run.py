@@ -17,13 +17,13 @@ from transformers import PrinterCallback, ProgressCallback, TrainerState, Traini
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
-from ..errors import InUse, Stopped, UserError
-from ..manifest import file_hash, library_versions, locked, write_record
+from ..errors import InUse, Stopped, UserError, reason_of
+from ..manifest import file_hash, flush, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, read_run
 from . import checkpoints
-from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopInGoodOrder
+from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, StopInGoodOrder
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
 from .streaming import StreamedSequences, check_streaming
@@ -105,7 +105,7 @@ class Run:
         try:
             arguments = TrainingArguments(**flags)
         except ValueError as error:
-            raise UserError(f"training arguments do not fit together: {str(error).splitlines()[0]}") from None
+            raise UserError(f"training arguments do not fit together: {reason_of(error)}") from None
         if arguments.fsdp and arguments.use_cpu:
             raise UserError(
                 "fsdp needs GPUs: on CPUs accelerate would shard nothing and train whole copies; leave --fsdp out"
@@ -183,12 +183,14 @@ class Run:
         Raises:
             UserError: another run, or an unfinished one, stands in the folder.
         """
-        if overwrite or not self.folder.exists() or not any(self.folder.iterdir()):
+        # a process that was killed while it wrote its first record left that one aside
+        if overwrite or not self.folder.exists() or all(path.suffix == ".partial" for path in self.folder.iterdir()):
             return
         recorded = self.recorded
         ways = "choose --run NAME to keep both, or --overwrite to replace it"
         if not recorded:
-            raise UserError(f"{self.folder} holds files that no run here made; {ways}")
+            what = f"a damaged {RUN_FILE}" if (self.folder / RUN_FILE).exists() else "files that no run here made"
+            raise UserError(f"{self.folder} holds {what}; {ways}")
         if recorded["identity"] != self.identity:
             changed = ", ".join(differences(recorded["identity"], self.identity))
             raise UserError(f"{self.folder} holds a run that differs in {changed}; {ways}")
@@ -205,7 +207,7 @@ class Run:
             checkpoint = self._checkpoint() if self.arguments.resume else None
             self.record(status="running")
         (checkpoint,) = broadcast_object_list([checkpoint])
-        trainer, clock, stop = self._trainer(tokens, tokenizer, draw)
+        trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
             if isinstance(trainer.train_dataset, StreamedSequences):
@@ -218,10 +220,13 @@ class Run:
                 f"{checkpoint} holds a pickle that could run code, which is never opened; delete that checkpoint, "
                 "unless you know where it came from, and go on with --resume from the one before"
             ) from None
+        except StopAskedFor:
+            pass
         finally:
             stop.restore()
+            progress.close()
         step = trainer.state.global_step
-        if step < self.trainer_arguments.max_steps:
+        if step < self.trainer_arguments.max_steps or trainer.left_validation:
             raise Stopped(
                 f"Stopped at step {step} of {self.trainer_arguments.max_steps}; {self.folder}/checkpoint-{step} is "
                 "saved. Go on with the same command and --resume."
@@ -229,8 +234,9 @@ class Run:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all take part where weights are sharded
         if not self.is_main_process:
             return
-        tokenizer.save_pretrained(self.folder)
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
+        with checkpoints.explained(self.folder):
+            tokenizer.save_pretrained(self.folder)
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
         speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
         self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
         draw(self.folder.parent)
@@ -245,6 +251,7 @@ class Run:
     def _own_files(self) -> dict[str, str]:
         """Return the checksums of what the finished run wrote: weights, config, tokenizer, metrics."""
         written = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name != RUN_FILE]
+        flush(*written, self.folder)
         return {path.name: file_hash(path) for path in written if path.suffix in (".json", ".safetensors", ".jsonl")}
 
     def _trainer(self, tokens, tokenizer, draw):
@@ -253,7 +260,7 @@ class Run:
         model = DecoderForCausalLM(self.config)
         validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
         most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
-        clock, stop = Clock(), StopInGoodOrder()
+        clock, progress, stop = Clock(), Progress(self.attention, self.tokens_per_step), StopInGoodOrder()
         trainer = StreamTrainer(
             model=model,
             args=arguments,
@@ -262,14 +269,14 @@ class Run:
             processing_class=tokenizer,
             callbacks=[
                 Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
-                Progress(self.attention, self.tokens_per_step),
+                progress,
                 clock,
                 stop,
             ],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        return trainer, clock, stop
+        return trainer, clock, stop, progress
 
     def _sequences(self, documents, tokenizer) -> TrainingStream | StreamedSequences:
         """Return the sequences to train on, of packed rows or of a stream of documents."""
@@ -300,7 +307,7 @@ class Run:
 def lacks_validation(checkpoint: Path) -> bool:
     """Return whether the run was stopped in the validation that belongs to the step of a checkpoint."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    due = state.eval_steps and state.global_step % state.eval_steps == 0
+    due = state.eval_steps and state.global_step > 0 and state.global_step % state.eval_steps == 0
     done = any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
     return bool(due and not done)
 

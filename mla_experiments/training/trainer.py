@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
@@ -25,7 +24,7 @@ class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream` or `StreamedSequences`, which hold sequences in the order to train on them."""
 
     def __init__(self, *, args, **kwargs):
-        self._saving = False
+        self._saving, self._begun, self.left_validation = False, (-1, None), False
         self._keep, args.save_total_limit = args.save_total_limit, None  # pruned by `checkpoints.prune`
         super().__init__(args=args, **kwargs)
 
@@ -37,32 +36,33 @@ class StreamTrainer(Trainer):
         return str(Path(run_folder) / checkpoints.PARTIAL) if self._saving else run_folder
 
     def _save_checkpoint(self, model, trial):
-        run_folder = Path(self.args.output_dir)
-        folder = run_folder / checkpoints.PARTIAL / f"checkpoint-{self.state.global_step}"
+        run_folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        if checkpoints.is_whole(run_folder / name):
+            return  # the step after it was left in its middle
+        folder = run_folder / checkpoints.PARTIAL / name
         self._saving = True
         try:
-            super()._save_checkpoint(model, trial)
-            self._save_loss_since_log(folder)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                if isinstance(self.train_dataset, StreamedSequences):
-                    self.train_dataset.save(folder, self.state.global_step)
-                checkpoints.publish(folder, run_folder)
-                checkpoints.prune(run_folder, self._keep, self.validation_losses())
-        except (OSError, RuntimeError, SafetensorError) as error:
+            with checkpoints.explained(folder):
+                super()._save_checkpoint(model, trial)
+                self._save_loss_since_log(folder)
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    if isinstance(self.train_dataset, StreamedSequences):
+                        self.train_dataset.save(folder, self.state.global_step)
+                    checkpoints.publish(folder, run_folder)
+                    checkpoints.prune(run_folder, self._keep, self.validation_losses())
+        except UserError:
             shutil.rmtree(folder, ignore_errors=True)
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{folder} could not be written ({reason}); the checkpoint before it is whole: "
-                "free space on the disk, then go on with --resume"
-            ) from error
+            raise
         finally:
             self._saving = False
         self.accelerator.wait_for_everyone()
 
     def _save_loss_since_log(self, folder):
         """The Trainer forgets what it has summed up for the next line of the log; here it is kept, by process."""
-        content = {"loss": float(self._tr_loss), "since": self._globalstep_last_logged}
+        step, before = self._begun
+        loss = before if step == self.state.global_step else self._tr_loss  # a step left in its middle does not count
+        content = {"loss": float(loss), "since": self._globalstep_last_logged}
         write_json(folder / SINCE_LOG.format(self.args.process_index), content)
 
     def restore_loss_since_log(self, folder: Path) -> None:
@@ -79,6 +79,8 @@ class StreamTrainer(Trainer):
 
     def training_step(self, model, inputs, *args, **kwargs):
         """Train on a batch, and stop with it kept when its loss is not finite."""
+        if self.state.global_step != self._begun[0]:
+            self._begun = self.state.global_step, self._tr_loss.clone()
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss):
             self._give_up(inputs, loss.item())
@@ -102,6 +104,9 @@ class StreamTrainer(Trainer):
         try:
             metrics = {"eval_loss": self._validation_loss()}
         except StopAskedFor:
+            self.left_validation = True
+            if checkpoints.is_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+                raise  # it was resumed for this validation, and no step may follow
             self.control.should_save = self.control.should_training_stop = True
             return {}
         self.log(metrics)

@@ -1,9 +1,9 @@
-"""Damage files of prepared data and of a half-done run at random, and see whether anybody is misled.
+"""Damage files of prepared data, of a finished run and of a half-done one at random; see whether anybody is misled.
 
     python tests/faults/corruptions.py --count 500 --seed 0
 
-After each damage the user's commands run: sometimes `data` again, then `train --resume`, then `eval`. Each must either
-end with one sentence, or all of them with the very weights, metrics and scores of an undamaged run.
+After each damage the user's commands run: sometimes `data` again, then `train --resume` of both, then `eval`. Each must
+either end with one sentence, or all of them with the very weights, metrics and scores of undamaged runs.
 """
 
 import argparse
@@ -25,15 +25,16 @@ from mla_experiments.run_files import read_run  # noqa: E402
 from mla_experiments.training import checkpoints  # noqa: E402
 
 DATA = command("data", corpus="source.txt", vocab_size=300, sequence_length=32)
-TRAIN, EVAL = command("train", **TRAINING), ["eval"]
+TRAIN, EVAL = command("train", **TRAINING | {"eval_steps": 20}), ["eval"]
+FINISH = [*TRAIN, "--run", "done"]
 SCORES = ("nats", "tokens", "words", "bytes", "perplexity_per_word", "bits_per_byte")
 STOPPED_AT = 25  # of 40 steps
 
 
 def half_done(root: Path) -> dict:
-    """Make a folder with data and a run that was killed half-way; return what an undamaged one would end with."""
+    """Make a folder with data, a finished run and one killed half-way; return what undamaged ones would end with."""
     prepare(root, synthetic_articles(40))
-    for argv in (TRAIN, EVAL):
+    for argv in (TRAIN, FINISH, EVAL):
         ended = run(argv, root)
         assert ended.code == 0, ended.said
     expected = outcome(root)
@@ -56,15 +57,21 @@ def half_done(root: Path) -> dict:
 
 def outcome(root: Path) -> dict:
     """Return what counts: weights, metrics, scores."""
-    folder = root / "weights" / "mla"
     rows = json.loads((root / "results.json").read_text())["results"]
-    found = {name: (folder / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
+    names = [f"{run}/{name}" for run in ("mla", "done/mla") for name in ("model.safetensors", "metrics.jsonl")]
+    found = {name: (root / "weights" / name).read_bytes() for name in names}
     return found | {"scores": [[row[name] for name in SCORES] for row in rows]}
 
 
 def damage(root: Path, chosen: random.Random) -> tuple[str, Path]:
     """Damage one file; return how, and which."""
-    groups = [root / "data/corpus", root / "data/tokenizer", root / "data/tokens", root / "weights/mla"]
+    groups = [
+        root / "data/corpus",
+        root / "data/tokenizer",
+        root / "data/tokens",
+        root / "weights/mla",
+        root / "weights/done",
+    ]
     group = chosen.choice(groups)
     files = sorted(path for path in group.rglob("*") if path.is_file())
     victim, kind = chosen.choice(files), chosen.choice(("truncate", "flip", "delete", "swap"))
@@ -85,7 +92,7 @@ def damage(root: Path, chosen: random.Random) -> tuple[str, Path]:
 
 def verdict(root: Path, expected: dict, chosen: random.Random) -> str:
     """Run the user's commands; return `refused`, `harmless`, or what went wrong."""
-    commands = [[*TRAIN, "--resume"], EVAL]
+    commands = [[*TRAIN, "--resume"], [*FINISH, "--resume"], EVAL]
     if chosen.random() < 0.3:
         commands.insert(0, DATA)
     for argv in commands:

@@ -11,12 +11,14 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 
 import torch
 
+from mla_experiments import evaluation, report, training  # noqa: F401 - else every fork would import them anew
 from mla_experiments.cli import main
 
+STEPS = 40
 # longer than one logging interval between checkpoints, and neither a multiple of the other
 TRAINING = {
     "preset": "demo", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "sequence_length": 32,
-    "batch_size": 4, "per_device_train_batch_size": 2, "train_tokens": 40 * 128, "warmup_tokens": 256,
+    "batch_size": 4, "per_device_train_batch_size": 2, "train_tokens": STEPS * 128, "warmup_tokens": 256,
     "save_steps": 5, "eval_steps": 8, "logging_steps": 3, "attention": "mla", "data_dir": "data",
 }  # fmt: skip
 

@@ -1,6 +1,9 @@
 """Kill training runs at random moments, resume each, and compare with a run that nobody killed, bit for bit.
 
-python tests/faults/kills.py --kills 200 --writing 50 --seed 0
+    python tests/faults/kills.py --kills 200 --writing 50 --stops 50 --seed 0
+
+A kill is SIGKILL; every third resumed run is killed again. A stop is SIGTERM, at any moment too: while a command still
+starts, in a step, in a validation, while a checkpoint or the final weights are written.
 """
 
 import argparse
@@ -16,64 +19,97 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 from conftest import synthetic_articles  # noqa: E402 - once it can be found
-from faults.forked import TRAINING, command, prepare, run, seconds_of, start, wait  # noqa: E402
+from faults.forked import STEPS, TRAINING, command, prepare, run, seconds_of, start, wait  # noqa: E402
+
+from mla_experiments.training import checkpoints  # noqa: E402
 
 RESULT = ("model.safetensors", "metrics.jsonl")
 
 
-def kill_and_resume(root: Path, kills: int, writing: int, seed: int, progress=print) -> dict[str, int]:
-    """Return how often each thing happened: killed, of them while a checkpoint was written, resumed, differing.
+def kill_and_resume(root: Path, kills: int, writing: int, stops: int, seed: int, progress=print) -> dict:
+    """Return how often each thing happened, and the longest wait for a stop.
 
     Args:
         root: an empty folder.
         kills: how many.
         writing: at least so many of them while a checkpoint is being written.
+        stops: how many times SIGTERM is sent in place of SIGKILL.
         seed: of the moments.
-        progress: is told every tenth.
+        progress: is told now and then.
     """
     chosen = random.Random(seed)
     prepare(root, synthetic_articles(40))
-    training = command("train", **TRAINING)
+    training, folder, log = command("train", **TRAINING), root / "weights/mla", root / "log.txt"
     duration = seconds_of(training, root)
-    expected = {name: (root / "weights/mla" / name).read_bytes() for name in RESULT}
-    counts = dict.fromkeys(("killed", "while writing", "resumed", "differing"), 0)
-    while counts["killed"] < kills or counts["while writing"] < writing:
+    expected = {name: (folder / name).read_bytes() for name in RESULT}
+    counts = dict.fromkeys(("killed", "while writing", "stopped", "resumed", "runs", "differing"), 0)
+    counts["seconds to stop"] = 0.0
+    while counts["killed"] < kills or counts["while writing"] < writing or counts["stopped"] < stops:
         shutil.rmtree(root / "weights")
-        wants_writing = chosen.random() < max(
-            0.3, (writing - counts["while writing"]) / max(1, kills - counts["killed"])
-        )
-        child = start(training, root, root / "log.txt")
-        wait_for_moment(root / "weights/mla/partial", chosen, duration, wants_writing)
-        os.kill(child, signal.SIGKILL)
-        if wait(child, root / "log.txt").code != -signal.SIGKILL:
-            continue  # it had ended before
-        counts["killed"] += 1
-        counts["while writing"] += any((root / "weights/mla/partial").glob("checkpoint-*"))
-        resume = [*training, "--resume"] if (root / "weights/mla").exists() else training
-        ended = run(resume, root)
-        assert "Traceback" not in ended.said, ended.said
-        counts["resumed"] += ended.code == 0
-        counts["differing"] += any((root / "weights/mla" / name).read_bytes() != expected[name] for name in RESULT)
-        if counts["killed"] % 10 == 0:
-            progress(counts)
+        faults, kinds = 0, []
+        while faults == 0 or chosen.random() < 1 / 3:
+            missing = {"killed": max(0, kills - counts["killed"]), "stopped": max(0, stops - counts["stopped"])}
+            kind = chosen.choices(list(missing), [max(1, number) for number in missing.values()])[0]
+            share = (writing - counts["while writing"]) / max(1, missing["killed"])
+            wants_writing = kind == "killed" and chosen.random() < max(0.3, share)
+            before = unfinished(folder)
+            child = start([*training, "--resume"] if folder.exists() else training, root, log)
+            wait_for_moment(folder, before, chosen, duration, wants_writing)
+            os.kill(child, signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+            begun = time.monotonic()
+            ended = wait(child, log)
+            assert "Traceback" not in ended.said, ended.said
+            if ended.code == 0:
+                break  # it had come to its end before
+            assert ended.code == -signal.SIGKILL if kind == "killed" else ended.code in (130, -signal.SIGTERM), ended
+            faults += 1
+            counts[kind] += 1
+            kinds.append(f"{kind} from step {last_step(folder)}")
+            counts["while writing"] += kind == "killed" and bool(unfinished(folder) - before)
+            if kind == "stopped":
+                counts["seconds to stop"] = max(counts["seconds to stop"], round(time.monotonic() - begun, 2))
+        ended = run([*training, "--resume"] if folder.exists() else training, root)
+        assert ended.code == 0, ended.said
+        counts["resumed"] += faults
+        counts["runs"] += faults > 0
+        if differing := [name for name in RESULT if (folder / name).read_bytes() != expected[name]]:
+            counts["differing"] += 1
+            print(f"{', '.join(differing)} after {kinds}: {(folder / RESULT[1]).read_text()}", flush=True)
+        if counts["runs"] % 10 == 0:
+            progress(counts, flush=True)
     return counts
 
 
-def wait_for_moment(partial: Path, chosen: random.Random, duration: float, wants_writing: bool) -> None:
-    """Sleep until a random moment of the run, or one in which a checkpoint is being written."""
-    end = time.monotonic() + chosen.uniform(0, duration)
-    skipped = chosen.randrange(8) if wants_writing else None  # checkpoints to let pass
-    while skipped is None and time.monotonic() < end:
-        time.sleep(0.001)
-    deadline, was_writing = time.monotonic() + duration, False
-    while skipped is not None and time.monotonic() < deadline:
-        is_writing = any(partial.glob("checkpoint-*"))
-        if is_writing and not was_writing:
+def last_step(folder: Path) -> int:
+    """Return the step of a run's last checkpoint."""
+    return max(map(checkpoints.step_of, checkpoints.in_order(folder)), default=0)
+
+
+def unfinished(folder: Path) -> set[int]:
+    """Return the checkpoints of a run that are being written, or were when its process died, by their inodes."""
+    try:
+        return {entry.inode() for entry in os.scandir(folder / checkpoints.PARTIAL)}
+    except FileNotFoundError:
+        return set()
+
+
+def wait_for_moment(
+    folder: Path, before: set[int], chosen: random.Random, duration: float, wants_writing: bool
+) -> None:
+    """Sleep until a random moment of the run, or one in which a checkpoint is being written that was not `before`."""
+    if not wants_writing:
+        time.sleep(chosen.uniform(0, duration))
+        return
+    last, seen = last_step(folder), set(before)
+    skipped, deadline = chosen.randrange(max(1, (STEPS - last) // TRAINING["save_steps"])), time.monotonic() + duration
+    while time.monotonic() < deadline:
+        if new := unfinished(folder) - seen:
             if skipped == 0:
                 time.sleep(chosen.uniform(0, 0.01))
                 return
             skipped -= 1
-        was_writing = is_writing
+            seen |= new
+        time.sleep(0.0005)
 
 
 def main() -> int:
@@ -81,12 +117,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--writing", type=int, default=50)
+    parser.add_argument("--stops", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts = kill_and_resume(Path(folder), given.kills, given.writing, given.seed)
+        counts = kill_and_resume(Path(folder), **vars(given))
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
-    return int(counts["resumed"] != counts["killed"] or counts["differing"] > 0)
+    return int(counts["resumed"] != counts["killed"] + counts["stopped"] or counts["differing"] > 0)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,67 @@ def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
     assert checkpoints.is_whole(checkpoint)
 
 
+def slowed(code, **flags):
+    """Return a command in which something takes very long, and which says so when it begins."""
+    script = (
+        "import sys, time\n"
+        "def slow(*_, **__):\n"
+        "    print('slow now', flush=True)\n"
+        "    time.sleep(60)\n"
+        f"{code}\n"
+        "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", script, *command(**flags)[3:]]
+
+
+def started(argv, folder):
+    return subprocess.Popen(
+        argv, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for(process, text):
+    said = ""
+    while text not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+
+
+def test_a_second_ctrl_c_ends_at_once(prepared, tmp_path):
+    code = "import transformers; transformers.Trainer._save_checkpoint = slow"
+    with started(slowed(code, save_steps=4), tmp_path) as process:
+        wait_for(process, "slow now")
+        process.send_signal(signal.SIGINT)
+        wait_for(process, "press Ctrl-C again")
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 20  # saving alone takes a minute
+    assert process.returncode == 130 and "Stopped at once" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_does_not_wait_for_the_end_of_a_long_validation(prepared, tmp_path, number):
+    code = (
+        "from mla_experiments.modeling import DecoderForCausalLM as Model\n"
+        "inner = Model.forward\n"
+        "def forward(self, *args, **kwargs):\n"
+        "    if not self.training: print('slow now', flush=True); time.sleep(1)\n"
+        "    return inner(self, *args, **kwargs)\n"
+        "Model.forward = forward"
+    )
+    argv = slowed(code, validation_tokens=10_000, per_device_eval_batch_size=1)
+    with started(argv, tmp_path) as process:
+        wait_for(process, "slow now")
+        process.send_signal(number)
+        begun = time.monotonic()
+        said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 30  # the validation alone takes a minute
+    assert process.returncode == 130 and "checkpoint-5 is saved" in said, said
+    assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-5")
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path):
     """The limit on file sizes makes writes fail in the middle of a file, as a full disk does."""
     limited = (
@@ -73,6 +135,22 @@ def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path):
     assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-4")
     again = subprocess.run(command(resume=True), cwd=tmp_path, env=environment(), capture_output=True, timeout=120)
     assert again.returncode == 0
+
+
+def test_a_run_killed_while_it_wrote_its_first_record_begins_anew(train):
+    folder = Path("weights/mla")
+    folder.mkdir(parents=True)
+    (folder / "run.json.partial").write_text("{")
+    assert train(resume=True) == 0
+
+
+def test_a_damaged_record_of_a_run_is_named_and_the_run_kept(train, capsys):
+    train()
+    path = Path("weights/mla/run.json")
+    path.write_text(path.read_text().replace('"status": "finished"', '"status": "running"'))
+    assert train(resume=True) == 2
+    assert "weights/mla holds a damaged run.json" in capsys.readouterr().err
+    assert Path("weights/mla/model.safetensors").is_file()
 
 
 def test_a_checkpoint_is_whole_only_with_every_byte(tmp_path):
@@ -158,24 +236,47 @@ def test_a_second_process_on_a_run_is_refused_and_a_dead_one_holds_nobody(prepar
     assert train() == 0
 
 
-def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch):
-    train(run="whole", save_steps=4)
-    asked, ask = [], StopInGoodOrder.on_prediction_step
+def stop_when(monkeypatch, moment, times):
+    """Send the signal to stop at a moment of the run, a number of times: each once in a process's life."""
+    asked, inner = [], getattr(StopInGoodOrder, moment)
 
     def stop(callback, args, state, control, **kwargs):
-        if state.global_step == 5 and not asked:
+        if state.global_step in times and not callback.asked and len(asked) < times[state.global_step]:
             asked.append(True)
             callback.ask(signal.SIGTERM, None)
-        return ask(callback, args, state, control, **kwargs)
+        return inner(callback, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopInGoodOrder, "on_prediction_step", stop)
-    assert train(run="stopped", save_steps=4) == 130
-    last = checkpoints.in_order(Path("weights/stopped/mla"))[-1]
-    assert last.name == "checkpoint-5", "saved although its validation was not finished"
-    assert train(run="stopped", save_steps=4, resume=True) == 0
+    monkeypatch.setattr(StopInGoodOrder, moment, stop)
+
+
+def equal_to_the_bit(*runs):
     for name in ("model.safetensors", "metrics.jsonl"):
-        whole, stopped = (Path(f"weights/{run}/mla/{name}").read_bytes() for run in ("whole", "stopped"))
-        assert whole == stopped
+        first, *others = (Path(f"weights/{run}/mla/{name}").read_bytes() for run in runs)
+        assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize(("step", "times"), [(5, 1), (5, 2), (10, 1), (10, 2)])
+def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch, step, times):
+    """In the middle of the run, at its end, and stopped once more while it is made up for."""
+    train(run="whole", save_steps=4)
+    stop_when(monkeypatch, "on_prediction_step", {step: times})
+    for life in range(times):
+        assert train(run="stopped", save_steps=4, resume=life > 0) == 130
+        last = checkpoints.in_order(Path("weights/stopped/mla"))[-1]
+        assert last.name == f"checkpoint-{step}", "saved although its validation was not finished"
+    assert train(run="stopped", save_steps=4, resume=True) == 0
+    equal_to_the_bit("whole", "stopped")
+
+
+@pytest.mark.parametrize("step", [0, 4, 7])
+def test_a_step_that_was_left_between_micro_batches_is_begun_anew(train, monkeypatch, step):
+    small = {"per_device_train_batch_size": 1, "save_steps": 4, "logging_steps": 3}
+    train(run="whole", **small)
+    stop_when(monkeypatch, "on_substep_end", {step: 1})
+    assert train(run="stopped", **small) == 130
+    assert checkpoints.in_order(Path("weights/stopped/mla"))[-1].name == f"checkpoint-{step}"
+    assert train(run="stopped", **small, resume=True) == 0
+    equal_to_the_bit("whole", "stopped")
 
 
 def test_checkpoints_are_pruned_but_for_the_last_and_the_best(tmp_path):

@@ -1,0 +1,99 @@
+"""Folders that cannot be written, disks that are full: one sentence, and what was whole is kept."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, TINY
+
+from mla_experiments.cli import main
+from mla_experiments.manifest import file_hashes
+
+
+def command(*argv, **flags):
+    return [*argv, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+
+
+TRAIN = command("train", attention="mla", **TINY)
+
+
+def one_sentence(text):
+    (said,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in text
+    return said
+
+
+@pytest.fixture
+def trained(train):
+    """A folder with data and a finished run that was evaluated; the working folder."""
+    assert train() == 0 and main(["eval"]) == 0
+    return Path.cwd()
+
+
+@pytest.mark.parametrize(
+    ("file", "argv"),
+    [
+        ("other", [*TRAIN, "--weights-dir", "other"]),
+        ("other", [*TRAIN, "--weights-dir", "other/inner"]),
+        ("other", [*TRAIN, "--run", "new", "--figures-dir", "other"]),
+        ("other", ["data", "--corpus", "text", "--data-dir", "other"]),
+        ("other", ["eval", "--output-dir", "other"]),
+        ("other", ["eval", "--output-dir", "other/inner"]),
+        ("other", ["export", "mla", "other/inner"]),
+        ("other", ["study", "tiny.yaml", "--studies-dir", "other"]),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_kept_and_named(trained, capsys, file, argv):
+    Path(file).write_text("mine")
+    Path("text").write_text("the king sees the river . \n\n" * 2000)
+    Path("tiny.yaml").write_text("corpus: text\nattention: [mla]\nvocab_size: 258\npreset: demo\n")
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert file in one_sentence(capsys.readouterr().err)
+    assert Path(file).read_text() == "mine"
+
+
+@pytest.mark.parametrize("stage", ["corpus", "tokenizer", "tokens"])
+def test_data_that_no_command_here_made_are_never_replaced(prepared, tmp_path, monkeypatch, capsys, stage):
+    """`--data-dir mine --corpus mine/corpus` must not put the prepared corpus in the place of the text itself."""
+    monkeypatch.chdir(tmp_path)
+    folder = prepared / stage
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    (folder / "mine.txt").write_text("the king sees the river . \n\n" * 2000)
+    asked = {"corpus": ["download", "--corpus", str(folder)], "tokenizer": ["tokenizer", "--vocab-size", "258"]}
+    assert main(["data", *asked.get(stage, ["tokens", "--sequence-length", "32"])]) == 2
+    assert "is not what a command here made, and is kept" in capsys.readouterr().err
+    assert (folder / "mine.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["data", "--corpus", "text", "--vocab-size", "258", "--sequence-length", "32"], "data/corpus"),
+        (["data", "tokenizer", "--vocab-size", "280"], "data/tokenizer"),
+        ([*TRAIN, "--run", "new"], "weights/new/mla/partial/checkpoint-4"),
+        (["export", "mla", "out"], "out"),
+        (["eval", "--corpus", "text"], "a file"),
+    ],
+)
+def test_a_full_disk_costs_nothing_that_was_whole(trained, argv, named):
+    """A limit on the size of files makes writing fail in their middle, as a full disk does."""
+    Path("text").write_text("the king sees the river . \n\n" * 2000)
+    before = file_hashes(Path("data")) | file_hashes(Path("weights"))
+    limited = (
+        "import resource, sys\n"
+        "from mla_experiments.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_DATASETS_CACHE": str(trained / "cache")}
+    ended = subprocess.run([sys.executable, "-c", limited, *argv], env=environ, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert f"{named} c" in one_sentence(ended.stderr), "could not or cannot be written"
+    after = file_hashes(Path("data")) | file_hashes(Path("weights"))
+    assert {name: after.get(name) for name in before} == before
+    assert not Path("out").exists()

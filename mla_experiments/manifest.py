@@ -10,11 +10,12 @@ themselves, and those of folders the checksums of their files: damage is found w
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
@@ -64,7 +65,16 @@ def is_current(folder: Path, request: dict) -> bool:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
-    """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place."""
+    """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place.
+
+    Raises:
+        UserError: something else stands there, which replacing would delete.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise UserError(
+            f"{folder} is not what a command here made, and is kept; move it away, or choose another folder"
+        )
     manifest = {"request": request, "versions": library_versions()}
     with whole_folder(folder) as scratch:
         yield scratch, manifest
@@ -77,12 +87,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a scratch folder that takes the place of `folder` at the end; after an error all is as it was.
 
     What stood there before is replaced only once the new folder is complete.
+
+    Raises:
+        UserError: it cannot be written.
     """
     folder = Path(folder)
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     try:
+        scratch.mkdir(parents=True)
         yield scratch
         replaced = folder.with_name(folder.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -90,6 +103,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             folder.rename(replaced)
         scratch.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        names = [str(name) for name in (error.filename, error.filename2) if name]
+        if names and not any(name.startswith(str(scratch)) for name in names):
+            raise  # it is something else that cannot be read
+        raise UserError(
+            f"{folder} could not be written ({error.strerror or error}); what stood there is kept: free space on the "
+            "disk, or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -128,7 +149,18 @@ def write_json(path: Path, content: dict | list) -> None:
     """Write JSON so that the file is always either the old one or the new one, whole."""
     scratch = path.with_name(path.name + ".partial")
     scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    flush(scratch)
     scratch.replace(path)
+
+
+def flush(*paths: Path) -> None:
+    """Have files, and the names in folders, on the disk itself before going on, so that a power failure spares them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_record(path: Path, content: dict) -> None:
@@ -164,9 +196,19 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def changed_files(folder: Path, hashes: dict[str, str]) -> list[str]:
-    """Return the names of files that are gone or not as `hashes` says."""
+    """Return the names of files that are gone, not as `hashes` says, or not in the folder at all."""
     paths = {name: Path(folder) / name for name in hashes}
-    return [name for name, path in paths.items() if not path.is_file() or file_hash(path) != hashes[name]]
+    return [
+        name
+        for name, path in paths.items()
+        if not is_inside(name) or not path.is_file() or file_hash(path) != hashes[name]
+    ]
+
+
+def is_inside(name: str) -> bool:
+    """Return whether the name of a file, as a record or an index gives it, stays in the folder that it counts from."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def library_versions() -> dict[str, str]:

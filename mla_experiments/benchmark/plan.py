@@ -8,11 +8,10 @@ is expected stands beside the bound.
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from ..errors import unknown
 from ..modeling import DecoderConfig
 from ..modeling.attention import MLA
+from ..modeling.conversion import read_config
 from .architectures import ARCHITECTURES, Architecture, architecture_from
 from .core import flops as absorbed_flops
 from .costs import cache_elements_per_token, skeleton, training_flops_per_token
@@ -32,7 +31,7 @@ def architecture_of(model: str) -> Architecture:
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise unknown("model", model, [*ARCHITECTURES, "a folder with config.json"])
-    return architecture_from(AutoConfig.from_pretrained(folder))
+    return architecture_from(read_config(folder))
 
 
 def changed(architecture: Architecture, attention: str | None, options: dict[str, int]) -> Architecture:

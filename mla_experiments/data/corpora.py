@@ -1,6 +1,7 @@
 """The corpus folder: train, validation and test documents, disjoint, memory-mapped, with their counts."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..manifest import is_current, new_folder, read_manifest, read_whole
+from ..errors import UserError, reason_of
+from ..manifest import is_current, is_inside, new_folder, read_manifest, read_whole
 from .sources import SPLITS, WIKITEXT_HUB_NAMES, name_and_config, open_corpus
 from .streaming import DocumentStream, first_documents
 
@@ -57,7 +58,23 @@ def prepare_corpus(
 def load_corpus(folder: Path) -> DatasetDict:
     """Return the splits of a prepared corpus, each with a column `text`, a document a row."""
     read_whole(folder, MADE_BY)
-    return DatasetDict({split: Dataset.load_from_disk(str(Path(folder) / split)) for split in SPLITS})
+    return DatasetDict({split: load_split(Path(folder) / split) for split in SPLITS})
+
+
+def load_split(folder: Path) -> Dataset:
+    """Return one memory-mapped data set.
+
+    Raises:
+        UserError: its files cannot be read, or name data that lie elsewhere.
+    """
+    try:
+        files = [part["filename"] for part in json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]]
+        if all(map(is_inside, files)):
+            return Dataset.load_from_disk(str(folder))
+        reason = f"state.json names {next(name for name in files if not is_inside(name))}, which is not in its folder"
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = reason_of(error)
+    raise UserError(f"{folder} cannot be read ({reason}); delete {folder.parent} and make it again")
 
 
 def _prepare(folder: Path, corpus: str, text_column: str, sample_characters: int | None = None) -> dict:

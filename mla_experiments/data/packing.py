@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from ..manifest import is_current, new_folder, read_manifest, read_whole
 from .corpora import MADE_BY as CORPUS_MADE_BY
-from .corpora import load_corpus
+from .corpora import load_corpus, load_split
 from .streaming import write_held_out
 from .tokenizer import MADE_BY as TOKENIZER_MADE_BY
 from .tokenizer import load_tokenizer
@@ -161,5 +161,4 @@ def load_tokens(folder: Path, tokenizer_folder: Path) -> tuple[DatasetDict, dict
             f"{folder} was made by tokenizer {manifest['tokenizer_hash'][:12]}, but {tokenizer_folder} holds "
             f"{tokenizer_hash[:12]}; pack again with: {MADE_BY}"
         )
-    splits = {split: Dataset.load_from_disk(str(Path(folder) / split)) for split in manifest["splits"]}
-    return DatasetDict(splits), manifest
+    return DatasetDict({split: load_split(Path(folder) / split) for split in manifest["splits"]}), manifest

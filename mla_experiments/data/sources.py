@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from .wiki_sample import wiki_sample
 from .wikitext import articles, is_title
 
@@ -61,6 +61,8 @@ def read_documents(path: Path, text_column: str = "text", *, passages: bool = Fa
     if not files:
         raise UserError(f"corpus={path} is a folder without any {', '.join(FILE_TYPES)} file; give one with text")
     for file in files:
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"corpus={path} holds {file.name}, a link that leads out of it; copy the file itself there")
         yield from _read_file(file, text_column, passages=False)
 
 
@@ -141,7 +143,7 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
                 for row in batch.to_pylist():
                     yield text_of(row, text_column, str(path))
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"corpus={path} is not a readable parquet file ({str(error).splitlines()[0]})") from None
+        raise UserError(f"corpus={path} is not a readable parquet file ({reason_of(error)})") from None
 
 
 def text_of(row: dict, text_column: str, where: str) -> str:
@@ -201,9 +203,8 @@ def _hub_documents(corpus: str, text_column: str) -> dict[str, Iterator[str]]:
     try:
         loaded = datasets.load_dataset(name, config)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"corpus={corpus} cannot be had from the Hugging Face hub ({reason[:200]}); check the name and the "
+            f"corpus={corpus} cannot be had from the Hugging Face hub ({reason_of(error)}); check the name and the "
             "network, or choose --corpus wiki-sample or a path"
         ) from None
     if "train" not in loaded:

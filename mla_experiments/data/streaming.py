@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..manifest import write_json
 from .sources import LOOKAHEAD, give_up_on_an_unreachable_hub, name_and_config, text_of
 from .wikitext import is_title
@@ -101,8 +101,7 @@ class DocumentStream:
         except UserError:
             raise
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(f"corpus={self.corpus} {sentence.format(reason)}") from error
+            raise UserError(f"corpus={self.corpus} {sentence.format(reason_of(error))}") from error
 
 
 def absolute(corpus: str) -> str:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..manifest import MANIFEST, file_hash, is_current, new_folder, read_manifest, read_whole
 from ..run_files import check_files
 from .corpora import MADE_BY as CORPUS_MADE_BY
@@ -50,7 +50,10 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
             f"({tokenizer.get_vocab_size()} entries); choose --vocab-size {tokenizer.get_vocab_size()} or less"
         )
     with new_folder(folder, request) as (scratch, manifest):
-        as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
+        try:
+            as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
+        except Exception as error:  # tokenizers raises bare exceptions
+            raise OSError(str(error)) from error
         manifest |= {
             "corpus": corpus["corpus"],
             "vocab_size": vocab_size,
@@ -97,7 +100,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if (Path(folder) / MANIFEST).is_file():
         read_whole(folder, MADE_BY)
     check_files(folder, "tokenizer*")
-    return AutoTokenizer.from_pretrained(str(folder))
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise UserError(
+            f"the tokenizer in {folder} cannot be read ({reason_of(error)}); make it or copy it again"
+        ) from None
 
 
 def beginning_of_text(tokenizer: PreTrainedTokenizerFast) -> int:

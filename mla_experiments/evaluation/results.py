@@ -1,6 +1,7 @@
 """Evaluate trained models and show them side by side: terminal table, `results.json` and `results.md`."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from ..data import load_corpus, load_tokenizer, read_documents
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
 from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
-from ..modeling import DecoderForCausalLM, load_model
+from ..markdown import escaped
+from ..modeling import DecoderForCausalLM, device, load_model
 from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import read_scores, texts_hash, write_scores
@@ -38,15 +40,19 @@ class Results:
     context: dict
     run_folders: list[Path]
 
-    def table(self) -> str:
+    def table(self, name: Callable[[str], str] = str) -> str:
         """Return the rows as a Markdown table, aligned so that it reads well on a terminal too.
+
+        Args:
+            name: how the name of a model is shown; in files `escaped`.
 
         Tokens of different tokenizers do not compare: perplexity per token is left out then, and it is said why.
         """
         mixed = len({row["tokenizer_sha256"] for row in self.rows}) > 1
         columns = [column for column in COLUMNS if not (mixed and column[1] == "perplexity_per_token")]
         cells = [[heading for heading, _, _ in columns]]
-        cells += [[_show(row.get(key), form) for _, key, form in columns] for row in self.rows]
+        shown = [{**row, "model": name(row["model"])} for row in self.rows]
+        cells += [[_show(row.get(key), form) for _, key, form in columns] for row in shown]
         widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
         lines = ["| " + " | ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(line, widths, strict=True))) + " |"
                  for line in cells]  # fmt: skip
@@ -59,7 +65,8 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder / "results.json", {**self.context, "results": self.rows})
         facts = ", ".join(f"{name} {value}" for name, value in self.context["versions"].items())
-        text = f"# Evaluation on {self.context['corpus']}\n\n{self.table()}\n\n{self.context['device']}; {facts}.\n"
+        heading, made = f"# Evaluation on {escaped(self.context['corpus'])}", f"{self.context['device']}; {facts}."
+        text = f"{heading}\n\n{self.table(escaped)}\n\n{made}\n"
         (folder / "results.md").write_text(text, encoding="utf-8")
         return [folder / "results.json", folder / "results.md"]
 
@@ -161,7 +168,7 @@ def find_models(names: list[str], weights: Path) -> list[Path]:
 def load_with_tokenizer(folder: Path) -> tuple[DecoderForCausalLM, PreTrainedTokenizerFast]:
     """Return the model in a folder, on the accelerator where there is one, and its tokenizer."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
-    return model.to(torch.accelerator.current_accelerator() or "cpu"), tokenizer
+    return model.to(device()), tokenizer
 
 
 def shown_name(folder: Path, weights: Path) -> str:

@@ -4,9 +4,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM, DecoderModel
-from .loading import load_model
+from .loading import device, load_model
 
 AutoConfig.register(DecoderConfig.model_type, DecoderConfig)
 AutoModelForCausalLM.register(DecoderConfig, DecoderForCausalLM)
 
-__all__ = ["DecoderConfig", "DecoderForCausalLM", "DecoderModel", "load_model"]
+__all__ = ["DecoderConfig", "DecoderForCausalLM", "DecoderModel", "device", "load_model"]

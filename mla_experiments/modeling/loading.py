@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -10,6 +11,7 @@ from ..errors import UserError, reason_of
 from ..run_files import check_files, check_finished
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
+from .shards import shard_paths
 
 
 def load_model(folder: Path) -> DecoderForCausalLM:
@@ -26,6 +28,7 @@ def load_model(folder: Path) -> DecoderForCausalLM:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"
         raise UserError(f"model={folder} needs weights in model.safetensors but has {found}; save it as safetensors")
+    shard_paths(folder)
     check_files(folder, "config.json")
     check_files(folder, "model*.safetensors*")
     try:
@@ -45,6 +48,14 @@ def load_model(folder: Path) -> DecoderForCausalLM:
                 f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); use the config that they were saved with"
             )
     return model.eval()
+
+
+def device() -> torch.device:
+    """Return where models train and run: the accelerator, if there is one that works, else the CPU.
+
+    A build of torch for CUDA names its accelerator also where no GPU is, unless it is asked to look.
+    """
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _load_quietly(folder: Path, config: DecoderConfig):

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError, reason_of
-from ..manifest import write_json
+from ..manifest import is_inside, write_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -53,10 +53,13 @@ def shard_paths(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         raise UserError(f"model={folder} holds no {WEIGHTS}; save its weights as safetensors (not a pickle)")
     try:
-        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in sorted(set(names))]
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if not is_inside(name)]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{folder / INDEX} is damaged; copy it again") from None
+    if outside:
+        raise UserError(f"{folder / INDEX} names {outside[0]}, which is not in its folder; copy the checkpoint again")
+    return [folder / name for name in names]
 
 
 def shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ Dashes and marks differ between mechanisms, so that the figures can be read with
 from pathlib import Path
 
 from ..run_files import METRICS_FILE, read_metrics, read_run
-from .figures import STYLES, new_figure, save
+from .figures import STYLES, new_figure, plain, save
 
 
 def draw_curves(runs: Path, figures: Path) -> list[Path]:
@@ -27,18 +27,18 @@ def draw_curves(runs: Path, figures: Path) -> list[Path]:
     figures.mkdir(parents=True, exist_ok=True)
     written = []
     for name, (metrics, facts) in curves.items():
-        figure, axes = _axes(f"{name.upper()} on {facts['corpus']}")
+        figure, axes = _axes(plain(f"{name.upper()} on {facts['corpus']}"))
         _plot(axes, metrics, "loss", label="training", color="0.6", linewidth=1)
         _plot(axes, metrics, "eval_loss", label="validation", color="black", marker="o", markersize=4)
         axes.legend()
         written.append(save(figure, figures / f"{name}.png"))
     if curves:
         corpora = sorted({facts["corpus"] for _, facts in curves.values()})
-        figure, axes = _axes(f"Validation loss on {', '.join(corpora)}")
+        figure, axes = _axes(plain(f"Validation loss on {', '.join(corpora)}"))
         for index, (name, (metrics, _)) in enumerate(curves.items()):
             style = STYLES[index % len(STYLES)]
             _plot(axes, metrics, "loss", color=style["color"], alpha=0.25, linewidth=0.8)
-            _plot(axes, metrics, "eval_loss", label=name.upper(), markersize=4, **style)
+            _plot(axes, metrics, "eval_loss", label=plain(name.upper()), markersize=4, **style)
         axes.plot([], [], color="0.6", linewidth=0.8, label="training (faint)")
         axes.legend()
         written.append(save(figure, figures / "all.png"))

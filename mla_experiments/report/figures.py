@@ -18,6 +18,11 @@ def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
     return figure
 
 
+def plain(text: str) -> str:
+    """Return text that matplotlib shows as it is: between two dollar signs it would read a formula."""
+    return text.replace("$", r"\$")
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure in the format of its suffix, whole or not at all."""
     scratch = path.with_name(f"{path.stem}.partial{path.suffix}")

@@ -1,12 +1,9 @@
 """A study's report as Markdown, all text escaped: names of corpora and what models generate may hold anything."""
 
-import re
-
+from ..markdown import escaped
 from .charts import Chart
 from .tables import Table
 from .text import HOW_TOLD_APART, Text
-
-MARKUP = re.compile(r"([\\`*\[\]|])")
 
 
 def to_markdown(text: Text, charts: dict[str, list[Chart]]) -> str:
@@ -24,18 +21,12 @@ def to_markdown(text: Text, charts: dict[str, list[Chart]]) -> str:
         "## Learning rates", "", *table(text.rates), "", *figures(charts["rates"]),
         "## Samples", "", f"What each says after “{escaped(text.prompt)}”:", "", *samples,
         "## How it was made", "", *items(text.made), "",
-        f"The study, as stated in `{escaped(text.title)}.yaml`:", "", block(text.source), "",
+        f"The study, as stated in {escaped(text.title)}.yaml:", "", block(text.source), "",
         "To run it again:", "", block("\n".join(text.rerun)), "",
         "<details><summary>Everything that was set, presets and defaults included</summary>", "",
         block(text.settings), "", "</details>",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def escaped(text: str) -> str:
-    """Return text in which nothing is markup, neither Markdown's nor HTML's."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return MARKUP.sub(r"\\\1", plain)
 
 
 def items(sentences: list[str]) -> list[str]:

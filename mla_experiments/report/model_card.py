@@ -1,11 +1,13 @@
 """The model card of a run, `README.md` in the form of the hub: what it is, what it saw, how good it is, how to load."""
 
+import json
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..evaluation.results import known_rows
+from ..markdown import escaped
 from ..run_files import RUN_FILE, read_run
 
 MECHANISMS = {
@@ -22,7 +24,7 @@ METRICS = {
 LOADING = """```python
 {imports}from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = "{path}"  # or its name on the hub
+folder = {path}  # or its name on the hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 print(tokenizer.decode(model.generate(**tokenizer("The history of", return_tensors="pt"))[0]))
@@ -38,7 +40,8 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
         shown_as: path in the example of loading; by default that of the folder.
     """
     folder, run_folder = Path(folder), Path(run_folder or folder)
-    config, run, rows = AutoConfig.from_pretrained(folder), read_run(run_folder), known_rows(run_folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    run, rows = read_run(run_folder), known_rows(run_folder)
     imports = "import mla_experiments  # makes the model known to transformers\n"
     name = run.get("attention") or attention_of(config)
     native = config.model_type == "mla_experiments"
@@ -51,11 +54,11 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# A decoder with {MECHANISMS.get(name, name)} ({name.upper()})",
+        f"# A decoder with {MECHANISMS.get(name, escaped(name))} ({escaped(name.upper())})",
         describe_model(config, native),
         describe_training(run, (folder / RUN_FILE).is_file()),
         describe_results(rows),
-        "## Load it\n\n" + LOADING.format(path=shown_as or folder, imports=imports if native else ""),
+        "## Load it\n\n" + LOADING.format(path=json.dumps(str(shown_as or folder)), imports=imports if native else ""),
     ]
     path = folder / "README.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
@@ -102,7 +105,7 @@ def describe_training(run: dict, has_record: bool) -> str:
         return ""
     tokens = identity["steps"] * identity["batch_size"] * identity["sequence_length"]
     return (
-        f"## Training\n\n{tokens:,} tokens of {run['corpus']} ({identity['steps']:,} steps of "
+        f"## Training\n\n{tokens:,} tokens of {escaped(run['corpus'])} ({identity['steps']:,} steps of "
         f"{identity['batch_size']} sequences of {identity['sequence_length']:,}), learning rate "
         f"{identity['learning_rate']:g}, seed {identity['seed']}, on {run['device']}."
         + has_record
@@ -115,8 +118,8 @@ def describe_results(rows: list[dict]) -> str:
     if not rows:
         return ""
     lines = [
-        f"| {row['corpus']} | {row['split']} | {row['perplexity_per_token']:.2f} | {row['perplexity_per_word']:.2f} | "
-        f"{row['bits_per_byte']:.4f} | {row['cache_bytes_per_token']:,.0f} |"
+        f"| {escaped(row['corpus'])} | {row['split']} | {row['perplexity_per_token']:.2f} | "
+        f"{row['perplexity_per_word']:.2f} | {row['bits_per_byte']:.4f} | {row['cache_bytes_per_token']:,.0f} |"
         for row in rows
     ]
     head = "| corpus | split | ppl/token | ppl/word | bits/byte | cache bytes/token |\n|---|---|--:|--:|--:|--:|"

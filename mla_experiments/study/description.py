@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..training import PRESETS, RunArguments, trainer_defaults
 from ..training.settings import preset_name
 from .fields import (
@@ -117,7 +117,7 @@ def read_yaml(path: Path) -> tuple[str, dict]:
         source = path.read_text(encoding="utf-8")
         content = yaml.safe_load(source) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"study={path} cannot be read ({str(error).splitlines()[0]}); give a YAML file") from None
+        raise UserError(f"study={path} cannot be read ({reason_of(error)}); give a YAML file") from None
     if not isinstance(content, dict):
         raise UserError(f"study={path} is not a list of `field: value` lines; see experiments/")
     return source, content

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from ..errors import Stopped, UserError
+from ..errors import Stopped, UserError, reason_of
 from .executors import Executor
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,8 +34,9 @@ class OnRay(Executor):
             check_answer(address)
             ray.init(address, log_to_driver=False, logging_level="warning", include_dashboard=False)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"address={address} is no Ray cluster ({reason}); see `ray status` on its head") from None
+            raise UserError(
+                f"address={address} is no Ray cluster ({reason_of(error)}); see `ray status` on its head"
+            ) from None
         self.kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
         resources = {"num_gpus": 1} if self.kind == "GPU" else {"num_cpus": 1}
         self.remote = ray.remote(max_retries=0, **resources)(_work_or_stop)

@@ -6,13 +6,12 @@ from dataclasses import asdict
 from ..benchmark.decode import decode_step
 from ..benchmark.measure import interleaved, machine, spread
 from ..benchmark.training import training_step
-from ..data import load_tokenizer
 from ..evaluation.generation import continuation
+from ..evaluation.results import load_with_tokenizer
 from ..manifest import locked, read_manifest, read_record, write_record
-from ..modeling import DecoderConfig, DecoderForCausalLM, load_model
+from ..modeling import DecoderConfig, DecoderForCausalLM, device
 from .matching import Matched, config_of
 from .trials import Trials
-from .work import device
 
 STUDY = "study.json"
 DECODE_CONTEXTS = (1024, 8192)
@@ -76,7 +75,7 @@ def measure(trials: Trials, known: dict) -> dict:
         rate = trials.best_rate(number)
         for trial in trials.of_rates(number):
             if trial.rate == rate and trial.is_done:
-                model, tokenizer = load_model(trial.run.folder), load_tokenizer(trials.data / "tokenizer")
+                model, tokenizer = load_with_tokenizer(trial.run.folder)
                 length = min(48, model.config.max_position_embeddings // 2)
                 samples[matched.variant.name] = continuation(model, tokenizer, PROMPT, length)
     return speeds | {"samples": known["samples"] | samples}

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 from ..allocator import keep_freed_memory
 from ..data import load_tokenizer
-from ..errors import InUse, Stopped, UserError
+from ..errors import InUse, Stopped, UserError, reason_of
 from ..evaluation.perplexity import score_documents
+from ..evaluation.results import load_with_tokenizer
 from ..evaluation.scores import write_scores
-from ..modeling import load_model
 from .trials import Task, Trial, Trials
 
 PATIENCE = 120  # seconds until the lock of a lost process is free: a file server may take 90 to see that it is lost
@@ -51,7 +49,7 @@ def do(trials: Trials, task: Task, attempt: int) -> Ended:
     except InUse:
         return Ended(is_elsewhere=True)
     except (UserError, RuntimeError, OSError, ValueError) as error:
-        return Ended(failure=(str(error).strip() or type(error).__name__).splitlines()[0])
+        return Ended(failure=reason_of(error))
     return Ended(time.monotonic() - begun)
 
 
@@ -80,18 +78,11 @@ def log_of(trials: Trials, task: Task) -> Path:
 
 def train_and_score(trials: Trials, trial: Trial) -> None:
     """Train a run if it is not, and score every held-out document alone."""
-    tokenizer = load_tokenizer(trials.data / "tokenizer")
     if not trial.run.is_finished:
-        trial.run.train(trials.tokens, tokenizer, lambda _: None)
-    model = load_model(trial.run.folder)
-    model.to(device())
+        trial.run.train(trials.tokens, load_tokenizer(trials.data / "tokenizer"), lambda _: None)
+    model, tokenizer = load_with_tokenizer(trial.run.folder)
     scored = {
         split: (documents, score_documents(model, tokenizer, documents, description=f"scoring {split}"))
         for split, documents in trials.texts.items()
     }
     write_scores(trial.run.folder, scored)
-
-
-def device() -> torch.device:
-    """Return where runs are trained: the accelerator, if there is one."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -10,6 +10,7 @@ from conftest import TINY, wikitext_file
 from safetensors.torch import load_file, save_file
 
 from mla_experiments.cli import main
+from mla_experiments.evaluation.results import load_with_tokenizer
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
 from mla_experiments.modeling.attention import ATTENTION
 
@@ -173,3 +174,12 @@ def test_the_context_is_that_of_training(train):
     model = load_model("weights/mla")
     assert model.config.max_position_embeddings == TINY["sequence_length"]
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_build_of_torch_for_gpus_works_where_there_is_none(train, monkeypatch):
+    """Such a build, which plain `pip install torch` brings, names its accelerator before it has looked for one."""
+    train("mla")
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    assert torch.accelerator.current_accelerator().type == "cuda" and not torch.accelerator.is_available()
+    model, _ = load_with_tokenizer(Path("weights/mla"))
+    assert model.device.type == "cpu"

@@ -41,12 +41,17 @@ def browser(started):
     assert [entry for entry in started.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def emulate(browser, width, dark=False):
-    """Show pages on a screen of this width, on light or dark paper."""
+def show(browser, page, width=1280, dark=False):
+    """Open a page on a screen of this width, on light or dark paper, and wait until all its charts are drawn."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
     screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.get(page)
+    empty = "return [...document.querySelectorAll('.chart')].filter(place => !place.querySelector('.main-svg')).length"
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(empty) == 0)
 
 
 def luminance(color):
@@ -59,8 +64,7 @@ def luminance(color):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
 def test_it_draws_within_its_width_in_colours_that_stand_out(page, browser, width, dark):
-    emulate(browser, width, dark)
-    browser.get(page)
+    show(browser, page, width, dark)
     assert browser.execute_script("return document.querySelectorAll('.chart .main-svg').length") >= 7
     assert browser.execute_script("return window.hacked === undefined")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
@@ -83,8 +87,7 @@ def test_it_draws_within_its_width_in_colours_that_stand_out(page, browser, widt
 
 
 def test_a_click_sorts_up_and_then_down(page, browser):
-    emulate(browser, 1280)
-    browser.get(page)
+    show(browser, page)
     cells = "return [...document.querySelectorAll('table')[0].tBodies[0].rows].map(row => row.cells[6].textContent)"
     heading = "document.querySelectorAll('th button')[6].click()"  # cache bytes per token
     browser.execute_script(heading)
@@ -99,8 +102,7 @@ def test_a_click_sorts_up_and_then_down(page, browser):
 
 
 def test_a_click_in_a_key_hides_a_variant_in_every_chart_and_shows_it_again(page, browser):
-    emulate(browser, 1280)
-    browser.get(page)
+    show(browser, page)
     visible = """return [...document.querySelectorAll('.chart')].map(
         place => place.data.filter(trace => trace.meta === 1).map(trace => trace.visible)).flat()"""
     pressed = "return [...document.querySelectorAll('[data-owner=\"1\"]')].map(b => b.getAttribute('aria-pressed'))"
@@ -112,8 +114,7 @@ def test_a_click_in_a_key_hides_a_variant_in_every_chart_and_shows_it_again(page
 
 
 def test_axes_become_logarithmic_and_linear(page, browser):
-    emulate(browser, 1280)
-    browser.get(page)
+    show(browser, page)
     axis = "return document.getElementById('chart-loss-tokens').layout.xaxis.type"
     button = "document.querySelector('[data-chart=\"loss-tokens\"][data-axis=xaxis]').click()"
     for kind in ("log", "linear"):
@@ -124,8 +125,7 @@ def test_axes_become_logarithmic_and_linear(page, browser):
 def test_pointing_at_a_line_names_it_with_its_value_and_interval(page, browser):
     from selenium.webdriver import ActionChains
 
-    emulate(browser, 1280)
-    browser.get(page)
+    show(browser, page)
     point = browser.find_elements("css selector", "#chart-front-cache .scatterlayer .point")[0]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
     ActionChains(browser).move_to_element(point).perform()
@@ -134,8 +134,7 @@ def test_pointing_at_a_line_names_it_with_its_value_and_interval(page, browser):
 
 
 def test_printed_from_a_dark_screen_it_is_dark_on_white(page, browser):
-    emulate(browser, 1280, dark=True)
-    browser.get(page)
+    show(browser, page, dark=True)
     browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     ink = "return getComputedStyle(document.querySelector('.chart text')).fill"
     assert luminance(browser.execute_script(ink)) < 0.1

@@ -21,7 +21,7 @@ from ..errors import InUse, Stopped, UserError, reason_of
 from ..manifest import file_hash, flush, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import ATTENTION
-from ..run_files import METRICS_FILE, RUN_FILE, read_run
+from ..run_files import METRICS_FILE, RUN_FILE, check_files, read_run
 from . import checkpoints
 from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, StopInGoodOrder
 from .settings import RunArguments, mixed_precision
@@ -46,7 +46,8 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
         draw: called with the folder of runs whenever there is a new validation loss.
 
     Raises:
-        UserError: input that cannot work, or a run that would overwrite another; nothing has been changed then.
+        UserError: input that cannot work, a run that would overwrite another, or a finished one that is damaged;
+            nothing has been changed then.
         Stopped: the user asked to stop; a checkpoint is saved.
     """
     for name in arguments.attention:
@@ -62,9 +63,11 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
         for run in runs:
             held.enter_context(run.lock())
         todo = [run for run in runs if not run.is_finished]
-        for run in todo:
-            if run.is_main_process:
+        for run in runs:
+            if run.is_main_process and run in todo:
                 run.check_folder(arguments.overwrite, arguments.resume)
+            elif run.is_main_process:
+                check_files(run.folder, "*")
         if arguments.streaming and todo:
             stream = held.enter_context(contextlib.closing(open_stream(data_dir / "tokens", manifest["stream"])))
             tokens = {**tokens, "train": stream}

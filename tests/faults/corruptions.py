@@ -65,15 +65,8 @@ def outcome(root: Path) -> dict:
 
 def damage(root: Path, chosen: random.Random) -> tuple[str, Path]:
     """Damage one file; return how, and which."""
-    groups = [
-        root / "data/corpus",
-        root / "data/tokenizer",
-        root / "data/tokens",
-        root / "weights/mla",
-        root / "weights/done",
-    ]
-    group = chosen.choice(groups)
-    files = sorted(path for path in group.rglob("*") if path.is_file())
+    group = root / chosen.choice(("data/corpus", "data/tokenizer", "data/tokens", "weights/mla", "weights/done"))
+    files = sorted(path for path in group.rglob("*") if path.is_file() and path.stat().st_size)  # not the lock
     victim, kind = chosen.choice(files), chosen.choice(("truncate", "flip", "delete", "swap"))
     content = bytearray(victim.read_bytes())
     if kind == "truncate":
@@ -120,10 +113,10 @@ def corrupt(folder: Path, count: int, seed: int, progress=print) -> Counter:
         kind, victim = damage(root, chosen)
         said = verdict(root, expected, chosen)
         if said not in ("refused", "harmless"):
-            progress(f"{kind} {victim}: {said}")
+            progress(f"{kind} {victim}: {said}", flush=True)
         counts[kind, said if said in ("refused", "harmless") else "WRONG"] += 1
         if number % 50 == 49:
-            progress(f"{number + 1}: {dict(counts)}")
+            progress(f"{number + 1}: {dict(counts)}", flush=True)
     return counts
 
 

@@ -327,11 +327,12 @@ def test_damaged_data_are_found_before_training(train, prepared, stage, capsys):
     assert f"{victim.relative_to(prepared.parent)} is not what was written there" in capsys.readouterr().err
 
 
-def test_a_damaged_model_is_not_evaluated(train, capsys):
+def test_a_damaged_model_is_not_evaluated_nor_taken_for_trained(train, capsys):
     train()
     path = Path("weights/mla/model.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert main(["eval"]) == 2
-    assert "weights/mla/model.safetensors is not what training wrote there" in capsys.readouterr().err
+    for command in (lambda: main(["eval"]), train):
+        assert command() == 2
+        assert "weights/mla/model.safetensors is not what training wrote there" in capsys.readouterr().err

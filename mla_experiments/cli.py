@@ -420,26 +420,35 @@ def main(argv: list[str] | None = None) -> int:
         print("\nmla-experiments COMMAND --help lists the flags of each.")
         return 0
     keep_freed_memory()
+    code, said = ended(argv)
+    try:
+        if said:
+            print(said, file=sys.stderr if code == 2 else sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has gone, as `| head` does: nothing more is said to them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def ended(argv: list[str]) -> tuple[int, str]:
+    """Run a sub-command to its end; return the exit code, and a sentence where it ended early."""
     try:
         if argv[0] not in COMMANDS:
             raise UserError(f"command {argv[0]} is unknown; choose one of {', '.join(COMMANDS)}")
-        return COMMANDS[argv[0]](list(argv[1:])) or 0
+        return COMMANDS[argv[0]](list(argv[1:])) or 0, ""
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2, f"error: {error}"
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; pip install {error.name}", file=sys.stderr)
-        return 2
+        return 2, f"error: {error.name} is not installed; pip install {error.name}"
+    except BrokenPipeError:
+        return 141, ""  # as a program ends by SIGPIPE
     except OSError as error:
         what, reason = error.filename or "a file", error.strerror or reason_of(error)
-        print(f"error: {what} cannot be read or written ({reason}); mend that; what was whole is kept", file=sys.stderr)
-        return 2
+        return 2, f"error: {what} cannot be read or written ({reason}); mend that; what was whole is kept"
     except Stopped as stopped:
-        print(stopped)
-        return 130
+        return 130, str(stopped)
     except KeyboardInterrupt:
-        print("\nStopped at once. A training run goes on from its last checkpoint with --resume.")
-        return 130
+        return 130, "\nStopped at once. A training run goes on from its last checkpoint with --resume."
 
 
 def parse(

@@ -8,6 +8,7 @@ themselves, and those of folders the checksums of their files: damage is found w
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -105,7 +106,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         names = [str(name) for name in (error.filename, error.filename2) if name]
-        if names and not any(name.startswith(str(scratch)) for name in names):
+        of_disk = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write into an open file names none
+        if not (any(name.startswith(str(scratch)) for name in names) if names else of_disk):
             raise  # it is something else that cannot be read
         raise UserError(
             f"{folder} could not be written ({error.strerror or error}); what stood there is kept: free space on the "

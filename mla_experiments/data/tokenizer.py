@@ -52,7 +52,9 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
     with new_folder(folder, request) as (scratch, manifest):
         try:
             as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
-        except Exception as error:  # tokenizers raises bare exceptions
+        except Exception as error:
+            if type(error) is not Exception:  # which is what tokenizers raises where it cannot write
+                raise
             raise OSError(str(error)) from error
         manifest |= {
             "corpus": corpus["corpus"],

@@ -1,7 +1,5 @@
 """The configuration of a decoder: its size, its positions, and one attention mechanism chosen by name."""
 
-import inspect
-
 from transformers import PreTrainedConfig
 
 from ..errors import UserError
@@ -81,10 +79,11 @@ class DecoderConfig(PreTrainedConfig):
             f"positions={self.positions!r} is unknown; choose {' or '.join(POSITIONS)}.",
         )
         self.attention_options = self._resolve_attention()
-        described = self.rope_parameters
-        require(
-            described is None or isinstance(described, dict), f"rope_parameters={described!r} must be a dictionary."
-        )
+        for name, described in (
+            ("rope_parameters", self.rope_parameters),
+            ("rope_scaling", kwargs.get("rope_scaling")),
+        ):
+            require(described is None or isinstance(described, dict), f"{name}={described!r} must be a dictionary.")
         super().__post_init__(**kwargs)
         check_rope(self.rope_parameters)
 
@@ -96,11 +95,7 @@ class DecoderConfig(PreTrainedConfig):
         mechanism = ATTENTION[self.attention]
         given = {} if self.attention_options is None else self.attention_options
         check_options(given)
-        known = set(inspect.signature(mechanism.resolve).parameters) - {
-            "hidden_size",
-            "num_attention_heads",
-            "rotary",
-        }
+        known = mechanism.option_names()
         if unknown := sorted(set(given) - known):
             raise UserError(
                 f"attention_options has {', '.join(unknown)}, unknown to attention={self.attention!r}; "

@@ -13,6 +13,20 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 
+class Bar(tqdm):
+    """A bar that does not mind when nobody reads it any more, as after Ctrl-C in `train_model.py 2>&1 | tee log`."""
+
+    def display(self, *args, **kwargs):
+        """Show it."""
+        with contextlib.suppress(BrokenPipeError):
+            super().display(*args, **kwargs)
+
+    def close(self):
+        """Leave it as it stands."""
+        with contextlib.suppress(BrokenPipeError):
+            super().close()
+
+
 class Progress(TrainerCallback):
     """A bar counted in tokens: loss, tokens per second, time left."""
 
@@ -23,7 +37,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the bar where a resumed run left it."""
-        self.bar = tqdm(
+        self.bar = Bar(
             desc=self.name,
             total=state.max_steps * self.tokens_per_step,
             initial=state.global_step * self.tokens_per_step,
@@ -111,7 +125,7 @@ class Clock(TrainerCallback):
 
 
 class StopAskedFor(Exception):  # noqa: N818 - not an error
-    """The user asked to stop while a validation ran."""
+    """The user asked to stop while a validation ran; a checkpoint is saved."""
 
 
 class StopInGoodOrder(TrainerCallback):
@@ -137,7 +151,7 @@ class StopInGoodOrder(TrainerCallback):
         first, self.asked = not self.asked, True
         self.restore([signal.SIGINT])  # before anything is said: the next signal may follow at once
         if first:
-            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another print
+            with contextlib.suppress(RuntimeError, OSError):  # in the middle of another print; nobody reads any more
                 print("\nStopping and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
 
     def restore(self, numbers=(signal.SIGINT, signal.SIGTERM)):
@@ -148,9 +162,7 @@ class StopInGoodOrder(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save and stop if any process was asked to."""
-        if args.world_size > 1:
-            self.asked = bool(gather_object([self.asked]).count(True))
-        if self.asked:
+        if any(gather_object([self.asked])):
             control.should_save = control.should_training_stop = True
         return control
 

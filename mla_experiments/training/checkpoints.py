@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from ..errors import UserError, reason_of
@@ -53,10 +54,11 @@ def explained(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         of_writing = isinstance(error, OSError | RuntimeError | SafetensorError)  # torch's and safetensors' among them
-        if not of_writing and type(error) is not Exception:  # which is what tokenizers raises
+        of_else = isinstance(error, torch.OutOfMemoryError | torch.distributed.DistError)
+        if of_else or not (of_writing or type(error) is Exception):  # which is what tokenizers raises
             raise
         raise UserError(
-            f"{folder} could not be written ({reason_of(error)}); the checkpoint before is whole: free space on the "
+            f"{folder} could not be written ({reason_of(error)}); what was saved before is kept: see to space on the "
             "disk, then go on with --resume"
         ) from error
 

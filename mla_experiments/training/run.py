@@ -12,9 +12,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from accelerate.utils import broadcast_object_list
-from transformers import PrinterCallback, ProgressCallback, TrainerState, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..errors import InUse, Stopped, UserError, reason_of
@@ -27,7 +26,7 @@ from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, Stop
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
 from .streaming import StreamedSequences, check_streaming
-from .trainer import StreamTrainer
+from .trainer import StreamTrainer, lacks_validation
 
 DETERMINING = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
@@ -235,14 +234,15 @@ class Run:
                 "saved. Go on with the same command and --resume."
             )
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all take part where weights are sharded
-        if not self.is_main_process:
-            return
-        with checkpoints.explained(self.folder):
-            tokenizer.save_pretrained(self.folder)
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
-        speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
-        self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
-        draw(self.folder.parent)
+        if self.is_main_process:
+            with checkpoints.explained(self.folder):
+                tokenizer.save_pretrained(self.folder)
+                trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
+            speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
+            self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
+            draw(self.folder.parent)
+        if any(gather_object([stop.asked])):  # in the last step, or while what belongs to it was saved
+            raise Stopped(f"Stopped; {self.folder} is finished. Go on with the same command and --resume.")
 
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, and say what is new since it was written."""
@@ -305,14 +305,6 @@ class Run:
                 **facts,
             },
         )
-
-
-def lacks_validation(checkpoint: Path) -> bool:
-    """Return whether the run was stopped in the validation that belongs to the step of a checkpoint."""
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    due = state.eval_steps and state.global_step > 0 and state.global_step % state.eval_steps == 0
-    done = any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
-    return bool(due and not done)
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -33,8 +33,9 @@ class StreamedSequences(torch.utils.data.Dataset):
         tokenizer: for its documents.
         sequence_length: tokens in a sequence, L.
         num_sequences: how many there are.
-        step_sequences: in a step of all processes. The Trainer reads less than a step ahead of where it saves, and so
-            far back positions are the nearest; those further back are right, but may lie long before.
+        step_sequences: in a step of all processes. The Trainer reads less than two steps ahead of where it saves (it
+            may leave a step in its middle), and so far back positions are the nearest; those further back are right,
+            but may lie long before.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class StreamedSequences(torch.utils.data.Dataset):
         """Forget the tokens before a place, and positions that no checkpoint will need."""
         gone = min(max(0, begin - self.first), len(self.left))
         self.first, self.left = self.first + gone, self.left[gone:]
-        oldest = begin - self.step_sequences * self.sequence_length
+        oldest = begin - 2 * self.step_sequences * self.sequence_length
         while len(self.positions) > 1 and self.positions[1]["tokens"] <= oldest:
             self.positions.popleft()
 

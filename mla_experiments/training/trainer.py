@@ -24,7 +24,8 @@ class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream` or `StreamedSequences`, which hold sequences in the order to train on them."""
 
     def __init__(self, *, args, **kwargs):
-        self._saving, self._begun, self.left_validation = False, (-1, None), False
+        self._saving, self.left_validation = False, False
+        self._begun, self._loss_before, self._micro_batches = -1, None, []  # the step in hand
         self._keep, args.save_total_limit = args.save_total_limit, None  # pruned by `checkpoints.prune`
         super().__init__(args=args, **kwargs)
 
@@ -38,7 +39,7 @@ class StreamTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         run_folder, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         if checkpoints.is_whole(run_folder / name):
-            return  # the step after it was left in its middle
+            return  # the step after it was left in its middle, or the validation for which it was resumed
         folder = run_folder / checkpoints.PARTIAL / name
         self._saving = True
         try:
@@ -60,9 +61,8 @@ class StreamTrainer(Trainer):
 
     def _save_loss_since_log(self, folder):
         """The Trainer forgets what it has summed up for the next line of the log; here it is kept, by process."""
-        step, before = self._begun
-        loss = before if step == self.state.global_step else self._tr_loss  # a step left in its middle does not count
-        content = {"loss": float(loss), "since": self._globalstep_last_logged}
+        loss = self._loss_before if self._is_in_a_step() else self._tr_loss
+        content = {"loss": float(loss), "since": self._globalstep_last_logged, "left_validation": self.left_validation}
         write_json(folder / SINCE_LOG.format(self.args.process_index), content)
 
     def restore_loss_since_log(self, folder: Path) -> None:
@@ -78,25 +78,44 @@ class StreamTrainer(Trainer):
         return {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
 
     def training_step(self, model, inputs, *args, **kwargs):
-        """Train on a batch, and stop with it kept when its loss is not finite."""
-        if self.state.global_step != self._begun[0]:
-            self._begun = self.state.global_step, self._tr_loss.clone()
+        """Train on a micro-batch, and remember it until its step is done."""
+        if not self._is_in_a_step():
+            self._begun, self._loss_before, self._micro_batches = self.state.global_step, self._tr_loss.clone(), []
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
-            self._give_up(inputs, loss.item())
+        self._micro_batches.append((inputs, loss))
         return loss
 
-    def _give_up(self, inputs, loss):
-        run_folder, step = Path(self.args.output_dir), self.state.global_step + 1
+    def _is_in_a_step(self) -> bool:
+        """Whether a step was begun and not ended: what it has summed up does not count if it is left there."""
+        return self._begun == self.state.global_step
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Stop before a step that would spoil the weights: all processes do, for they share gradients."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        losses = [loss.item() for _, loss in self._micro_batches]
+        if not all(map(math.isfinite, losses)):
+            self._give_up("loss", math.fsum(losses))
+        if not self.args.fp16 and not math.isfinite(norm):  # f16's scaler leaves out such a step, and goes on
+            self._give_up("grad_norm", float(norm))
+        return norm
+
+    def _give_up(self, name, value):
+        run_folder, step = Path(self.args.output_dir), self.state.global_step + self._is_in_a_step()
         kept = run_folder / f"not-finite-at-step-{step}-process-{self.args.process_index}.safetensors"
-        save_file({name: values.cpu().contiguous() for name, values in inputs.items()}, kept)
+        parts = [inputs for inputs, _ in self._micro_batches]
+        save_file({key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}, kept)
         whole = [folder for folder in checkpoints.in_order(run_folder) if checkpoints.is_whole(folder)]
         last = f"the last good checkpoint is {whole[-1]}" if whole else "there is no checkpoint before it"
         raise UserError(
-            f"loss is {loss} at step {step} with learning_rate={self._get_learning_rate():g}; its batch is kept in "
+            f"{name} is {value} at step {step} with learning_rate={self._get_learning_rate():g}; its batch is kept in "
             f"{kept} and {last}; the same settings would end here again: lower --learning_rate or raise "
             "--warmup_tokens, with --run NAME to keep this run"
         )
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self._is_in_a_step():  # left in its middle: it is begun anew, and logged then
+            self.control.should_log = self.control.should_evaluate = False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Validate, unless the user asks to stop meanwhile: a resumed run then makes up for it."""
@@ -105,10 +124,10 @@ class StreamTrainer(Trainer):
             metrics = {"eval_loss": self._validation_loss()}
         except StopAskedFor:
             self.left_validation = True
-            if checkpoints.is_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
-                raise  # it was resumed for this validation, and no step may follow
-            self.control.should_save = self.control.should_training_stop = True
-            return {}
+            self._save_checkpoint(self.model_wrapped, None)
+            raise
+        if not math.isfinite(metrics["eval_loss"]) and self._micro_batches:
+            self._give_up("eval_loss", metrics["eval_loss"])
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -133,3 +152,8 @@ class StreamTrainer(Trainer):
                 losses.append((place, loss * len(batch)))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         return math.fsum(loss for _, loss in sorted(gather_object(losses))) / len(rows)
+
+
+def lacks_validation(checkpoint: Path) -> bool:
+    """Return whether the run was stopped in the validation that belongs to the step of a checkpoint."""
+    return json.loads((checkpoint / SINCE_LOG.format(0)).read_text(encoding="utf-8")).get("left_validation", False)

@@ -6,7 +6,7 @@ tests work for it because it stands in the registry.
 """
 
 import inspect
-import math
+import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -147,8 +147,8 @@ def require_whole(name: str, value: object) -> None:
 
 def require_number(name: str, value: object, above: float = 0) -> None:
     """Raise `UserError` unless `value` is a finite number greater than `above`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    require(number and value > above, f"{name}={value!r} must be a number above {above}.")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(number and above < value <= sys.float_info.max, f"{name}={value!r} must be a number above {above}.")
 
 
 def check_options(options: object) -> None:

@@ -65,6 +65,8 @@ def check_rope(described: dict) -> None:
         isinstance(kind, str) and kind in ROPE_TYPES,
         f"rope_type={kind!r} is not known here; choose one of {', '.join(ROPE_TYPES)}.",
     )
+    for name, value in described.items():
+        require(not isinstance(value, dict), f"rope_parameters has {name}={value}; one RoPE serves all layers here.")
     for name in ("rope_theta", *NEEDED[kind]):
         require(name in described, f"rope_parameters lacks {name}, which rope_type={kind!r} needs.")
     require_number("rope_theta", described["rope_theta"], above=1)

@@ -23,6 +23,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 WIKITEXT = REPOSITORY.parent / "shared" / "data"  # real WikiText-2 text, where somebody has put it
 
 
+def command(*words: str, **flags) -> list[str]:
+    """Return a command line; a flag of True stands alone."""
+    argv = list(words)
+    for name, value in flags.items():
+        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return argv
+
+
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)
@@ -121,9 +129,6 @@ def train(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*attention: str, **flags) -> int:
-        argv = ["train", "--attention", *(attention or ("mla",))]
-        for name, value in {**TINY, **flags}.items():
-            argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-        return main(argv)
+        return main(command("train", "--attention", *(attention or ("mla",)), **{**TINY, **flags}))
 
     return run

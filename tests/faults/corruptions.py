@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from conftest import synthetic_articles  # noqa: E402 - once it can be found
-from faults.forked import TRAINING, Ended, command, prepare, run  # noqa: E402
+from conftest import command, synthetic_articles  # noqa: E402 - once it can be found
+from faults.forked import TRAINING, Ended, prepare, run  # noqa: E402
 
 from mla_experiments.manifest import write_record  # noqa: E402
 from mla_experiments.run_files import read_run  # noqa: E402

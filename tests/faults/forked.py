@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
+from conftest import command
 
 from mla_experiments import evaluation, report, training  # noqa: F401 - else every fork would import them anew
 from mla_experiments.cli import main
@@ -29,14 +30,6 @@ class Ended:
 
     code: int
     said: str
-
-
-def command(name: str, *more: str, **flags) -> list[str]:
-    """Return a command line; a flag of True stands alone."""
-    argv = [name, *more]
-    for flag, value in flags.items():
-        argv += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
-    return argv
 
 
 def start(argv: list[str], folder: Path, log: Path) -> int:

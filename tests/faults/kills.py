@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from conftest import synthetic_articles  # noqa: E402 - once it can be found
-from faults.forked import STEPS, TRAINING, command, prepare, run, seconds_of, start, wait  # noqa: E402
+from conftest import command, synthetic_articles  # noqa: E402 - once it can be found
+from faults.forked import STEPS, TRAINING, prepare, run, seconds_of, start, wait  # noqa: E402
 
 from mla_experiments.training import checkpoints  # noqa: E402
 

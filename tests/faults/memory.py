@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from conftest import synthetic_articles  # noqa: E402 - once it can be found
-from faults.forked import TRAINING, command, prepare  # noqa: E402
+from conftest import command, synthetic_articles  # noqa: E402 - once it can be found
+from faults.forked import TRAINING, prepare  # noqa: E402
 
 from mla_experiments.benchmark.packing import PeakMemory  # noqa: E402
 

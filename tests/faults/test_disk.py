@@ -6,15 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, command
 
 from mla_experiments.cli import main
 from mla_experiments.manifest import file_hashes
-
-
-def command(*argv, **flags):
-    return [*argv, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
-
 
 TRAIN = command("train", attention="mla", **TINY)
 

@@ -22,6 +22,9 @@ from mla_experiments.modeling import DecoderConfig
         ({"positions": "alibi"}, "positions='alibi'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
         ({"vocab_size": "10k"}, "vocab_size='10k'"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, "rope_theta=1000"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}}, "full_attention="),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_work_is_named(arguments, field):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY, synthetic_articles
+from conftest import REPOSITORY, TINY, command, synthetic_articles
 
 WITHOUT_NETWORK = """
 import json, os, socket, sys
@@ -26,10 +26,6 @@ for argv in json.loads(sys.argv[1]):
     code = main(argv)
     assert code == 0, f"{argv} ended with {code}"
 """
-
-
-def command(*argv, **flags):
-    return [*argv, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
 
 
 def without_network(folder, *commands):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TINY, synthetic_articles
+from conftest import TINY, command, synthetic_articles
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mla_experiments.cli import main
@@ -54,10 +54,6 @@ def as_numpy(path):
 
 FORMS = [as_pickle, as_torch, as_old_torch, as_numpy]
 every_form = pytest.mark.parametrize("form", FORMS)
-
-
-def command(*argv, **flags):
-    return [*argv, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
 
 
 DATA = command("data", corpus="source.txt", vocab_size=300, sequence_length=32)

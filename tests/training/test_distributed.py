@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, command
 from safetensors.torch import load_file
 from test_faults import environment
 
@@ -18,15 +20,16 @@ from mla_experiments.training import checkpoints
 FLAGS = {**TINY, "per_device_train_batch_size": 2, "save_steps": 5, "logging_steps": 2, "eval_steps": 4}
 
 
-def on_two_processes(folder, code=0, **flags):
-    """Train with torchrun, as a user would; `--` keeps torchrun from taking `--run` for its own."""
+def torchrun(**flags):
+    """Return the command that trains on two processes, as a user would; `--` keeps torchrun from taking `--run`."""
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    argv += [str(REPOSITORY / "train_model.py"), "--attention", "mla"]
-    for name, value in {**FLAGS, **flags}.items():
-        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    ended = subprocess.run(
-        argv, cwd=folder, capture_output=True, text=True, timeout=240, env=environment() | {"OMP_NUM_THREADS": "1"}
-    )
+    return argv + command(str(REPOSITORY / "train_model.py"), attention="mla", **{**FLAGS, **flags})
+
+
+def on_two_processes(folder, code=0, **flags):
+    """Train with torchrun to the end."""
+    environ = environment() | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(torchrun(**flags), cwd=folder, capture_output=True, text=True, timeout=240, env=environ)
     assert (ended.returncode == 0) == (code == 0), ended.stderr[-3000:]
     return ended.stdout + ended.stderr
 
@@ -65,6 +68,22 @@ def test_two_processes_equal_one_and_each_resumes_what_the_other_began(train, tm
         resumed = read_metrics(tmp_path / "weights" / run / "mla")
         assert values(resumed, "loss") == pytest.approx(values(one, "loss"), rel=1e-6)
         assert values(resumed, "eval_loss") == pytest.approx(values(one, "eval_loss"), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_stop_of_two_processes_saves_a_checkpoint_of_both(prepared, tmp_path):
+    endless = {"train_tokens": 128 * 50_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
+    process = subprocess.Popen(
+        torchrun(**endless), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=environment() | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    metrics = tmp_path / "weights/mla/metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    (saved,) = checkpoints.in_order(tmp_path / "weights/mla")
+    assert checkpoints.is_whole(saved) and len(list(saved.glob("loss-since-log-*.json"))) == 2
 
 
 @pytest.mark.slow

@@ -10,22 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, command
 from safetensors.torch import load_file
+from transformers import TrainerControl
 
 from mla_experiments.cli import main
 from mla_experiments.manifest import write_record
 from mla_experiments.modeling import DecoderForCausalLM
 from mla_experiments.run_files import read_run
-from mla_experiments.training import checkpoints
+from mla_experiments.training import callbacks, checkpoints
 from mla_experiments.training.callbacks import StopInGoodOrder
 
 
-def command(**flags):
-    argv = [sys.executable, "-m", "mla_experiments.cli", "train", "--attention", "mla"]
-    for name, value in {**TINY, **flags}.items():
-        argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return argv
+def training(**flags):
+    return [sys.executable, "-m", "mla_experiments.cli", *command("train", attention="mla", **{**TINY, **flags})]
 
 
 def environment():
@@ -36,7 +34,7 @@ def environment():
 def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
     many = {"train_tokens": 128 * 20_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
     process = subprocess.Popen(
-        command(**many), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        training(**many), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     path = tmp_path / "weights/mla/metrics.jsonl"
     while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
@@ -63,7 +61,7 @@ def slowed(code, **flags):
         f"{code}\n"
         "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    return [sys.executable, "-c", script, *command(**flags)[3:]]
+    return [sys.executable, "-c", script, *training(**flags)[3:]]
 
 
 def started(argv, folder):
@@ -126,14 +124,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path):
         "Trainer._save_checkpoint = full\n"
         "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    argv = [sys.executable, "-c", limited, *command()[3:]]
+    argv = [sys.executable, "-c", limited, *training()[3:]]
     done = subprocess.run(argv, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert "checkpoint-8 could not be written" in done.stderr and "--resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in checkpoints.in_order(tmp_path / "weights/mla")] == ["checkpoint-4"]
     assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-4")
-    again = subprocess.run(command(resume=True), cwd=tmp_path, env=environment(), capture_output=True, timeout=120)
+    again = subprocess.run(training(resume=True), cwd=tmp_path, env=environment(), capture_output=True, timeout=120)
     assert again.returncode == 0
 
 
@@ -220,6 +218,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(train, tmp_
     assert train(save_steps=4, resume=True) == 0, "nothing that was whole is lost"
 
 
+def test_a_gradient_that_is_not_finite_spoils_no_weights(train, monkeypatch, capsys):
+    """At a step that is saved: a finite loss hides the damage until the next one."""
+    forward, calls = DecoderForCausalLM.forward, []
+
+    def broken(model, *args, **kwargs):
+        output = forward(model, *args, **kwargs)
+        calls.append(model.training)
+        if model.training and sum(calls) == 8:
+            output.loss = output.loss + (0 * model.lm_head.weight.sum()).sqrt()
+            assert output.loss.isfinite()
+        return output
+
+    monkeypatch.setattr(DecoderForCausalLM, "forward", broken)
+    assert train() == 2
+    said = capsys.readouterr().err
+    assert (
+        "error: grad_norm is nan at step 8" in said and "the last good checkpoint is weights/mla/checkpoint-4" in said
+    )
+    assert [folder.name for folder in checkpoints.in_order(Path("weights/mla"))] == ["checkpoint-4"]
+    monkeypatch.setattr(DecoderForCausalLM, "forward", forward)
+    assert train(resume=True) == 0
+
+
 def test_a_second_process_on_a_run_is_refused_and_a_dead_one_holds_nobody(prepared, tmp_path, train, capsys):
     holder = (
         "import sys, time\nfrom filelock import FileLock\n"
@@ -266,6 +287,61 @@ def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch, step, 
         assert last.name == f"checkpoint-{step}", "saved although its validation was not finished"
     assert train(run="stopped", save_steps=4, resume=True) == 0
     equal_to_the_bit("whole", "stopped")
+
+
+@pytest.mark.parametrize(
+    ("moment", "step", "flags"),
+    [
+        ("on_prediction_step", 5, {"metric_for_best_model": "eval_loss"}),
+        ("on_prediction_step", 0, {"eval_on_start": True}),
+        ("on_step_end", 5, {"eval_strategy": "no"}),
+        ("on_step_end", 5, {"eval_delay": 6}),
+        ("on_substep_end", 5, {"logging_strategy": "epoch", "per_device_train_batch_size": 2}),
+    ],
+)
+def test_whatever_is_logged_and_when_a_stop_changes_nothing_of_it(train, monkeypatch, moment, step, flags):
+    train(run="whole", **flags)
+    stop_when(monkeypatch, moment, {step: 1})
+    assert train(run="stopped", **flags) == 130
+    assert train(run="stopped", resume=True, **flags) == 0
+    equal_to_the_bit("whole", "stopped")
+
+
+def test_a_stop_while_the_last_checkpoint_is_saved_begins_no_other_run(train, monkeypatch, capsys):
+    stop_when(monkeypatch, "on_save", {10: 1})
+    assert train("mha", "mla") == 130
+    assert "Stopped; weights/mha is finished." in capsys.readouterr().out
+    assert read_run(Path("weights/mha"))["status"] == "finished" and not Path("weights/mla/run.json").exists()
+    assert train("mha", "mla", resume=True) == 0
+    assert read_run(Path("weights/mla"))["status"] == "finished"
+
+
+def test_a_stop_that_comes_while_processes_agree_is_not_forgotten(monkeypatch):
+    stop, control = StopInGoodOrder(), TrainerControl()
+
+    def gather(wishes):
+        if not stop.asked:
+            stop.ask(signal.SIGTERM, None)
+        return wishes
+
+    monkeypatch.setattr(callbacks, "gather_object", gather)
+    stop.on_step_end(None, None, control)
+    assert not control.should_training_stop, "the others have not heard of it"
+    stop.on_step_end(None, None, control)
+    assert control.should_training_stop and control.should_save
+
+
+def test_a_stop_saves_also_where_nobody_reads_what_is_said_any_more(prepared, tmp_path):
+    many = {"train_tokens": 128 * 20_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
+    process = started(training(**many), tmp_path)
+    path = tmp_path / "weights/mla/metrics.jsonl"
+    while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
+        pass
+    process.stdout.close()  # as when Ctrl-C ends tee before us
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    (saved,) = checkpoints.in_order(tmp_path / "weights/mla")
+    assert checkpoints.is_whole(saved)
 
 
 @pytest.mark.parametrize("step", [0, 4, 7])
@@ -333,6 +409,6 @@ def test_a_damaged_model_is_not_evaluated_nor_taken_for_trained(train, capsys):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    for command in (lambda: main(["eval"]), train):
-        assert command() == 2
+    for read in (lambda: main(["eval"]), train):
+        assert read() == 2
         assert "weights/mla/model.safetensors is not what training wrote there" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from datasets import Dataset
 from datasets.packaged_modules.parquet.parquet import Parquet
 from safetensors.torch import load_file
 from test_distributed import back_to, on_two_processes, values
-from test_faults import command, environment
+from test_faults import environment, stop_when, training
 from tqdm import tqdm
 
 from mla_experiments.cli import main
@@ -148,18 +148,27 @@ def test_a_run_resumed_from_any_checkpoint_ends_with_the_same_bits(train, stream
         shutil.rmtree("weights/stopped")
 
 
+@pytest.mark.parametrize("step", [3, 7, 12])
+def test_a_step_left_in_its_middle_keeps_a_near_position(train, streamed, monkeypatch, step):
+    flags = {**STREAM, "per_device_train_batch_size": 1}
+    stop_when(monkeypatch, "on_substep_end", {step: 1})
+    assert train(**flags) == 130
+    position = json.loads(Path(f"weights/mla/checkpoint-{step}/{POSITION_FILE}").read_text())
+    assert 0 <= step * 128 - position["tokens"] < 128 * 4
+
+
 def test_a_killed_run_goes_on_to_the_same_bits_and_stores_no_text(train, streamed, tmp_path):
     flags = {**STREAM, "train_tokens": 60 * 128, "save_steps": 7, "logging_steps": 3}
     assert train(run="whole", **flags) == 0
     home = {"HF_HOME": str(tmp_path / "huggingface")}
     path = tmp_path / "weights/killed/mla"
-    killed = subprocess.Popen(command(run="killed", **flags), env=environment() | home, stdout=subprocess.DEVNULL,
+    killed = subprocess.Popen(training(run="killed", **flags), env=environment() | home, stdout=subprocess.DEVNULL,
                               stderr=subprocess.DEVNULL, cwd=tmp_path)  # fmt: skip
     while killed.poll() is None and not (path / "checkpoint-14").exists():
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    resumed = subprocess.run(command(run="killed", resume=True, **flags), cwd=tmp_path, env=environment() | home,
+    resumed = subprocess.run(training(run="killed", resume=True, **flags), cwd=tmp_path, env=environment() | home,
                              capture_output=True, text=True, timeout=120)  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     assert contents("killed") == contents("whole")

@@ -94,10 +94,11 @@ def with_solved(variant: dict) -> str:
 def made(content: dict) -> list[str]:
     """Say what it was made with."""
     facts, stated = content["machine"], content["stated"]
+    cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
     versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
     widths = ", ".join(f"{variant['name']} {variant['intermediate_size']:,}" for variant in content["variants"])
     return [
-        f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores, {facts['date']}; {versions}.",
+        f"{facts['gpu'] or facts['cpu']}, {cores}, {facts['date']}; {versions}.",
         f"Corpus {content['corpus']} ({content['corpus_hash'][:12]}), tokenizer {content['tokenizer_hash'][:12]} of "
         f"{stated['data']['vocab_size']:,} entries, seeds {', '.join(map(str, stated['seeds']))}.",
         "Test and validation documents are scored one by one, each token once. Learning rates are chosen by the first "

@@ -99,7 +99,8 @@ def _draw_series(axes: Axes, series: Series) -> None:
     elif series.look == "curve":
         axes.plot(series.x, series.y, linewidth=1.1, **look | {"marker": ""})
     else:
-        axes.plot(series.x, series.y, label=series.name, markersize=4, markevery=0.1, linewidth=1.3, **look)
+        every = max(1, len(series.x) // 12)  # marks of many points would hide the line
+        axes.plot(series.x, series.y, label=series.name, markersize=4, markevery=every, linewidth=1.3, **look)
         if series.spread:
             low, high = zip(*((y - s, y + s) for y, s in zip(series.y, series.spread, strict=True)), strict=True)
             axes.fill_between(series.x, low, high, color=look["color"], alpha=0.15, linewidth=0)

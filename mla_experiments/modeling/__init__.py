@@ -4,9 +4,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM, DecoderModel
-from .loading import device, load_model
+from .devices import device, device_name
+from .loading import load_model
 
 AutoConfig.register(DecoderConfig.model_type, DecoderConfig)
 AutoModelForCausalLM.register(DecoderConfig, DecoderForCausalLM)
 
-__all__ = ["DecoderConfig", "DecoderForCausalLM", "DecoderModel", "device", "load_model"]
+__all__ = ["DecoderConfig", "DecoderForCausalLM", "DecoderModel", "device", "device_name", "load_model"]

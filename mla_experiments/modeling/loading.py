@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -28,7 +27,7 @@ def load_model(folder: Path) -> DecoderForCausalLM:
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"
         raise UserError(f"model={folder} needs weights in model.safetensors but has {found}; save it as safetensors")
-    shard_paths(folder)
+    shard_paths(folder)  # refuses an index that names files elsewhere
     check_files(folder, "config.json")
     check_files(folder, "model*.safetensors*")
     try:
@@ -48,14 +47,6 @@ def load_model(folder: Path) -> DecoderForCausalLM:
                 f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); use the config that they were saved with"
             )
     return model.eval()
-
-
-def device() -> torch.device:
-    """Return where models train and run: the accelerator, if there is one that works, else the CPU.
-
-    A build of torch for CUDA names its accelerator also where no GPU is, unless it is asked to look.
-    """
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _load_quietly(folder: Path, config: DecoderConfig):

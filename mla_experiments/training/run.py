@@ -18,7 +18,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments, s
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..errors import InUse, Stopped, UserError, reason_of
 from ..manifest import file_hash, flush, library_versions, locked, write_record
-from ..modeling import DecoderForCausalLM
+from ..modeling import DecoderForCausalLM, device_name
 from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, check_files, read_run
 from . import checkpoints
@@ -235,14 +235,18 @@ class Run:
             )
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all take part where weights are sharded
         if self.is_main_process:
-            with checkpoints.explained(self.folder):
-                tokenizer.save_pretrained(self.folder)
-                trainer.accelerator.unwrap_model(trainer.model).save_pretrained(self.folder, state_dict=weights)
-            speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
-            self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
+            self._finish(trainer.accelerator.unwrap_model(trainer.model), weights, tokenizer, clock)
             draw(self.folder.parent)
         if any(gather_object([stop.asked])):  # in the last step, or while what belongs to it was saved
             raise Stopped(f"Stopped; {self.folder} is finished. Go on with the same command and --resume.")
+
+    def _finish(self, model: DecoderForCausalLM, weights: dict, tokenizer, clock: Clock) -> None:
+        """Save what the run was for, and record that it stands here, whole."""
+        with checkpoints.explained(self.folder):
+            tokenizer.save_pretrained(self.folder)
+            model.save_pretrained(self.folder, state_dict=weights)
+        speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
+        self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())
 
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, and say what is new since it was written."""
@@ -291,15 +295,12 @@ class Run:
 
     def record(self, **facts) -> None:
         """Write `run.json`."""
-        device = (
-            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-        )
         write_record(
             self.folder / RUN_FILE,
             {
                 "attention": self.attention,
                 "corpus": self.corpus,
-                "device": device,
+                "device": device_name(),
                 "versions": library_versions(),
                 "identity": self.identity,
                 **facts,

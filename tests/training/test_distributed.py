@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY, command
 from safetensors.torch import load_file
-from test_faults import environment
+from test_faults import ENDLESS, environment, wait_until_it_trains
 
 from mla_experiments.manifest import write_record
 from mla_experiments.run_files import read_metrics, read_run
@@ -72,14 +71,11 @@ def test_two_processes_equal_one_and_each_resumes_what_the_other_began(train, tm
 
 @pytest.mark.slow
 def test_a_stop_of_two_processes_saves_a_checkpoint_of_both(prepared, tmp_path):
-    endless = {"train_tokens": 128 * 50_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
     process = subprocess.Popen(
-        torchrun(**endless), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        torchrun(**ENDLESS), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=environment() | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    metrics = tmp_path / "weights/mla/metrics.jsonl"
-    while process.poll() is None and not (metrics.is_file() and metrics.read_text().count("\n") > 2):
-        time.sleep(0.05)
+    wait_until_it_trains(process, tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) != 0
     (saved,) = checkpoints.in_order(tmp_path / "weights/mla")

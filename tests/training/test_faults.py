@@ -26,19 +26,29 @@ def training(**flags):
     return [sys.executable, "-m", "mla_experiments.cli", *command("train", attention="mla", **{**TINY, **flags})]
 
 
+ENDLESS = {"train_tokens": 128 * 50_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
+
+
+def started(argv, folder):
+    return subprocess.Popen(
+        argv, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_until_it_trains(process, folder):
+    path = folder / "weights/mla/metrics.jsonl"
+    while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
+        time.sleep(0.01)
+
+
 def environment():
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
-    many = {"train_tokens": 128 * 20_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
-    process = subprocess.Popen(
-        training(**many), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    path = tmp_path / "weights/mla/metrics.jsonl"
-    while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
-        pass
+    process = started(training(**ENDLESS), tmp_path)
+    wait_until_it_trains(process, tmp_path)
     process.send_signal(number)
     if number == signal.SIGTERM:  # as where it comes from the system and from a parent process
         while "Stopping" not in process.stdout.readline():
@@ -62,12 +72,6 @@ def slowed(code, **flags):
         "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     return [sys.executable, "-c", script, *training(**flags)[3:]]
-
-
-def started(argv, folder):
-    return subprocess.Popen(
-        argv, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
 
 
 def wait_for(process, text):
@@ -332,11 +336,8 @@ def test_a_stop_that_comes_while_processes_agree_is_not_forgotten(monkeypatch):
 
 
 def test_a_stop_saves_also_where_nobody_reads_what_is_said_any_more(prepared, tmp_path):
-    many = {"train_tokens": 128 * 20_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
-    process = started(training(**many), tmp_path)
-    path = tmp_path / "weights/mla/metrics.jsonl"
-    while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
-        pass
+    process = started(training(**ENDLESS), tmp_path)
+    wait_until_it_trains(process, tmp_path)
     process.stdout.close()  # as when Ctrl-C ends tee before us
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130

@@ -15,6 +15,7 @@ from ..kernels import latent
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import set_decode_mode
 from ..modeling.cache import growing
+from ..modeling.cache_name import by_name, cache_of
 from .measure import ceilings, flops_of, interleaved, roofline, spread
 from .training import contestants
 
@@ -95,7 +96,7 @@ def decode_step(
     def step():
         if mode:
             set_decode_mode(model, mode)
-        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(tokens, **by_name(cache), use_cache=True, logits_to_keep=1)
         cache.crop(-1)
 
     return step, cache
@@ -117,8 +118,8 @@ def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCac
 @torch.inference_mode()
 def probe(model: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return what every layer caches of one token."""
-    layers = model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values.layers
-    return [(layer.keys, layer.values) for layer in layers]
+    cache = cache_of(model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True))
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def bytes_per_token(model: torch.nn.Module, mode: str | None = None) -> int:

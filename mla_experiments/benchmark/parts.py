@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
-from ..kernels import Linear, attend
+from ..kernels import attend, project
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import MLA, Attention
 from .core import absorb, inputs
@@ -75,9 +76,9 @@ def calling_seconds(attention: str) -> tuple[float, float]:
 def seconds_per_weight(in_features: int, out_features: int, batch: int) -> float:
     """Measure the products of `batch` rows with matrices of this shape, per number of theirs."""
     size = in_features * out_features
-    layers = [Linear(in_features, out_features, bias=False) for _ in range(math.ceil(UNCACHED / 4 / size))]
+    layers = [nn.Linear(in_features, out_features, bias=False) for _ in range(math.ceil(UNCACHED / 4 / size))]
     rows = torch.randn(batch, 1, in_features)
-    return _median([partial(layer, rows) for layer in layers]) / size
+    return _median([partial(project, layer, rows) for layer in layers]) / size
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from .attention import attend
 from .latent import attend_latents
-from .linear import Linear
+from .linear import project
+from .plain import weight_of
 
-__all__ = ["Linear", "attend", "attend_latents"]
+__all__ = ["attend", "attend_latents", "project", "weight_of"]

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 
 from ..errors import UserError
-from . import latent_torch
+from . import eager, latent_torch
 
 # the fastest first; the last one serves every device, dtype, shape and mask, and has gradients
 BACKENDS = {
@@ -26,7 +26,12 @@ _forced: str | None = None
 
 
 def attend_latents(
-    query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    latents: torch.Tensor,
+    value_width: int,
+    mask: torch.Tensor | None,
+    scale: float,
+    attentions: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return softmax(scale · query latentsᵀ + mask) latents[..., :value_width], by the fastest backend that serves it.
 
@@ -37,6 +42,7 @@ def attend_latents(
         mask: `[B or 1, 1, T, S]`, boolean (True attends) or additive; None means causal when T > 1, where T must
             equal S, and everything when T == 1.
         scale: factor on the scores before the softmax.
+        attentions: where given, the probabilities `[B, H, T, S]` are appended to it, and no backend is asked.
 
     Returns:
         `[B, H, T, value_width]`.
@@ -44,13 +50,18 @@ def attend_latents(
     Raises:
         UserError: the backend that was forced cannot serve these tensors.
     """
+    if attentions is not None:
+        shared = latents.unsqueeze(1)  # [B, 1, S, W]
+        output, probabilities = eager.attend(query, shared, shared[..., :value_width], mask, scale)
+        attentions.append(probabilities)
+        return output
     if _forced is not None:
         backend = load(_forced)
         reason = backend.why_not(query, latents, value_width, mask)
         if reason:
             raise UserError(f"backend={_forced} cannot serve this attention: {reason}; choose another or none.")
         return backend.attend_latents(query, latents, value_width, mask, scale)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and query.requires_grad):
+    if torch.compiler.is_compiling():
         return latent_torch.attend_latents(query, latents, value_width, mask, scale)
     for backend in usable():
         if backend.pays(query) and backend.why_not(query, latents, value_width, mask) is None:

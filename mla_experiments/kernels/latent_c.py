@@ -15,7 +15,7 @@ def why_not(query, latents, value_width, mask) -> str | None:
     """Return what it cannot serve."""
     if mask is None and query.shape[2] > 1:
         return "it serves cached contexts, not prompts"
-    return shared_keys.why_not(query, latents, latents)
+    return shared_keys.why_not(query, latents, latents, mask)
 
 
 def attend_latents(query, latents, value_width, mask, scale):

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
+from .plain import NOT_PLAIN, is_plain
+
 PROGRAMS_PER_PROCESSOR = 2  # enough to hide a program's waiting behind another's work
 PROCESSORS_INTERPRETED = 4
 
@@ -35,8 +37,8 @@ def why_not(query, latents, value_width, mask) -> str | None:
         return f"it knows f32, bf16 and f16, not {query.dtype}"
     if value_width > 512:
         return f"latents of {value_width} are wider than 512"
-    if torch.is_grad_enabled() and query.requires_grad:
-        return "it has no backward pass"
+    if not is_plain(query, latents, mask):
+        return NOT_PLAIN
     return None
 
 

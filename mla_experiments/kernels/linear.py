@@ -5,43 +5,44 @@ on some processors and for one or two rows only; `linear.c` does everywhere (`be
 """
 
 import ctypes
-import math
 from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
-from torch.utils.flop_counter import register_flop_formula
 
 from .compiling import CannotCompile, library
+from .plain import is_followed, is_plain, is_plain_linear
 
 NAME = "linear"
 FEW_ROWS = 16  # above, arithmetic binds, which MKL does well
 
 
-class Linear(nn.Linear):
-    """`nn.Linear`, in C where few rows are mapped on a CPU in single precision without gradients."""
+def project(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Return `module(rows)`: in C where a plain `nn.Linear` maps few rows on a CPU in single precision.
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
-        if torch.compiler.is_compiling():
-            return super().forward(input)
-        weight = self.weight
-        if input.numel() > FEW_ROWS * self.in_features or not self._is_for_c(input, weight):
-            return super().forward(input)
-        if is_in_torch_dispatch_mode():  # somebody counts
-            return torch.ops.mla_experiments.few_rows_linear(input, weight)
-        return few_rows_linear(input, weight)
+    Args:
+        module: whatever maps `[..., in]` to `[..., out]`; an `nn.Linear`, or what others have put in its place.
+        rows: `[..., in]`.
+    """
+    if not torch.compiler.is_compiling() and _is_for_c(module, rows):
+        weight = module._parameters["weight"]
+        if torch.autograd._profiler_enabled():  # as an operator it has a name there
+            return torch.ops.mla_experiments.few_rows_linear(rows, weight)
+        return few_rows_linear(rows, weight)
+    return module(rows)
 
-    def _is_for_c(self, input, weight) -> bool:
-        if not (weight.is_cpu and input.is_cpu and input.dtype == weight.dtype == torch.float32 and input.numel()):
-            return False
-        if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-            return False
-        if self.bias is not None or torch.is_autocast_enabled("cpu"):
-            return False
-        return weight.is_contiguous() and not isinstance(library(NAME), CannotCompile)
+
+def _is_for_c(module, rows) -> bool:
+    if not is_plain_linear(module) or not 0 < rows.numel() <= FEW_ROWS * module.in_features:
+        return False
+    weight = module._parameters["weight"]
+    if not (weight.is_cpu and rows.is_cpu and rows.dtype == weight.dtype == torch.float32):
+        return False
+    if rows.shape[-1] != weight.shape[-1] or torch.is_autocast_enabled("cpu"):
+        return False
+    plain = is_plain(rows, weight) and not is_followed()
+    return plain and weight.is_contiguous() and not isinstance(library(NAME), CannotCompile)
 
 
 @cache
@@ -53,22 +54,16 @@ def prototyped() -> Callable:
     return function
 
 
-def few_rows_linear(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return input weightᵀ for `[..., in]` and `[out, in]`, on a CPU, in single precision, the weight contiguous."""
-    input, (num_out, num_in) = input.contiguous(), weight.shape
-    output = input.new_empty((*input.shape[:-1], num_out))
-    pointers = (input.data_ptr(), weight.data_ptr(), output.data_ptr())
-    prototyped()(*pointers, input.numel() // num_in, num_in, num_out, torch.get_num_threads())
+def few_rows_linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return rows weightᵀ for `[..., in]` and `[out, in]`, on a CPU, in single precision, the weight contiguous."""
+    rows, (num_out, num_in) = rows.contiguous(), weight.shape
+    output = rows.new_empty((*rows.shape[:-1], num_out))
+    pointers = (rows.data_ptr(), weight.data_ptr(), output.data_ptr())
+    prototyped()(*pointers, rows.numel() // num_in, num_in, num_out, torch.get_num_threads())
     return output
 
 
-# An operator, so that FLOP counters see it; called without one, since a step asks for it some fifty times.
+# An operator too, so that profilers see it; called without one, since a step asks for it some fifty times.
 _operators = torch.library.Library("mla_experiments", "FRAGMENT")
-_operators.define("few_rows_linear(Tensor input, Tensor weight) -> Tensor")
+_operators.define("few_rows_linear(Tensor rows, Tensor weight) -> Tensor")
 _operators.impl("few_rows_linear", few_rows_linear, "CPU")
-
-
-@register_flop_formula(torch.ops.mla_experiments.few_rows_linear)
-def _flops(input, weight, *_, **__) -> int:
-    """A multiply-add for every weight and row."""
-    return 2 * math.prod(input[:-1]) * math.prod(weight)

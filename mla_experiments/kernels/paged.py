@@ -6,6 +6,8 @@ Pages are a view where the buffer allows it, and a copy where it does not.
 import torch
 import torch.nn.functional as F
 
+from .plain import NOT_PLAIN, is_plain
+
 PAGE = 64  # tokens
 
 
@@ -54,4 +56,6 @@ def why_not(query, latents, value_width, mask) -> str | None:
         return f"it knows bf16 and f16, not {query.dtype}"
     if mask is not None:
         return "it takes no mask (padded batches, several new tokens)"
+    if not is_plain(query, latents):
+        return NOT_PLAIN
     return None

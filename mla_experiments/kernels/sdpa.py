@@ -7,6 +7,8 @@ context (Dao et al. 2022, FlashAttention).
 import torch
 import torch.nn.functional as F
 
+from .plain import is_plain
+
 # New tokens up to which the heads that share a key are rows of one query, and not heads over repeated keys: more rows
 # bring no more speed, but a larger mask.
 FEW_TOKENS = 16
@@ -52,13 +54,12 @@ def attend(
 
 def _few_rows(query, key, value, mask, scale):
     """One block of rows for each key-value head; on a CPU it shares out a long context where heads are too few."""
-    whole = mask is not None or torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if whole or query.device.type != "cpu" or key.shape[2] < LONG_CONTEXT or 1 not in query.shape[:2]:
-        return _fused(query, key, value, mask, scale, False)
-    heads, threads = query.shape[0] * query.shape[1], torch.get_num_threads()
-    if heads >= threads:
-        return _fused(query, key, value, mask, scale, False)
-    return _split_context(query, key, value, scale, threads // heads)
+    served = mask is None and value.shape[-1] <= key.shape[-1] and query.device.type == "cpu"
+    if served and not torch.is_grad_enabled() and is_plain(query, key, value):
+        heads, threads = query.shape[0] * query.shape[1], torch.get_num_threads()
+        if heads < threads and key.shape[2] >= LONG_CONTEXT and 1 in query.shape[:2]:
+            return _split_context(query, key, value, scale, threads // heads)
+    return _fused(query, key, value, mask, scale, False)
 
 
 def _split_context(query, key, value, scale, parts):

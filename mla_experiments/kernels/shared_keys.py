@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from .compiling import CannotCompile, library
+from .plain import NOT_PLAIN, is_plain
 
 NAME = "shared_keys"
 SHORTEST_SPLIT = 128  # tokens: a shorter one is done before another thread has begun
@@ -34,14 +35,16 @@ def why_not_here() -> str | None:
     return str(found) if isinstance(found, CannotCompile) else None
 
 
-def why_not(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str | None:
+def why_not(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+) -> str | None:
     """Return why it cannot serve these tensors, or None; arguments as in `attend`."""
     if not (query.is_cpu and key.is_cpu and value.is_cpu):
         return "it runs on CPUs"
     if not (query.dtype == key.dtype == value.dtype == torch.float32):
         return f"it knows f32, not {query.dtype}"
-    if torch.is_grad_enabled() and query.requires_grad:
-        return "it has no backward pass"
+    if not is_plain(query, key, value, mask):
+        return NOT_PLAIN
     if key.stride(-1) != 1 or value.stride(-1) != 1:
         return "the numbers of a key or value lie apart"
     return None

@@ -4,8 +4,9 @@ from transformers import PreTrainedConfig
 
 from ..errors import UserError
 from .attention import ATTENTION
-from .attention.base import check_options, require, require_number, require_whole
+from .attention.checks import check_options, require, require_number, require_whole
 from .attention.rope import check_rope
+from .cache_name import NAMES
 
 POSITIONS = ("rope", "learned")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
@@ -37,7 +38,7 @@ class DecoderConfig(PreTrainedConfig):
     """
 
     model_type = "mla_experiments"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = list(NAMES)  # noqa: RUF012
 
     vocab_size: int = 10_000
     hidden_size: int = 512
@@ -85,7 +86,8 @@ class DecoderConfig(PreTrainedConfig):
         ):
             require(described is None or isinstance(described, dict), f"{name}={described!r} must be a dictionary.")
         super().__post_init__(**kwargs)
-        check_rope(self.rope_parameters)
+        rotary_dim = ATTENTION[self.attention].rotary_dim(self.attention_options)
+        check_rope(self.rope_parameters, rotary_dim, self.max_position_embeddings)
 
     def _resolve_attention(self) -> dict:
         require(

@@ -5,21 +5,44 @@ no biases, no dropout. Weights bear the names of transformers' Llama and DeepSee
 model *is* a Llama and with MLA a dense DeepSeek-V3; the tests hold it to that.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import logging
 
 from ..errors import UserError
-from ..kernels import Linear
+from ..kernels import project
+from ..kernels.plain import is_plain
 from .attention import ATTENTION
-from .attention.base import require
+from .attention.checks import require
 from .attention.rope import RotaryEmbedding
 from .cache import growing
+from .cache_name import NAMES, EitherName, by_name, either_name
 from .configuration import DecoderConfig
+
+logger = logging.get_logger(__name__)
+
+OF_THE_LOSS = ("shift_labels", "num_items_in_batch")  # what transformers' Trainer and our rows tell the loss
+
+
+class DecoderOutput(EitherName, BaseModelOutputWithPast):
+    """transformers' own, with its cache under both names."""
+
+
+class CausalLMOutput(EitherName, CausalLMOutputWithPast):
+    """transformers' own, with its cache under both names."""
 
 
 class MLP(nn.Module):
@@ -27,16 +50,16 @@ class MLP(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, D]`."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return project(self.down_proj, F.silu(project(self.gate_proj, x)) * project(self.up_proj, x))
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(GradientCheckpointingLayer):
     """RMSNorm, attention, residual; RMSNorm, SwiGLU, residual."""
 
     def __init__(self, config: DecoderConfig, layer_idx: int):
@@ -54,9 +77,10 @@ class DecoderBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, position_embeddings, attention_mask, past_key_values):
+    @either_name
+    def forward(self, x, position_embeddings, attention_mask=None, attentions=None, cache=None):
         """`[B, T, D]` to `[B, T, D]`; arguments as in `Attention.forward`."""
-        x = x + self.self_attn(self.input_layernorm(x), position_embeddings, attention_mask, past_key_values)
+        x = x + self.self_attn(self.input_layernorm(x), position_embeddings, attention_mask, cache, attentions)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -65,8 +89,10 @@ class DecoderPreTrainedModel(PreTrainedModel):
 
     config: DecoderConfig
     base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the Trainer then says by how many tokens to divide
     _no_split_modules = ("DecoderBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = NAMES
     _supports_sdpa = True
 
     @torch.no_grad()
@@ -74,7 +100,7 @@ class DecoderPreTrainedModel(PreTrainedModel):
         """Normal(0, initializer_range) for matrices and embeddings, ones for norms, as Llama and DeepSeek do."""
         super()._init_weights(module)
         if isinstance(module, RotaryEmbedding):  # a model made on the meta device has its buffers filled here
-            module.inv_freq.copy_(module.frequencies()[0])
+            module.fill()
 
 
 class DecoderModel(DecoderPreTrainedModel):
@@ -87,62 +113,96 @@ class DecoderModel(DecoderPreTrainedModel):
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         else:
             rotary_dim = ATTENTION[config.attention].rotary_dim(config.attention_options)
-            self.rotary_emb = RotaryEmbedding(rotary_dim, config.rope_parameters)
+            self.rotary_emb = RotaryEmbedding(rotary_dim, config.rope_parameters, config.max_position_embeddings)
         self.layers = nn.ModuleList(DecoderBlock(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
         self.post_init()
 
+    @either_name
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        """Return the last hidden states `[B, T, D]`, and the cache if one is used.
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DecoderOutput | tuple:
+        """Return the last hidden states `[B, T, D]`, the cache if one is used, and what else is asked for.
 
         Args:
             input_ids: `[B, T]` token ids; or `inputs_embeds` `[B, T, D]` in their place.
             attention_mask: `[B, S]`, 0 where a token is padding, over cached and new tokens.
             position_ids: `[B, T]`; by default counted from the first token that is not padding.
-            past_key_values: the cache to read and extend.
+            cache: the cache to read and extend; `past_key_values` is its other name.
+            inputs_embeds: see `input_ids`.
             use_cache: whether to make a cache when none is given; by default not while training.
+            output_attentions: whether to return every layer's probabilities `[B, H, T, S]`, which are then made.
+            output_hidden_states: whether to return the embeddings and what each block gave, the last one normed.
+            return_dict: False returns a tuple of what there is.
 
         Raises:
             UserError: no tokens, more than `max_position_embeddings`, or a cache that another model filled.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("input_ids and inputs_embeds are two forms of one argument; give exactly one of them")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config)
-        past = 0
-        if past_key_values is not None:
-            past = growing(past_key_values).get_seq_length()
+        if cache is None and self._wants_cache(use_cache):
+            cache = DynamicCache(config=self.config)
+        past = 0 if cache is None else growing(cache).get_seq_length()
         if not torch.compiler.is_compiling():
             self._check_length(x.shape[1], past, attention_mask)
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past)
-        mask = create_causal_mask(self.config, x, attention_mask, past_key_values, position_ids)
+        mask = create_causal_mask(
+            self.config, x, attention_mask=attention_mask, position_ids=position_ids, **by_name(cache)
+        )
         if self.config.positions == "learned":
             x, position_embeddings = x + self.embed_positions(position_ids), None
         else:
             position_embeddings = self.rotary_emb(position_ids, x.dtype)
-        for layer in self.layers:
-            x = layer(x, position_embeddings, mask, past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+        asked = self._asked(output_attentions, output_hidden_states)
+        attentions = [] if asked["attentions"] or self.config._attn_implementation == "eager" else None
+        hidden_states = []
+        for layer in self.layers[: self.config.num_hidden_layers]:  # of which an early exit leaves some out
+            hidden_states.append(x)
+            x = layer(x, position_embeddings, mask, attentions, **by_name(cache))
+        x = self.norm(x)
+        output = DecoderOutput(
+            last_hidden_state=x,
+            hidden_states=(*hidden_states, x) if asked["hidden_states"] else None,
+            attentions=tuple(attentions) if asked["attentions"] else None,
+            **by_name(cache),
+        )
+        return self._returned(output, return_dict)
+
+    def _wants_cache(self, use_cache):
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return False  # blocks are run a second time, which would write a second time
+        return self.config.use_cache and not self.training if use_cache is None else use_cache
+
+    def _asked(self, attentions, hidden_states):
+        """What is to be returned beside the last hidden state: as told, or as the configuration says."""
+        given = {"attentions": attentions, "hidden_states": hidden_states}
+        return {
+            name: bool(getattr(self.config, f"output_{name}") if value is None else value)
+            for name, value in given.items()
+        }
+
+    def _returned(self, output, return_dict):
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _check_length(self, length, past, attention_mask):
         require(length > 0, "input_ids holds no tokens; pass at least one new token.")
         limit = self.config.max_position_embeddings
         if past + length > limit and (attention_mask is None or attention_mask.sum(-1).max() > limit):
-            raise UserError(
-                f"{int(past + length)} tokens are more than max_position_embeddings={limit}, the longest sequence of "
-                "this model; shorten the prompt or the continuation."
-            )
+            said = f"{int(past + length)} tokens are more than max_position_embeddings={limit}"
+            require(self.config.positions == "rope", f"{said}, the positions that were learned; shorten the text.")
+            logger.warning_once(f"{said}, the longest sequence that this model was made for; it may write nonsense.")
 
     def _positions(self, x, attention_mask, past):
         """Count the tokens from the first that is not padding: `[B or 1, T]`."""
@@ -160,37 +220,61 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         self.model = DecoderModel(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @either_name
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
-    ) -> CausalLMOutputWithPast:
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput | tuple:
         """Return logits `[B, T, vocabulary]`; with `labels` `[B, T]` also the mean cross-entropy in nats.
 
         Labels follow transformers' convention: they are the inputs themselves and are shifted here; -100 is left
-        out. `logits_to_keep` computes the logits of the last so many positions only (0 for all). Other arguments
-        are those of `DecoderModel.forward`.
+        out. `logits_to_keep` computes the logits of the last so many positions only (0 for all). Of other arguments,
+        `shift_labels` and `num_items_in_batch` go to the loss, and the rest to `DecoderModel.forward`.
         """
-        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
-        decoding = outputs.past_key_values is not None and not torch.compiler.is_compiling()
-        if decoding and outputs.last_hidden_state.device.type != "meta":
+        of_the_loss = {name: kwargs.pop(name) for name in OF_THE_LOSS if name in kwargs}
+        outputs = self.model(
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, return_dict=True, **kwargs
+        )
+        hidden_states = outputs.last_hidden_state
+        if outputs.cache is not None and is_plain(hidden_states.detach()) and hidden_states.device.type != "meta":
             require(
-                bool(outputs.last_hidden_state.isfinite().all()),
-                "past_key_values or the weights hold NaN or infinity: the output is not finite; use a new cache",
+                bool(hidden_states.isfinite().all()),
+                "the cache or the weights hold NaN or infinity: the output is not finite; use a new cache",
             )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = project(self.lm_head, hidden_states[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **of_the_loss)
+        output = CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **by_name(outputs.cache),
+        )
+        return self.model._returned(output, return_dict)
+
+
+class DecoderForSequenceClassification(GenericForSequenceClassification, DecoderPreTrainedModel):
+    """The decoder with a class for each sequence, read off its last token: transformers' own head."""
+
+
+class DecoderForTokenClassification(GenericForTokenClassification, DecoderPreTrainedModel):
+    """The decoder with a class for each token: transformers' own head."""
+
+
+class DecoderForQuestionAnswering(GenericForQuestionAnswering, DecoderPreTrainedModel):
+    """The decoder with the begin and the end of an answer in the text: transformers' own head."""

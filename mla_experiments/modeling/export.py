@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError, reason_of
-from .attention.base import require
+from .attention.checks import require
 from .configuration import DecoderConfig
 
 SHARED_FIELDS = (

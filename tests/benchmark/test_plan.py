@@ -44,7 +44,7 @@ def test_decoding_flops_are_those_that_are_done(attention, tied):
     )  # fmt: skip
     with torch.device("meta"):
         model, mask = DecoderForCausalLM(config), torch.ones(1, 1, 1, 11, dtype=torch.bool)
-        set_decode_mode(model, "absorb")
+        set_decode_mode(model, "absorb" if attention == "mla" else "auto")
         cache = model(
             torch.zeros(1, 10, dtype=torch.long),
             attention_mask=torch.ones(1, 1, 10, 10, dtype=torch.bool),

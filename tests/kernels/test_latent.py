@@ -107,7 +107,7 @@ class TestTriton:
         [
             ({"dtype": torch.float64}, "it knows f32, bf16 and f16, not torch.float64"),
             ({"rank": 600}, "latents of 600 are wider than 512"),
-            ({"requires_grad": True}, "it has no backward pass"),
+            ({"requires_grad": True}, "it reads plain tensors alone: none with gradients"),
         ],
     )
     def test_what_it_cannot_serve_is_one_sentence(self, change, reason):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
-from mla_experiments.benchmark.measure import flops_of
-from mla_experiments.kernels import Linear, linear
+from mla_experiments.kernels import linear, project
 from mla_experiments.kernels.compiling import CannotCompile, compiled, library
 from mla_experiments.kernels.linear import FEW_ROWS
 
@@ -19,19 +19,19 @@ in_c = pytest.mark.skipif(isinstance(library("linear"), CannotCompile), reason=s
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 5), max_size=2), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.booleans())
 def test_it_is_a_linear_map(leading, num_in, num_out, bias, strided):
-    layer = Linear(num_in, num_out, bias=bias)
+    layer = nn.Linear(num_in, num_out, bias=bias)
     x = torch.randn(*leading, 2 * num_in)[..., ::2] if strided else torch.randn(*leading, num_in)
     expected = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
     with torch.inference_mode():
-        output = layer(x)
+        output = project(layer, x)
     assert output.shape == expected.shape and output.is_contiguous()
     torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, FEW_ROWS, FEW_ROWS + 1])
 def test_gradients_are_those_of_a_linear_map(rows):
-    layer, x = Linear(6, 3, bias=False), torch.randn(rows, 6, requires_grad=True)
-    layer(x).square().sum().backward()
+    layer, x = nn.Linear(6, 3, bias=False), torch.randn(rows, 6, requires_grad=True)
+    project(layer, x).square().sum().backward()
     again = x.detach().clone().requires_grad_()
     weight = layer.weight.detach().clone().requires_grad_()
     F.linear(again, weight).square().sum().backward()
@@ -41,7 +41,7 @@ def test_gradients_are_those_of_a_linear_map(rows):
 
 def test_autocast_is_kept():
     with torch.autocast("cpu", torch.bfloat16):
-        assert Linear(8, 8, bias=False)(torch.randn(1, 8)).dtype == torch.bfloat16
+        assert project(nn.Linear(8, 8, bias=False), torch.randn(1, 8)).dtype == torch.bfloat16
 
 
 @in_c
@@ -65,10 +65,13 @@ def test_a_row_s_result_does_not_depend_on_the_rows_beside_it():
 
 
 @in_c
-def test_few_rows_go_through_c_and_are_counted(monkeypatch):
+def test_few_rows_go_through_c_and_profilers_see_them(monkeypatch):
     calls, few_rows = [], linear.prototyped()
     monkeypatch.setattr(linear, "prototyped", lambda: lambda *args: (calls.append(args[3]), few_rows(*args)))
-    layer = Linear(6, 3, bias=False).requires_grad_(False)
+    layer = nn.Linear(6, 3, bias=False).requires_grad_(False)
     for rows in (1, FEW_ROWS, FEW_ROWS + 1):
-        assert flops_of(lambda rows=rows: layer(torch.randn(rows, 6))) == 2 * rows * 6 * 3
+        project(layer, torch.randn(rows, 6))
     assert calls == [1, FEW_ROWS]
+    with torch.profiler.profile() as profile:
+        project(layer, torch.randn(1, 6))
+    assert "mla_experiments::few_rows_linear" in {event.name for event in profile.events()}

@@ -16,11 +16,12 @@ from mla_experiments.modeling.attention.absorb import is_cheaper_absorbed
 LATENT_MODES = ["expand", "absorb", "auto"]
 
 
-def make(attention="mla", seed=0, **options):
+def make(attention="mla", seed=0, positions="rope", **options):
     torch.manual_seed(seed)
     config = DecoderConfig(
         vocab_size=37, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=64, attention=attention, attention_options=options, initializer_range=0.2,
+        positions=positions,
     )  # fmt: skip
     return DecoderForCausalLM(config).double().eval()
 
@@ -195,15 +196,16 @@ def test_what_cannot_be_decoded_is_refused_in_one_sentence():
     tokens = torch.randint(0, 37, (2, 5))
     with pytest.raises(UserError, match="input_ids holds no tokens"):
         model(tokens[:, :0])
+    learned = make(positions="learned")
     with pytest.raises(UserError, match="70 tokens are more than max_position_embeddings=64"):
-        model(torch.zeros(1, 70, dtype=torch.long))
-    cache = model(tokens).past_key_values
+        learned(torch.zeros(1, 70, dtype=torch.long))
     with pytest.raises(UserError, match="66 tokens are more than max_position_embeddings=64"):
-        model(torch.zeros(2, 61, dtype=torch.long), past_key_values=cache)
+        learned(torch.zeros(2, 61, dtype=torch.long), past_key_values=learned(tokens).past_key_values)
+    cache = model(tokens).past_key_values
     for other in (make("mha"), make(kv_lora_rank=8), model.float()):
-        with pytest.raises(UserError, match="past_key_values holds keys of shape"):
+        with pytest.raises(UserError, match="the cache holds keys of shape"):
             other(tokens[:, :1], past_key_values=cache)
-    with pytest.raises(UserError, match="past_key_values holds keys of shape"):
+    with pytest.raises(UserError, match="the cache holds keys of shape"):
         make()(tokens[:1, :1], past_key_values=cache)
     cache.layers[1].keys[0, 0, 2, 3] = float("nan")
     with pytest.raises(UserError, match="hold NaN or infinity"):

@@ -175,7 +175,8 @@ def test_configs_as_they_lie_on_the_hub_are_read_as_transformers_reads_them(tmp_
     ("changed", "said"),
     [
         ({"rope_scaling": {"type": "yarn", "factor": None, "original_max_position_embeddings": 16}}, "factor=None"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 0.0}}, "factor=0.0"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "short_factor"),
         ({"rope_theta": 0}, "rope_theta=0"),
         ({"model_type": "mistral"}, "model_type=mistral"),
         ({"model_type": "deepseek_v3", "first_k_dense_replace": None}, "first_k_dense_replace=None"),

@@ -1,9 +1,9 @@
 """The registry of attention mechanisms. To add one: write its file and name its class here."""
 
-from .base import Attention
+from .base import Attention, set_decode_mode
 from .gqa import GQA
 from .mha import MHA
-from .mla import MLA, set_decode_mode
+from .mla import MLA
 from .mqa import MQA
 
 ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA}

@@ -16,6 +16,7 @@ def absorbed(
     w_uv: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float,
+    attentions: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return every head's output `[B, H, T, d_v]`.
 
@@ -26,11 +27,12 @@ def absorbed(
         w_uv: `[H, d_v, d_c]`.
         mask: see `kernels.attend_latents`.
         scale: factor on the scores.
+        attentions: see `kernels.attend_latents`.
     """
     content, rank = w_uk.shape[1:]
     q_nope, q_rope = query.split((content, query.shape[-1] - content), dim=-1)
     folded = torch.cat((_per_head(q_nope, w_uk), q_rope), dim=-1)  # [B, H, T, d_c + d_R]
-    mixed = attend_latents(folded, latents, rank, mask, scale)  # [B, H, T, d_c]
+    mixed = attend_latents(folded, latents, rank, mask, scale, attentions)  # [B, H, T, d_c]
     return _per_head(mixed, w_uv.transpose(1, 2))
 
 

@@ -6,7 +6,6 @@ tests work for it because it stands in the registry.
 """
 
 import inspect
-import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...errors import UserError
+from ..cache_name import either_name
+from .checks import check_options, require
 
 Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
 
@@ -30,7 +30,19 @@ class Attention(nn.Module, ABC):
         rope_interleave: layout of rotary pairs, see `rope.rotate`.
         rope_parameters: how the rotary angles are made, see `rope.RotaryEmbedding`; some scale the scores too.
         options: the mechanism's own hyper-parameters, see its `resolve`.
+
+    Attributes:
+        decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
+        decode_mode: the one in use.
     """
+
+    decode_modes: tuple[str, ...] = ("auto",)
+    decode_mode: str = "auto"
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__:
+            cls.forward = either_name(cls.forward)
 
     def __init__(
         self,
@@ -83,7 +95,8 @@ class Attention(nn.Module, ABC):
         hidden_states: torch.Tensor,
         position_embeddings: Rotation,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Mix each position with those before it.
 
@@ -91,7 +104,8 @@ class Attention(nn.Module, ABC):
             hidden_states: `[B, T, D]`.
             position_embeddings: cosines and sines, each `[B or 1, T, rotary_dim / 2]`; None without RoPE.
             attention_mask: see `kernels.attend`.
-            past_key_values: a transformers cache, read and extended by T tokens at `layer_idx`.
+            cache: a transformers cache, read and extended by T tokens at `layer_idx`, or `past_key_values`.
+            attentions: where given, the probabilities `[B, H, T, S]` are appended to it; see `kernels.attend`.
 
         Returns:
             `[B, T, D]`.
@@ -110,64 +124,62 @@ class Attention(nn.Module, ABC):
         rotation are not counted, as in torch's FLOP counter.
         """
 
-    def cache(
-        self, past_key_values: Cache | None, key: torch.Tensor, value: torch.Tensor
+    def remember(
+        self, cache: Cache | None, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append to this layer's cache, where there is one, and return all that is kept: `[B, G, S, ...]`.
+
+        Caches of the library want as many heads of values as of keys. Where a mechanism has other numbers of them,
+        heads lie side by side in one wide one.
+
+        Args:
+            cache: as given to `forward`.
+            key: `[B, G, T, D]`.
+            value: `[B, G', T, D']`.
 
         Raises:
             UserError: the cache holds tensors of another shape or dtype.
         """
-        if past_key_values is None:
+        if cache is None:
             return key, value
-        layers = past_key_values.layers
+        if key.shape[1] == value.shape[1]:
+            self._check_held(cache, key, value)
+            return cache.update(key, value, self.layer_idx)
+        widths, (key, value) = (key.shape[-1], value.shape[-1]), (merge_heads(x).unsqueeze(1) for x in (key, value))
+        self._check_held(cache, key, value)
+        kept = cache.update(key, value, self.layer_idx)
+        return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
+
+    def _check_held(self, cache, key, value):
+        layers = cache.layers
         held = layers[self.layer_idx] if self.layer_idx < len(layers) else None
         compiling = torch.compiler.is_compiling()  # a static cache's length is a tensor: asking would break the graph
         if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
             for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
                 require(
                     new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype,
-                    f"past_key_values holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
+                    f"the cache holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
                     f"{tuple(new.shape)} and {new.dtype}; pass a cache that this model and batch have filled",
                 )
-        return past_key_values.update(key, value, self.layer_idx)
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError(message)` unless `condition`."""
-    if not condition:
-        raise UserError(message)
+def set_decode_mode(model: nn.Module, mode: str) -> None:
+    """Force how every layer of a model attends whose mechanism knows several ways: one answer, at different costs.
 
+    Args:
+        model: any module with attention of ours in it.
+        mode: for MLA "absorb" (attend over the latents), "expand" (make keys and values of all of them), "auto" (the
+            cheaper of the two), or "full" (cache expanded keys and values, as others do; start with a new cache).
 
-def require_whole(name: str, value: object) -> None:
-    """Raise `UserError` unless `value` is a whole number of at least 1."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= 1, f"{name}={value!r} must be a positive integer.")
-
-
-def require_number(name: str, value: object, above: float = 0) -> None:
-    """Raise `UserError` unless `value` is a finite number greater than `above`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(number and above < value <= sys.float_info.max, f"{name}={value!r} must be a number above {above}.")
-
-
-def check_options(options: object) -> None:
-    """Raise `UserError` unless `options` is a dictionary of whole numbers, or None for what derives from the size."""
-    require(isinstance(options, dict), f"attention_options={options!r} must be a dictionary.")
-    for name, value in options.items():
-        require(isinstance(name, str), f"attention_options has {name!r}, which is no name of an option.")
-        if value is not None:
-            require(isinstance(value, int) and not isinstance(value, bool), f"{name}={value!r} must be an integer.")
-
-
-def head_width(hidden_size: int, num_attention_heads: int) -> int:
-    """Return hidden_size / num_attention_heads, refusing heads that do not divide the width."""
-    require(
-        num_attention_heads >= 1 and hidden_size % num_attention_heads == 0,
-        f"num_attention_heads={num_attention_heads} does not divide hidden_size={hidden_size}; "
-        "choose a divisor of the width.",
-    )
-    return hidden_size // num_attention_heads
+    Raises:
+        UserError: a mode that no layer of the model knows.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    known = {name: None for layer in layers for name in layer.decode_modes}
+    require(mode in known, f"decode_mode={mode} is unknown; choose one of {', '.join(known)}")
+    for layer in layers:
+        if mode in layer.decode_modes:
+            layer.decode_mode = mode
 
 
 def split_heads(x: torch.Tensor, width: int) -> torch.Tensor:

@@ -12,10 +12,12 @@ key-value heads, G = H here; `gqa.py` and `mqa.py` choose another G and change n
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import Linear, attend
-from .base import Attention, Rotation, head_width, merge_heads, require, split_heads
+from ...kernels import attend, project
+from .base import Attention, Rotation, merge_heads, split_heads
+from .checks import head_width, require
 from .rope import rotate
 
 
@@ -29,10 +31,10 @@ class MHA(Attention):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         query_width = self.num_heads * self.head_dim
         key_width = self.num_key_value_heads * self.head_dim
-        self.q_proj = Linear(hidden_size, query_width, bias=False)
-        self.k_proj = Linear(hidden_size, key_width, bias=False)
-        self.v_proj = Linear(hidden_size, key_width, bias=False)
-        self.o_proj = Linear(query_width, hidden_size, bias=False)
+        self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
+        self.k_proj = nn.Linear(hidden_size, key_width, bias=False)
+        self.v_proj = nn.Linear(hidden_size, key_width, bias=False)
+        self.o_proj = nn.Linear(query_width, hidden_size, bias=False)
 
     @classmethod
     def resolve(
@@ -84,18 +86,19 @@ class MHA(Attention):
         hidden_states: torch.Tensor,
         position_embeddings: Rotation,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Project, rotate, remember, attend, project: see `Attention.forward`."""
-        query = split_heads(self.q_proj(hidden_states), self.head_dim)  # [B, H, T, D]
-        key = split_heads(self.k_proj(hidden_states), self.head_dim)  # [B, G, T, D]
-        value = split_heads(self.v_proj(hidden_states), self.head_dim)  # [B, G, T, D]
+        query = split_heads(project(self.q_proj, hidden_states), self.head_dim)  # [B, H, T, D]
+        key = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, D]
+        value = split_heads(project(self.v_proj, hidden_states), self.head_dim)  # [B, G, T, D]
         if self.rotary:
             query = rotate(query, position_embeddings, self.rope_interleave)
             key = rotate(key, position_embeddings, self.rope_interleave)
-        key, value = self.cache(past_key_values, key, value)  # [B, G, S, D]
-        output = attend(query, key, value, attention_mask, self.head_dim**-0.5)  # [B, H, T, D]
-        return self.o_proj(merge_heads(output))  # [B, T, hidden_size]
+        key, value = self.remember(cache, key, value)  # [B, G, S, D]
+        output = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, D]
+        return project(self.o_proj, merge_heads(output))  # [B, T, hidden_size]
 
     def cache_elements_per_token(self) -> int:
         """2 · G · d_h: one key and one value per key-value head."""

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import Linear, attend
+from ...kernels import attend, project, weight_of
 from .absorb import absorbed, is_cheaper_absorbed
-from .base import Attention, Rotation, head_width, merge_heads, require, split_heads
+from .base import Attention, Rotation, merge_heads, split_heads
+from .checks import head_width, require
 from .rope import rotate, score_factor
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
-DECODE_MODES = ("auto", "expand", "absorb", "full")
 
 
 class MLA(Attention):
@@ -36,24 +36,24 @@ class MLA(Attention):
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
+    decode_modes = ("auto", "expand", "absorb", "full")
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
-        self.decode_mode = "auto"
         self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
         self.scale = self.qk_head_dim**-0.5 * score_factor(self.rope_parameters)
         query_width = self.num_heads * self.qk_head_dim
         if self.q_lora_rank is None:
-            self.q_proj = Linear(hidden_size, query_width, bias=False)
+            self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
         else:
-            self.q_a_proj = Linear(hidden_size, self.q_lora_rank, bias=False)
+            self.q_a_proj = nn.Linear(hidden_size, self.q_lora_rank, bias=False)
             self.q_a_layernorm = nn.RMSNorm(self.q_lora_rank, eps=LATENT_NORM_EPS)
-            self.q_b_proj = Linear(self.q_lora_rank, query_width, bias=False)
-        self.kv_a_proj_with_mqa = Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
+            self.q_b_proj = nn.Linear(self.q_lora_rank, query_width, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
         self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
         expanded_width = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
-        self.kv_b_proj = Linear(self.kv_lora_rank, expanded_width, bias=False)
-        self.o_proj = Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
+        self.kv_b_proj = nn.Linear(self.kv_lora_rank, expanded_width, bias=False)
+        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
 
     @classmethod
     def resolve(
@@ -104,43 +104,58 @@ class MLA(Attention):
         hidden_states: torch.Tensor,
         position_embeddings: Rotation,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
+        attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Compress, remember, expand or absorb, attend, project: see `Attention.forward`."""
         query = self.queries(hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = self.latents(hidden_states, position_embeddings)  # [B, 1, T, d_c + d_R]
         if self.decode_mode == "full":
-            key, value = self.cache(past_key_values, *self.expand(latent))
-            return self.o_proj(merge_heads(attend(query, key, value, attention_mask, self.scale)))
+            key, value = self.remember(cache, *self.expand(latent))
+            return project(self.o_proj, merge_heads(attend(query, key, value, attention_mask, self.scale, attentions)))
         # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
-        latents, _ = self.cache(past_key_values, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
+        latents, _ = self.remember(cache, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
         if attention_mask is None and latent.shape[2] > 1:
             latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
         if self.absorbs(latent.shape[2], latents.shape[2]):
-            output = absorbed(query, latents.squeeze(1), *self.up_projections(), attention_mask, self.scale)
+            up = self.up_projections()
+            output = absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions)
         else:
             key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
-            output = attend(query, key, value, attention_mask, self.scale)  # [B, H, T, d_v]
-        return self.o_proj(merge_heads(output))  # [B, T, hidden_size]
+            output = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
+        return project(self.o_proj, merge_heads(output))  # [B, T, hidden_size]
 
     def absorbs(self, num_new: int, context: int) -> bool:
-        """Return whether to attend in the latent space: as told, or where that is cheaper."""
+        """Return whether to attend in the latent space: as told, or where that is cheaper and can be done.
+
+        What `kv_b_proj` multiplies with must be known: not where it is quantised, or an adapter stands around it.
+        """
         if self.decode_mode != "auto":
             return self.decode_mode == "absorb"
         widths = (self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
-        return is_cheaper_absorbed(num_new, context, *widths)
+        return is_cheaper_absorbed(num_new, context, *widths) and weight_of(self.kv_b_proj) is not None
 
     def up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`: views, which follow every change of the weight."""
-        per_head = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
+        """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`: views, which follow every change of the weight.
+
+        Raises:
+            UserError: `kv_b_proj` is no longer a plain matrix.
+        """
+        weight = weight_of(self.kv_b_proj)
+        require(
+            weight is not None,
+            f"decode_mode=absorb needs kv_b_proj as a plain matrix, but it is a {type(self.kv_b_proj).__name__} that "
+            "something stands around; merge the adapter, or use decode_mode=auto",
+        )
+        per_head = weight.unflatten(0, (self.num_heads, -1))
         return per_head.split((self.qk_nope_head_dim, self.v_head_dim), dim=1)
 
     def queries(self, hidden_states: torch.Tensor, position_embeddings: Rotation) -> torch.Tensor:
         """Return `[B, H, T, d_nope + d_R]`: content, then the rotated part."""
         if self.q_lora_rank is None:
-            flat = self.q_proj(hidden_states)
+            flat = project(self.q_proj, hidden_states)
         else:
-            flat = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states)))
+            flat = project(self.q_b_proj, self.q_a_layernorm(project(self.q_a_proj, hidden_states)))
         query = split_heads(flat, self.qk_head_dim)
         if not self.rotary:
             return query
@@ -149,7 +164,7 @@ class MLA(Attention):
 
     def latents(self, hidden_states: torch.Tensor, position_embeddings: Rotation) -> torch.Tensor:
         """Return what is cached, `[B, 1, T, d_c + d_R]`: the normalised latent, then the rotated shared key."""
-        compressed = self.kv_a_proj_with_mqa(hidden_states)
+        compressed = project(self.kv_a_proj_with_mqa, hidden_states)
         c_kv, k_rope = compressed.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
         c_kv = self.kv_a_layernorm(c_kv).unsqueeze(1)
         if not self.rotary:
@@ -160,7 +175,7 @@ class MLA(Attention):
     def expand(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every head's key `[B, H, S, d_nope + d_R]` and value `[B, H, S, d_v]` from the latents."""
         c_kv, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
-        content = split_heads(self.kv_b_proj(c_kv.squeeze(1)), self.qk_nope_head_dim + self.v_head_dim)
+        content = split_heads(project(self.kv_b_proj, c_kv.squeeze(1)), self.qk_nope_head_dim + self.v_head_dim)
         k_nope, value = content.split((self.qk_nope_head_dim, self.v_head_dim), dim=-1)
         key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
         return key, value
@@ -181,20 +196,3 @@ class MLA(Attention):
         expand = self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         attention = self.num_heads * (self.qk_head_dim + self.v_head_dim)
         return 2 * (num_tokens * (queries + compress + output + context * attention) + context * expand)
-
-
-def set_decode_mode(model: nn.Module, mode: str) -> None:
-    """Force how every MLA layer of a model attends: one answer, at different costs.
-
-    Args:
-        model: any module with MLA layers.
-        mode: "absorb" (attend over the latents), "expand" (make keys and values of all of them), "auto" (the cheaper
-            of the two), or "full" (cache expanded keys and values, as others do: a baseline; start with a new cache).
-
-    Raises:
-        UserError: unknown mode.
-    """
-    require(mode in DECODE_MODES, f"decode_mode={mode} is unknown; choose one of {', '.join(DECODE_MODES)}")
-    for module in model.modules():
-        if isinstance(module, MLA):
-            module.decode_mode = mode

@@ -4,7 +4,7 @@ All H query heads read the same key and value. Cached per token: 2 · d_h number
 keeps whole keys and values.
 """
 
-from .base import require
+from .checks import require
 from .gqa import GQA
 
 

@@ -12,13 +12,14 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .base import require, require_number, require_whole
+from .checks import require, require_number, require_whole
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
-# those that stretch the context in one way for all lengths; "dynamic" and "longrope" change with the length at hand
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-LLAMA3 = ("low_freq_factor", "high_freq_factor")
-NEEDED = {"default": (), "linear": ("factor",), "llama3": ("factor", *LLAMA3), "yarn": ("factor",)}
+LLAMA3, LONGROPE = ("low_freq_factor", "high_freq_factor"), ("short_factor", "long_factor")
+NEEDED = {
+    "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "llama3": ("factor", *LLAMA3),
+    "longrope": (*LONGROPE, "original_max_position_embeddings"),
+}  # fmt: skip
 POSITIVE = ("factor", *LLAMA3, "attention_factor")
 DEFAULT_IF_ZERO = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
@@ -29,41 +30,80 @@ class RotaryEmbedding(nn.Module):
     Args:
         dim: how many numbers of a head turn.
         rope_parameters: transformers' standard description: `rope_type`, `rope_theta`, and what the type needs.
+        max_position_embeddings: the longest sequence; "dynamic" stretches beyond it, "longrope" by its ratio.
+
+    Raises:
+        UserError: a description that cannot work, see `check_rope`.
     """
 
-    def __init__(self, dim: int, rope_parameters: dict | None = None):
+    def __init__(self, dim: int, rope_parameters: dict | None = None, max_position_embeddings: int | None = None):
         super().__init__()
         self.dim, self.rope_parameters = dim, rope_parameters or DEFAULT_ROPE
-        check_rope(self.rope_parameters)
+        self.max_position_embeddings = max_position_embeddings
+        check_rope(self.rope_parameters, dim, max_position_embeddings)
+        self.kind = self.rope_parameters["rope_type"]
         frequencies, self.attention_factor = self.frequencies()
         self.inv_freq = nn.Buffer(frequencies, persistent=False)  # [dim / 2]
+        if self.kind == "longrope":
+            self.inv_freq_long = nn.Buffer(self._long_frequencies(), persistent=False)  # [dim / 2]
 
-    def frequencies(self) -> tuple[torch.Tensor, float]:
-        """Return the angle per position of every pair, `[dim / 2]` in radians, and the factor on cosines and sines."""
-        if self.rope_parameters["rope_type"] == "default":
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Fill the buffers, where they were made without memory."""
+        self.inv_freq.copy_(self.frequencies()[0])
+        if self.kind == "longrope":
+            self.inv_freq_long.copy_(self._long_frequencies())
+
+    def frequencies(self, length: int | torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Return the angle per position of every pair, `[dim / 2]` in radians, and the factor on cosines and sines.
+
+        Args:
+            length: of the sequence, which "dynamic" and "longrope" ask for; None is a short one.
+        """
+        if self.kind == "default":
             exponents = torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim
             return self.rope_parameters["rope_theta"] ** -exponents, 1.0
         described = PreTrainedConfig(hidden_size=self.dim, num_attention_heads=1, head_dim=self.dim)
-        described.max_position_embeddings = None  # what the types known here need of it stands in the parameters
+        described.max_position_embeddings = self.max_position_embeddings
         described.rope_parameters = self.rope_parameters
-        return ROPE_INIT_FUNCTIONS[self.rope_parameters["rope_type"]](described)
+        return ROPE_INIT_FUNCTIONS[self.kind](described, self._device(), seq_len=length)
+
+    def _device(self):
+        return self.inv_freq.device if hasattr(self, "inv_freq") else None
+
+    def _long_frequencies(self):
+        return self.frequencies(self.rope_parameters["original_max_position_embeddings"] + 1)[0]
+
+    def _frequencies_for(self, position_ids):
+        """Those of the longest sequence at hand: as in transformers, cached keys keep the angles of their own time."""
+        if self.kind == "dynamic":
+            return self.frequencies(position_ids.max() + 1)[0]
+        if self.kind == "longrope":
+            is_long = position_ids.max() + 1 > self.rope_parameters["original_max_position_embeddings"]
+            return torch.where(is_long, self.inv_freq_long, self.inv_freq)
+        return self.inv_freq
 
     def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines, each `[B, T, dim / 2]`, for positions `[B, T]`; angles are taken in f32."""
-        angles = position_ids[..., None].float() * self.inv_freq.float()
+        angles = position_ids[..., None].float() * self._frequencies_for(position_ids).float()
         return (angles.cos() * self.attention_factor).to(dtype), (angles.sin() * self.attention_factor).to(dtype)
 
 
-def check_rope(described: dict) -> None:
+def check_rope(described: dict, dim: int, max_position_embeddings: int | None) -> None:
     """Refuse a description of RoPE, as transformers completes it, that cannot work.
+
+    Args:
+        described: transformers' `rope_parameters`.
+        dim: how many numbers of a head turn.
+        max_position_embeddings: the longest sequence, if there is one.
 
     Raises:
         UserError: an unknown type, or a number that is missing or impossible, with its field.
     """
     kind = described["rope_type"]
     require(
-        isinstance(kind, str) and kind in ROPE_TYPES,
-        f"rope_type={kind!r} is not known here; choose one of {', '.join(ROPE_TYPES)}.",
+        isinstance(kind, str) and kind in NEEDED,
+        f"rope_type={kind!r} is not known here; choose one of {', '.join(NEEDED)}.",
     )
     for name, value in described.items():
         require(not isinstance(value, dict), f"rope_parameters has {name}={value}; one RoPE serves all layers here.")
@@ -73,13 +113,25 @@ def check_rope(described: dict) -> None:
     given = [name for name in POSITIVE if name in NEEDED[kind] or described.get(name) is not None]
     for name in given + [name for name in DEFAULT_IF_ZERO if described.get(name)]:
         require_number(name, described[name])
+    if described.get("original_max_position_embeddings") is not None:
+        require_whole("original_max_position_embeddings", described["original_max_position_embeddings"])
     if kind == "llama3":
         low, high = (described[name] for name in LLAMA3)
         require(low < high, f"low_freq_factor={low} must be below high_freq_factor={high}.")
-    if "original_max_position_embeddings" in described:
-        require_whole("original_max_position_embeddings", described["original_max_position_embeddings"])
+    if kind == "dynamic":
+        require(max_position_embeddings is not None, "rope_type='dynamic' needs max_position_embeddings.")
+    if kind == "longrope":
+        for name in LONGROPE:
+            _check_factors(name, described[name], dim // 2)
     part = described.get("partial_rotary_factor", 1.0)
     require(part == 1, f"partial_rotary_factor={part!r} is not known here; only heads that turn whole are.")
+
+
+def _check_factors(name, factors, count):
+    fits = isinstance(factors, list | tuple) and len(factors) == count
+    require(fits, f"{name} must be a list of {count} numbers, one for each rotary pair.")
+    for factor in factors:
+        require_number(name, factor)
 
 
 def score_factor(rope_parameters: dict | None) -> float:

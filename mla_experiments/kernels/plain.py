@@ -1,0 +1,79 @@
+"""When code outside PyTorch may stand in for a module or read a tensor by its address: when nothing stands around it.
+
+Adapters, quantisers, hooks, offloading, `torch.func`, tracers and counters work on the calls of modules and operators.
+A fast path that goes past those calls would leave them out; it is taken where there are none.
+"""
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules import module as every_module
+
+NOT_PLAIN = "it reads plain tensors alone: none with gradients, none of a subclass, none that is traced or transformed"
+_FORWARD = nn.Linear.forward  # as it was before anybody changed it
+_HOOKS_OF_ALL = tuple(
+    getattr(every_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
+)
+
+
+def is_plain(*tensors: torch.Tensor | None) -> bool:
+    """Return whether the numbers of all tensors lie in their memory as they seem to.
+
+    False for subclasses of tensors (quantised, distributed, fake), while compiling, tracing or transforming, and for
+    tensors whose gradients are asked for.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    graded = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        kind = type(tensor)
+        if kind is not torch.Tensor and kind is not nn.Parameter:
+            return False
+        if (graded and tensor.requires_grad) or tensor.layout is not torch.strided or tensor.is_neg():
+            return False
+    return True
+
+
+def is_followed() -> bool:
+    """Return whether a mode follows every operator, to count or to record: it must be given operators."""
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
+
+
+def weight_of(module: nn.Module) -> torch.Tensor | None:
+    """Return the weight W `[out, in]` of a module whose call is `x @ W.T` for everybody who looks, and else None.
+
+    None for adapters, quantised weights, modules with hooks and whatever else computes more than that or not that.
+    """
+    if type(module).forward is not _FORWARD or not _only_forwards(module) or module.bias is not None:
+        return None
+    weight = module.weight  # of a parametrised module, what its parametrisation computes
+    return weight if type(weight) in (torch.Tensor, nn.Parameter) else None
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Return whether `weight_of` a module is a parameter of its own, as of any `nn.Linear` that nobody has touched."""
+    return (
+        type(module) is nn.Linear
+        and nn.Linear.forward is _FORWARD
+        and module._parameters["bias"] is None
+        and type(module._parameters.get("weight")) is nn.Parameter
+        and _only_forwards(module)
+        and not any(_HOOKS_OF_ALL)
+    )
+
+
+def _only_forwards(module) -> bool:
+    """Whether calling it is its class's forward pass and nothing else."""
+    return (
+        "forward" not in module.__dict__
+        and module._compiled_call_impl is None
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )

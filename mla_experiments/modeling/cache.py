@@ -51,8 +51,9 @@ class GrowingLayer(DynamicLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Append T new tokens and return all S + T as `[B, G, S + T, ...]`; other arguments are for other layers."""
-        if not is_plain(key_states, value_states) or (self.is_initialized and not is_plain(self.keys, self.values)):
-            return super().update(key_states, value_states)  # autograd keeps what it saw: nothing is reused
+        held = (self.keys, self.values) if self.is_initialized else ()
+        if torch.is_grad_enabled() or not is_plain(key_states, value_states, *held):
+            return super().update(key_states, value_states)  # autograd keeps what any query saw: nothing is reused
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.key_buffer = append(self.keys, self.key_buffer, key_states)

@@ -23,6 +23,7 @@ OPERATIONS = st.one_of(
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(OPERATIONS, max_size=12), st.sampled_from([0, 3]))
+@torch.no_grad()
 def test_it_holds_what_the_library_s_layer_holds(operations, value_width):
     ours, theirs = GrowingLayer(), DynamicLayer()
     batch = 2
@@ -49,6 +50,7 @@ def test_it_holds_what_the_library_s_layer_holds(operations, value_width):
         assert ours.get_seq_length() == theirs.get_seq_length()
 
 
+@torch.no_grad()
 def test_new_tokens_are_written_in_place():
     layer = GrowingLayer()
     places = set()

@@ -1,6 +1,12 @@
 """The configuration of a decoder: its size, its positions, and one attention mechanism chosen by name."""
 
-from transformers import PreTrainedConfig
+import dataclasses
+import difflib
+
+import transformers
+from packaging.version import Version
+from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from ..errors import UserError
 from .attention import ATTENTION
@@ -8,6 +14,13 @@ from .attention.checks import check_options, require, require_number, require_wh
 from .attention.rope import check_rope
 from .cache_name import NAMES
 
+logger = logging.get_logger(__name__)
+
+# what transformers' PreTrainedConfig takes out of other fields, or lets any config carry
+TAKEN_BY_THE_LIBRARY = (
+    "torch_dtype", "name_or_path", "num_labels", "attn_implementation", "experts_implementation", "output_attentions",
+    "rope_theta", "rope_scaling", "per_layer_config", "transformers_version", "quantization_config", "auto_map",
+)  # fmt: skip
 POSITIONS = ("rope", "learned")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
@@ -85,9 +98,30 @@ class DecoderConfig(PreTrainedConfig):
             ("rope_scaling", kwargs.get("rope_scaling")),
         ):
             require(described is None or isinstance(described, dict), f"{name}={described!r} must be a dictionary.")
+        self._refuse_unknown(kwargs)
         super().__post_init__(**kwargs)
         rotary_dim = ATTENTION[self.attention].rotary_dim(self.attention_options)
         check_rope(self.rope_parameters, rotary_dim, self.max_position_embeddings)
+
+    def _refuse_unknown(self, fields: dict) -> None:
+        """Refuse fields that neither this class nor the library knows, unless a newer library wrote them."""
+        known = {
+            *vars(PreTrainedConfig()),
+            *dir(PreTrainedConfig),
+            *GenerationConfig().to_dict(),
+            *TAKEN_BY_THE_LIBRARY,
+        }
+        unknown = sorted(name for name in fields if name not in known and not name.startswith("_"))
+        if not unknown:
+            return
+        writer = str(self.transformers_version or transformers.__version__)
+        if Version(writer) > Version(transformers.__version__):
+            logger.warning_once(f"transformers {writer} wrote fields that {transformers.__version__} lacks: {unknown}")
+            return
+        names = [f.name for f in dataclasses.fields(self)]
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "options of the mechanism belong in attention_options."
+        raise UserError(f"{unknown[0]}={fields[unknown[0]]!r} is no field of a decoder's configuration; {hint}")
 
     def _resolve_attention(self) -> dict:
         require(

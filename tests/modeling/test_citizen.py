@@ -1,4 +1,4 @@
-"""What transformers asks of a decoder, of every mechanism: names, outputs, heads, embeddings, checkpointing, eager attention."""
+"""What transformers asks of a decoder, of every mechanism: names, outputs, heads, embeddings, eager attention."""
 
 import warnings
 

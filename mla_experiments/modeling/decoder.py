@@ -31,6 +31,7 @@ from .attention.rope import RotaryEmbedding
 from .cache import growing
 from .cache_name import NAMES, EitherName, by_name, either_name
 from .configuration import DecoderConfig
+from .self_check import check_decoding, untested
 
 logger = logging.get_logger(__name__)
 
@@ -154,6 +155,8 @@ class DecoderModel(DecoderPreTrainedModel):
         if cache is None and self._wants_cache(use_cache):
             cache = DynamicCache(config=self.config)
         past = 0 if cache is None else growing(cache).get_seq_length()
+        if untested() and cache is not None and past > 0:
+            check_decoding(self.config.attention)
         if not torch.compiler.is_compiling():
             self._check_length(x.shape[1], past, attention_mask)
         if position_ids is None:
@@ -266,6 +269,11 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             **by_name(outputs.cache),
         )
         return self.model._returned(output, return_dict)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Continue prompts: transformers' own; beyond the tested versions, only where a miniature decodes rightly."""
+        check_decoding(self.config.attention)
+        return super().generate(*args, **kwargs)
 
 
 class DecoderForSequenceClassification(GenericForSequenceClassification, DecoderPreTrainedModel):

@@ -23,9 +23,9 @@ from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, check_files, read_run
 from . import checkpoints
 from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, StopInGoodOrder
+from .rows import PackedRows, TrainingStream
 from .settings import RunArguments, mixed_precision
-from .stream import PackedRows, TrainingStream
-from .streaming import StreamedSequences, check_streaming
+from .streamed import StreamedSequences, check_streaming
 from .trainer import StreamTrainer, lacks_validation
 
 DETERMINING = (

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..manifest import write_json
 from . import checkpoints
 from .callbacks import StopAskedFor
-from .streaming import StreamedSequences
+from .streamed import StreamedSequences
 
 SINCE_LOG = "loss-since-log-{}.json"
 

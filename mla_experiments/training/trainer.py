@@ -16,6 +16,7 @@ from ..manifest import write_json
 from . import checkpoints
 from .callbacks import StopAskedFor
 from .streamed import StreamedSequences
+from .tried import refused
 
 SINCE_LOG = "loss-since-log-{}.json"
 
@@ -31,6 +32,11 @@ class StreamTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)
+
+    def create_optimizer(self, *args, **kwargs):
+        """Make the optimizer, or say that it cannot be made for this model."""
+        with refused(f"optim={self.args.optim.value}"):
+            return super().create_optimizer(*args, **kwargs)
 
     def _get_output_dir(self, trial):
         run_folder = super()._get_output_dir(trial)

@@ -7,6 +7,7 @@ out what ranges do not tell.
 import inspect
 import math
 import multiprocessing
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ REFUSED = {  # and what to do instead
          "include_for_metrics", "batch_eval_metrics", "label_names"),
         "validation computes the loss alone",
     ),
-    **dict.fromkeys(("train_sampling_strategy", "length_column_name", "group_by_length"),
+    **dict.fromkeys(("train_sampling_strategy", "length_column_name"),
                     "all sequences are equally long, in an order that follows --seed"),
     "dataloader_drop_last": "batches are always full",
     "dataloader_in_order": "sequences come in the order that follows --seed",
@@ -101,7 +102,6 @@ CHOICES: dict[str, tuple] = {
     "save_strategy": ("steps", "epoch", "no"),  # not "best": the best of those that are saved is always kept
     "include_num_input_tokens_seen": (True, False, "all", "non_padding", "no"),
     "dataloader_multiprocessing_context": tuple(multiprocessing.get_all_start_methods()),
-    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl", "xccl"),
 }
 NEEDS = {  # fields that would have no effect without another
     **dict.fromkeys(("run_name", "project"), "report_to"),
@@ -141,6 +141,8 @@ def taken(flags: dict) -> dict:
         is_given = value != getattr(TrainingArguments, name, None)
         if is_given and name in NEEDS and flags.get(NEEDS[name]) in (None, 0, False, "", "none", ["none"], []):
             raise UserError(f"{name}={value} has no effect without {NEEDS[name]}; give that too, or leave it out")
+    if flags.get("ddp_backend") and "WORLD_SIZE" not in os.environ:
+        raise UserError(f"ddp_backend={flags['ddp_backend']} is for several processes; start them with torchrun")
     check_schedule(flags)
     check_recomputing(flags)
     check_compiling(flags)

@@ -31,11 +31,11 @@ IN_OTHER_WORDS = {  # fields that count by what they come to
     "precision": "bf16 and fp16", "streaming": "the tokens' request says where they come from",
 }  # fmt: skip
 HARMLESS = {
-    **dict.fromkeys(("data_dir", "weights_dir", "figures_dir", "run", "output_dir"), "a path"),
+    **dict.fromkeys(("data_dir", "weights_dir", "figures_dir", "run"), "a path"),
     **dict.fromkeys(("resume", "overwrite", "accept_changes"), "says what to do with a run that stands there"),
     **dict.fromkeys(
         ("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level",
-         "log_level_replica", "include_num_input_tokens_seen", "logging_dir"),
+         "log_level_replica", "include_num_input_tokens_seen"),
         "what is written down of the steps, and how often",
     ),
     **dict.fromkeys(

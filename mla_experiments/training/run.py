@@ -194,7 +194,7 @@ class Run:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
             if isinstance(trainer.train_dataset, StreamedSequences):
                 trainer.train_dataset.restore(checkpoint)
-            trainer.args.eval_on_start = lacks_validation(checkpoint)
+            trainer.args.eval_on_start = trainer.makes_up_for_validation = lacks_validation(checkpoint)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except UnpicklingError:  # torch opens nothing that could run code

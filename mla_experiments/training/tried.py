@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import logging
 import math
 from collections.abc import Iterator
 
@@ -52,14 +53,26 @@ def made(flags: dict) -> TrainingArguments:
     try:
         return TrainingArguments(**flags)
     except Exception as error:  # whatever a library makes of what somebody typed
-        needed = {name: flags[name] for name in ("output_dir", "use_cpu") if name in flags}
-        for name, value in flags.items():
-            try:
-                TrainingArguments(**needed | {name: value})
-            except Exception as alone:  # as above
-                if type(alone) is type(error):
-                    raise UserError(f"{name}={value} cannot be: {reason_of(alone)}") from None
-        raise UserError(f"training arguments do not fit together: {reason_of(error)}") from None
+        at_fault = [f"{name}={value}" for name, value in flags.items() if is_at_fault(name, flags)]
+        what = f"{at_fault[-1]} cannot be" if at_fault else "training arguments do not fit together"
+        raise UserError(f"{what}: {reason_of(error)}") from None
+
+
+def is_at_fault(name: str, flags: dict) -> bool:
+    """Return whether TrainingArguments refuses a flag alone, or takes all flags but that one."""
+    return can_be_made({one: flags[one] for one in flags if one != name}) or not can_be_made({name: flags[name]})
+
+
+def can_be_made(flags: dict) -> bool:
+    """Return whether TrainingArguments takes these flags."""
+    logging.disable()
+    try:
+        TrainingArguments(**{"use_cpu": True, **flags})
+    except Exception:  # as above
+        return False
+    finally:
+        logging.disable(logging.NOTSET)
+    return True
 
 
 @contextlib.contextmanager
@@ -119,8 +132,7 @@ def try_schedule(arguments: TrainingArguments) -> None:
     kind, steps, options = arguments.lr_scheduler_type.value, arguments.max_steps, arguments.lr_scheduler_kwargs
     warmup = arguments.get_warmup_steps(steps)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
-    what = f"lr_scheduler_type={kind} with lr_scheduler_kwargs={options}"
-    with refused(what):
+    with refused(f"lr_scheduler_type={kind}" + f" with lr_scheduler_kwargs={options}" * bool(options)):
         schedule = get_scheduler(kind, optimizer, warmup, steps, dict(options or {}))
         if kind in STEERED_BY_VALIDATION:
             return

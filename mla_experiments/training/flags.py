@@ -4,7 +4,6 @@ What is decided here, or would have no effect, is refused by name; what is left 
 out what ranges do not tell.
 """
 
-import inspect
 import math
 import multiprocessing
 import os
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend
-from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 
 from ..errors import UserError, unknown
@@ -167,14 +165,10 @@ def check_schedule(flags: dict) -> None:
 
 
 def check_recomputing(flags: dict) -> None:
-    """Refuse gradient checkpointing where the model has none, and options that it does not know."""
-    known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+    """Refuse gradient checkpointing where the model has none."""
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         if flags.get(name) and not DecoderForCausalLM.supports_gradient_checkpointing:
             raise UserError(f"{name}=True cannot be: these models keep their activations; leave it out")
-        given = flags.get(f"{name}_kwargs")
-        if isinstance(given, dict) and (others := sorted(given.keys() - known)):
-            raise unknown(f"{name}_kwargs", others[0], sorted(known))
 
 
 def check_compiling(flags: dict) -> None:

@@ -2,11 +2,13 @@
 
 import contextlib
 import copy
+import inspect
 import logging
 import math
 from collections.abc import Iterator
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -30,8 +32,8 @@ def training_arguments(flags: dict) -> TrainingArguments:
     """
     arguments = made(flags)
     for name in DICTIONARIES:
-        if not isinstance(getattr(arguments, name, None), dict | None):
-            raise UserError(f"{name}={getattr(arguments, name)} must be a dictionary, in JSON")
+        if name in flags:
+            check_dictionary(name, getattr(arguments, name))
     asked = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
     if arguments.mixed_precision != asked:
         raise UserError(
@@ -46,6 +48,15 @@ def training_arguments(flags: dict) -> TrainingArguments:
     try_optimizer(arguments)
     try_schedule(arguments)
     return arguments
+
+
+def check_dictionary(name: str, value: object) -> None:
+    """Refuse options that are no dictionary, or that recomputing does not know."""
+    if not isinstance(value, dict):
+        raise UserError(f"{name}={value} must be a dictionary, in JSON")
+    known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+    if name != "lr_scheduler_kwargs" and (others := sorted(value.keys() - known)):
+        raise unknown(name, others[0], sorted(known))
 
 
 def made(flags: dict) -> TrainingArguments:

@@ -128,17 +128,11 @@ def taken(flags: dict) -> dict:
         UserError: one is refused, out of range, or without effect.
     """
     for name, value in flags.items():
-        if value is None:
-            continue
-        if name in REFUSED:
-            raise refusal(name, value)
-        if name in RANGES and not RANGES[name][0](value):
-            raise UserError(f"{name}={value} must be {RANGES[name][1]}")
-        if name in CHOICES and str(value) not in map(str, CHOICES[name]):
-            raise unknown(name, value, map(str, CHOICES[name]))
-        is_given = value != getattr(TrainingArguments, name, None)
-        if is_given and name in NEEDS and flags.get(NEEDS[name]) in (None, 0, False, "", "none", ["none"], []):
-            raise UserError(f"{name}={value} has no effect without {NEEDS[name]}; give that too, or leave it out")
+        if value is not None:
+            check_value(name, value)
+            is_given = value != getattr(TrainingArguments, name, None)
+            if is_given and name in NEEDS and flags.get(NEEDS[name]) in (None, 0, "", "none", ["none"], []):
+                raise UserError(f"{name}={value} has no effect without {NEEDS[name]}; give that too, or leave it out")
     if flags.get("ddp_backend") and "WORLD_SIZE" not in os.environ:
         raise UserError(f"ddp_backend={flags['ddp_backend']} is for several processes; start them with torchrun")
     check_schedule(flags)
@@ -150,9 +144,15 @@ def taken(flags: dict) -> dict:
     return kept
 
 
-def refusal(name: str, value: Any) -> UserError:
-    """Return the error for a flag that is decided here."""
-    return UserError(f"{name}={value} is not taken: {REFUSED[name]}")
+def check_value(name: str, value: Any) -> None:
+    """Refuse a flag that is decided here, and a value that cannot be."""
+    if name in REFUSED:
+        shown = name if "token" in name else f"{name}={value}"  # what is secret is not repeated
+        raise UserError(f"{shown} is not taken: {REFUSED[name]}")
+    if name in RANGES and not RANGES[name][0](value):
+        raise UserError(f"{name}={value} must be {RANGES[name][1]}")
+    if name in CHOICES and str(value) not in map(str, CHOICES[name]):
+        raise unknown(name, value, map(str, CHOICES[name]))
 
 
 def check_schedule(flags: dict) -> None:

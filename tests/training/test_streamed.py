@@ -25,7 +25,7 @@ from mla_experiments.errors import UserError
 from mla_experiments.run_files import read_metrics, read_run
 from mla_experiments.study import read_study
 from mla_experiments.training import checkpoints
-from mla_experiments.training import streaming as module
+from mla_experiments.training import streamed as module
 from mla_experiments.training.streamed import POSITION_FILE, StreamedSequences
 
 STREAM = {"streaming": True, "data_dir": "streamed", "train_tokens": 25 * 128, "per_device_train_batch_size": 2}

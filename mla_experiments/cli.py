@@ -110,6 +110,9 @@ class StudyArguments:
         default=None, metadata={"help": "HOST:PORT of a Ray cluster; by default the one here, or a new one"}
     )
     shard: str = field(default="1/1", metadata={"help": "i/n: only every n-th run from the i-th, counted from 1"})
+    accept_changes: bool = field(
+        default=False, metadata={"help": "take runs for the same though the code that trains has changed since"}
+    )
 
 
 @dataclass

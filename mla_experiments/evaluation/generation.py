@@ -35,7 +35,8 @@ def print_continuation(
         weights_dir: holds the trained models.
 
     Raises:
-        UserError: a prompt that is no Unicode text, no such model, prompt and continuation beyond its context, or a backend that cannot run here.
+        UserError: a prompt that is no Unicode text, no such model, prompt and continuation beyond its context, or a
+            backend that cannot run here.
     """
     whole_text(prompt, "prompt")
     force_backend(backend)

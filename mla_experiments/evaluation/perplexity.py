@@ -117,8 +117,7 @@ def tokens_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list
     for text, tokens in zip(texts, encoded["input_ids"], strict=True):
         if not tokens:
             raise UserError(
-                f"the tokenizer makes no token of the document {ascii(text[:40])}, which so cannot be scored; leave the "
-                "document out"
+                f"the tokenizer makes no token of the document {text[:40]!a}, which so cannot be scored; leave that out"
             )
     return encoded["input_ids"]
 

@@ -190,9 +190,12 @@ def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tupl
         texts = list(read_documents(Path(corpus), text_column, reading=reading))
         print(*reading.sentences(), sep="\n")
         return corpus, {"all": texts}
-    if text_column != TEXT_COLUMN:
-        raise UserError(f"text_column={text_column} is for a table given with --corpus; leave it out")
     manifest = read_manifest(folder, CORPUS_MADE_BY)
+    if text_column not in (TEXT_COLUMN, used := manifest["request"].get("text_column")):
+        raise UserError(
+            f"text_column={text_column} has no effect on {folder}, which was prepared with text_column={used}; leave "
+            "it out"
+        )
     prepared = load_corpus(folder)
     return manifest["corpus"], {split: list(prepared[split]["text"]) for split in HELD_OUT}
 

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from ..errors import UserError, reason_of
 from ..manifest import is_current, is_inside, new_folder, read_manifest, read_whole
+from .decoding import whole_text
+from .formats import shown
 from .reading import TEXT_COLUMN, Reading, local_files
 from .sources import NAMED, SPLITS, name_and_config, open_corpus
 from .streaming import DocumentStream, first_documents
@@ -48,6 +50,7 @@ def prepare_corpus(
     """
     if sample_characters is not None and sample_characters < 1:
         raise UserError(f"sample_characters={sample_characters} must be at least 1")
+    whole_text(corpus, "corpus")
     if corpus in NAMED and text_column != TEXT_COLUMN:
         raise UserError(f"text_column={text_column} is for your own tables, and corpus={corpus} has none; leave it out")
     if corpus != "auto" or sample_characters:
@@ -134,7 +137,7 @@ def _fingerprint(corpus: str) -> list | None:
 
 def _states(files: list[Path]) -> list:
     """Names, sizes and times of files."""
-    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[shown(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _write_documents(path: Path, texts: Iterable[str], description: str) -> Dataset:

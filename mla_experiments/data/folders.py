@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
-from .formats import COMPRESSED, KINDS, DataFile, data_file, kind_of, open_binary, plain_name
+from .formats import COMPRESSED, KINDS, DataFile, data_file, kind_of, open_binary, plain_name, shown
 
 ABOUT = ("readme", "license", "licence", "copying", "notice", "citation")  # at the top of a folder: not its text
 RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of `datasets`, beside Arrow
@@ -32,7 +32,7 @@ def files_of(folder: Path) -> tuple[list[DataFile], Skipped]:
             what = "links to files that are read" if itself in chosen else None
             chosen.setdefault(itself, path)
         if what:
-            skipped.setdefault(what, []).append(path.relative_to(folder).as_posix())
+            skipped.setdefault(what, []).append(_name(path, folder))
     paths = sorted(chosen.values(), key=lambda path: path.relative_to(folder).parts)
     files = [data_file(path) for path in paths]
     if not files:
@@ -47,7 +47,7 @@ def others_in(folder: Path, read: list[str]) -> Skipped:
     for path in _walk(folder):
         if path.resolve() not in itself:
             what = _what_else(path, folder) or f"{path.suffix.lower()} not of the split train"
-            skipped.setdefault(what, []).append(path.relative_to(folder).as_posix())
+            skipped.setdefault(what, []).append(_name(path, folder))
     return skipped
 
 
@@ -73,6 +73,10 @@ def _walk(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.is_symlink(), path.relative_to(folder).parts))
 
 
+def _name(path: Path, folder: Path) -> str:
+    return shown(path.relative_to(folder).as_posix())
+
+
 def _what_else(path: Path, folder: Path) -> str | None:
     """Return what a path is that is not read, None for one that is."""
     if path.name.startswith("."):
@@ -86,7 +90,7 @@ def _what_else(path: Path, folder: Path) -> str | None:
     if path.name in RECORDS:
         return "records of datasets"
     if kind_of(path) is None:
-        return path.suffix.lower() or "without an ending"
+        return shown(path.suffix.lower()) or "without an ending"
     return None
 
 
@@ -101,7 +105,7 @@ def _without_copies(files: list[DataFile], folder: Path, skipped: Skipped) -> li
         for file in sorted(group, key=lambda file: file.path.suffix.lower() in COMPRESSED) if len(group) > 1 else []:
             if (content := _content_hash(file)) in hashes:
                 copies.add(file)
-                skipped.setdefault("compressed copies", []).append(file.path.relative_to(folder).as_posix())
+                skipped.setdefault("compressed copies", []).append(_name(file.path, folder))
             hashes.add(content)
     return [file for file in files if file not in copies]
 

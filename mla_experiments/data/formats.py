@@ -70,9 +70,9 @@ def data_file(path: Path) -> DataFile:
     if kind in ("", named):
         kind, said = named, COMPRESSED.get(path.suffix.lower(), "")
         other = f"is {compression or 'not compressed'} by its content"
-        contradiction = "" if compression == said else f"{path.name} {other}, and read as such"
+        contradiction = "" if compression == said else f"{shown(path.name)} {other}, and read as such"
     else:
-        contradiction = f"{path.name} is {kind} by its content, and read as such"
+        contradiction = f"{shown(path.name)} is {kind} by its content, and read as such"
     if compression and kind in ("parquet", "Arrow"):
         raise UserError(f"corpus={path} is {kind} within {compression}; decompress it first")
     return DataFile(path, kind, compression, contradiction)
@@ -94,6 +94,11 @@ def open_binary(file: DataFile) -> BinaryIO:
 def plain_name(path: Path) -> str:
     """Return the name of a file without the ending that says how it is compressed."""
     return path.stem if path.suffix.lower() in COMPRESSED else path.name
+
+
+def shown(name: str | Path) -> str:
+    """Return a name as text, also where its bytes are none: those are escaped."""
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def _ending(path: Path) -> str:

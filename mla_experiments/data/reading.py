@@ -23,8 +23,8 @@ PASSAGE = 4_000  # characters: a passage ends at the first blank line after so m
 LONGEST_PASSAGE = 64_000  # or at the end of the line after so many
 LINE_CHUNK = 1 << 20  # characters read at once from a line without an end
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")  # as the hub names the parts of one table
-NULL, EMPTY = "without a text (null)", "empty"  # why a document is left out
-AS_TABLE, AS_FILE = "one document a row", "one document a file"
+NULL, EMPTY = "without a text (null)", "without a word"  # why a document is left out
+AS_TABLE, AS_FILE = "one a row", "one a file"
 AS_PASSAGES, AS_ARTICLES = "cut between paragraphs", "articles of WikiText, by its headings"
 
 

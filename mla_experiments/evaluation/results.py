@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from ..data import TEXT_COLUMN, Reading, load_corpus, load_tokenizer, read_documents
+from ..data import TEXT_COLUMN, Reading, load_corpus, load_tokenizer, read_documents, whole_text
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
 from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
@@ -186,7 +186,7 @@ def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tupl
     """
     folder = data_dir / "corpus"
     if corpus is not None and not is_prepared(corpus, folder):
-        reading = Reading(corpus)
+        reading = Reading(whole_text(corpus, "corpus"))
         texts = list(read_documents(Path(corpus), text_column, reading=reading))
         print(*reading.sentences(), sep="\n")
         return corpus, {"all": texts}

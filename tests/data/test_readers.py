@@ -234,9 +234,9 @@ def test_nulls_and_empty_documents_are_counted_and_said_in_one_sentence(tmp_path
     (tmp_path / "x.jsonl").write_text("\n".join(rows))
     manifest = prepare_corpus(tmp_path / "corpus", str(tmp_path / "x.jsonl"))
     said = capsys.readouterr().out
-    assert "9 documents of JSON, one document a row." in said
-    assert "Left out: 2 documents without a text (null), 1 document empty." in said
-    assert manifest["reading"]["left_out"] == {"without a text (null)": 2, "empty": 1}
+    assert "9 documents of JSON, one a row." in said
+    assert "Left out: 2 documents without a text (null), 1 document without a word." in said
+    assert manifest["reading"]["left_out"] == {"without a text (null)": 2, "without a word": 1}
     pq.write_table(pa.table({"text": pa.nulls(3)}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"holds no text \(3 documents without"):
         list(read_documents(tmp_path / "x.parquet"))
@@ -291,7 +291,7 @@ def test_a_folder_says_what_it_did_not_read_and_why(tmp_path, capsys):
     (folder / "2.txt.gz").write_bytes(gzip.compress(b"another text"))
     manifest = prepare_corpus(tmp_path / "corpus", str(folder))
     said = capsys.readouterr().out
-    assert f"Read {folder}: 6 documents of 6 text files, one document a file." in said
+    assert f"Read {folder}: 6 documents of 6 text files, one a file." in said
     for part in (
         "5 .docx (0.docx, 1.docx, 2.docx, ...)", "2 hidden (.git, .hidden.txt)", "1 .py (script.py)",
         "2 about the folder (LICENSE, README.md)", "1 links to files that are read (again.txt)",
@@ -304,6 +304,18 @@ def test_a_folder_says_what_it_did_not_read_and_why(tmp_path, capsys):
             path.unlink()
     with pytest.raises(UserError, match=r"is a folder without any .* file; it holds 5 \.docx"):
         list(read_documents(folder))
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (b"a\xe9.txt", b"b\xe9.docx", b"c\xe9.jsonl", b"d.txt"):
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            file.write(gzip.compress(b'{"text": "of ' + name[:1] + b'"}'))
+    prepare_corpus(tmp_path / "corpus", str(folder))
+    assert "b\\udce9.docx" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"corpus holds .udce9"):
+        prepare_corpus(tmp_path / "corpus", os.fsdecode(os.fsencode(folder) + b"/a\xe9.txt"))
 
 
 def wikitext_rows(articles):
@@ -395,7 +407,7 @@ def test_a_stream_follows_the_same_rules(tmp_path, capsys):
     assert len(said) == 1 and "has rows without a text (null), which are left out" in said[0]
     prepare_corpus(tmp_path / "corpus", str(folder), sample_characters=1000)
     out = capsys.readouterr().out
-    assert "Left out: 2 documents without a text (null), 1 document empty." in out and "1 .docx (notes.docx)" in out
+    assert "Left out: 2 documents without a text (null), 1 document without a word." in out and "1 .docx (notes.docx)" in out
     pq.write_table(pa.table({"text": not_utf8(b"a", b"b\xff")}), folder / "3.pq")
     with pytest.raises(UserError, match=r"3\.pq row 2 is not UTF-8 text \(byte 0xff"):
         streamed(folder)

@@ -55,7 +55,10 @@ def no_column(column: str, where: str, names: list[str]) -> UserError:
     """Return the error for a column that is not there, with those that are."""
     there = ", ".join(names) or "no columns"
     shown = there if len(there) <= 300 else there[:300] + " ..."
-    return UserError(f"text_column={column} holds no text in {where}; it has {shown}: choose with --text-column")
+    return UserError(
+        f"text_column={column} holds no text in {where}; it has {shown}: choose with "
+        "--text-column, or leave that file out"
+    )
 
 
 class _Repeated(dict):

@@ -407,7 +407,8 @@ def test_a_stream_follows_the_same_rules(tmp_path, capsys):
     assert len(said) == 1 and "has rows without a text (null), which are left out" in said[0]
     prepare_corpus(tmp_path / "corpus", str(folder), sample_characters=1000)
     out = capsys.readouterr().out
-    assert "Left out: 2 documents without a text (null), 1 document without a word." in out and "1 .docx (notes.docx)" in out
+    assert "Left out: 2 documents without a text (null), 1 document without a word." in out
+    assert "1 .docx (notes.docx)" in out
     pq.write_table(pa.table({"text": not_utf8(b"a", b"b\xff")}), folder / "3.pq")
     with pytest.raises(UserError, match=r"3\.pq row 2 is not UTF-8 text \(byte 0xff"):
         streamed(folder)

@@ -120,9 +120,9 @@ def _request(corpus: str, text_column: str, sample_characters: int | None) -> di
 
     What was fetched by earlier readers stays as it is: its source may be out of reach.
     """
-    request = {"corpus": corpus, "text_column": text_column, "source": None}
+    request = {"corpus": corpus, "text_column": text_column, "source": _fingerprint(corpus)}
     if sample_characters:
-        return request | {"source": _fingerprint(corpus), "sample_characters": sample_characters}
+        return request | {"sample_characters": sample_characters}
     if corpus in NAMED or corpus.startswith("hub:") or not Path(corpus).exists():
         return request
     files, _ = local_files(Path(corpus), text_column)
@@ -130,9 +130,11 @@ def _request(corpus: str, text_column: str, sample_characters: int | None) -> di
 
 
 def _fingerprint(corpus: str) -> list | None:
-    """The state of all files of a local corpus that is streamed."""
+    """The state of all files of a folder, as far as `datasets` may read them; None for what is no folder here."""
     path = Path(name_and_config(corpus)[0])
-    return _states(sorted(file for file in path.rglob("*") if file.is_file())) if path.is_dir() else None
+    if corpus in NAMED or not path.is_dir():
+        return None
+    return _states(sorted(file for file in path.rglob("*") if file.is_file()))
 
 
 def _states(files: list[Path]) -> list:

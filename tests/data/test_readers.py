@@ -385,6 +385,8 @@ def test_a_folder_named_as_a_data_set_gives_the_texts_that_stand_there(tmp_path,
         for name in (f"hub:{tmp_path}/csv", f"hub:{tmp_path}/parquet", f"{tmp_path}/csv")
     }
     assert len(hashes) == 1
+    (tmp_path / "csv/x.csv").write_bytes(as_csv(texts[:-1]))
+    assert prepare_corpus(tmp_path / "corpus", f"hub:{tmp_path}/csv")["hash"] not in hashes
     with pytest.raises(UserError, match=r"text_column=body is no column of hub:.*; it has id, text"):
         prepare_corpus(tmp_path / "corpus", f"hub:{tmp_path}/csv", "body")
 

@@ -24,7 +24,8 @@ class DataArguments:
         default="auto",
         metadata={
             "help": "auto (WikiText-103, or wiki-sample offline), wikitext-2, wikitext-103, wiki-sample, "
-            "hub:NAME[:CONFIG], or the path of a text, JSON-lines or parquet file, or of a folder of them"
+            "hub:NAME[:CONFIG], or the path of a text, Markdown, JSON, CSV, TSV, parquet or Arrow file, compressed or "
+            "not, or of a folder of them"
         },
     )
     text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from mla_experiments.cli import parse
+from mla_experiments.cli.parsing import parse
 from mla_experiments.errors import UserError
 from mla_experiments.run_files import read_metrics
 from mla_experiments.study import read_study

@@ -7,7 +7,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, synthetic_articles
 
 from mla_experiments import cli, versions
 from mla_experiments.cli import COMMANDS, installing, main
@@ -89,7 +89,7 @@ def test_help_is_shown_on_any_terminal(encoding, argv):
 
 def test_names_of_any_script_are_written_on_any_terminal(tmp_path):
     text, folder = tmp_path / "текст 文.txt", tmp_path / "данные"
-    text.write_text("".join(f"Überall Größe {number} — 文字\n\n" * 3 for number in range(60)), encoding="utf-8")
+    text.write_text("".join(synthetic_articles(40)), encoding="utf-8")
     argv = ["data", "download", "--corpus", str(text), "--data_dir", str(folder)]
     done = python("-m", "mla_experiments", *argv, PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
     assert done.returncode == 0 and (folder / "corpus" / "manifest.json").is_file(), done.stderr

@@ -156,8 +156,9 @@ class Attention(nn.Module, ABC):
         compiling = torch.compiler.is_compiling()  # a static cache's length is a tensor: asking would break the graph
         if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
             for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
+                fits = new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype
                 require(
-                    new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype,
+                    fits or old.dim() < 4,  # of what is quantised, a cache shows no tensor
                     f"the cache holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
                     f"{tuple(new.shape)} and {new.dtype}; pass a cache that this model and batch have filled",
                 )

@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..errors import InUse, Stopped, UserError, reason_of
@@ -26,7 +26,7 @@ from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, Stop
 from .settings import RunArguments, mixed_precision
 from .stream import PackedRows, TrainingStream
 from .streaming import StreamedSequences, check_streaming
-from .trainer import StreamTrainer, lacks_validation
+from .trainer import StreamTrainer, StreamTrainingArguments, lacks_validation
 
 DETERMINING = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
@@ -89,7 +89,7 @@ class Run:
         self.corpus = manifest["corpus"]
         self.identity = self._identity(manifest)
 
-    def _trainer_arguments(self, flags: dict) -> TrainingArguments:
+    def _trainer_arguments(self, flags: dict) -> StreamTrainingArguments:
         """Turn budgets in tokens into steps, and the effective batch into accumulation."""
         run = self.arguments
         for name in ("train_tokens", "batch_size", "sequence_length"):
@@ -105,7 +105,7 @@ class Run:
         flags |= {"disable_tqdm": True, "remove_unused_columns": False, "prediction_loss_only": True}
         accumulation = flags.pop("gradient_accumulation_steps")
         try:
-            arguments = TrainingArguments(**flags)
+            arguments = StreamTrainingArguments(**flags)
         except ValueError as error:
             raise UserError(f"training arguments do not fit together: {reason_of(error)}") from None
         if arguments.fsdp and arguments.use_cpu:

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from ..errors import UserError
 from ..manifest import write_json
@@ -18,6 +18,20 @@ from .callbacks import StopAskedFor
 from .streaming import StreamedSequences
 
 SINCE_LOG = "loss-since-log-{}.json"
+
+
+class StreamTrainingArguments(TrainingArguments):
+    """TrainingArguments whose CPU is "cpu" in every process.
+
+    accelerate numbers the CPUs of several processes, and torch.load restores nothing to "cpu:1"; transformers before
+    5.23 asks it to where several processes resume.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
 
 class StreamTrainer(Trainer):

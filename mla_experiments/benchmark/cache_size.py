@@ -9,8 +9,7 @@ from ..allocator import keep_freed_memory
 from ..errors import UserError
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from .decode import cache_bytes, decode_step
-from .measure import in_fresh_process
-from .packing import PeakMemory
+from .measure import PeakMemory, in_fresh_process
 from .training import SHAPE
 
 FIGURE = {"x": "context", "y": "cache MiB", "line": "attention", "panel": None}

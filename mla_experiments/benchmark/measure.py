@@ -9,12 +9,19 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
+from dataclasses import field
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..manifest import library_versions, write_json
+
+
+def flag(default, said: str):
+    """Return a field of `Arguments`: its default, of which lists are copied, and what `--help` says of it."""
+    return field(default_factory=lambda: copy(default), metadata={"help": said})
 
 
 def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
@@ -126,6 +133,12 @@ def save(name: str, content: dict, folder: Path) -> Path:
     return path
 
 
+def memory_of(process: int | str, kind: str) -> int:
+    """Return the bytes that `/proc/PROCESS/status` names; 0 where it does not (Linux)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(kind)), 0)
+
+
 class PeakMemory:
     """Samples the anonymous memory of this process while the block runs; `peak` is in bytes (Linux)."""
 
@@ -143,10 +156,7 @@ class PeakMemory:
     @staticmethod
     def now(process: int | str = "self") -> int:
         """Return the bytes of anonymous memory that a process, by default this one, holds now."""
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) * 1024
-        return 0
+        return memory_of(process, "RssAnon")
 
     def __exit__(self, *error):
         self.done.set()

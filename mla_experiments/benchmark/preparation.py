@@ -3,11 +3,11 @@
 import random
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
-from .measure import PeakMemory
+from .measure import PeakMemory, flag
 
 FIGURE = None
 
@@ -16,8 +16,8 @@ FIGURE = None
 class Arguments:
     """Seconds and memory of preparing synthetic corpora."""
 
-    characters: list[int] = field(default_factory=lambda: [3_000_000], metadata={"help": "sizes of the corpora"})
-    sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row"})
+    characters: list[int] = flag([3_000_000], "sizes of the corpora")
+    sequence_length: int = flag(1024, "tokens in a packed row")
 
 
 def measure(given: Arguments) -> list[dict]:

@@ -58,9 +58,7 @@ def evaluate_tasks(
                 f"tasks={' '.join(tasks)} cannot be run ({reason_of(error)}); see that their data can be had and fits"
             ) from None
         name = shown_name(folder, Path(weights_dir))
-        rows += [
-            {"model": name, **row} for task, metrics in found["results"].items() for row in values_of(task, metrics)
-        ]
+        rows += [{"model": name, **row} for row in values_of(found["results"])]
     return rows
 
 

@@ -103,21 +103,10 @@ def evaluate_models(
     return Results(rows, {"corpus": name, "device": device_name(), "versions": library_versions()}, run_folders)
 
 
-def evaluate_model(
-    folder: Path,
-    names: dict[str, str],
-    splits: dict[str, list[str]],
-    hashes: dict[str, str],
-    earlier: dict[tuple[str, str], dict],
-) -> tuple[list[dict], dict[str, tuple[list[str], Score]]]:
-    """Return a model's row for each split, and texts and scores of those splits that were not known.
+def evaluate_model(folder: Path, names: dict, splits: dict, hashes: dict, earlier: dict) -> tuple[list[dict], dict]:
+    """Return a row with `names` for each split, and texts and scores of those splits that were not known.
 
-    Args:
-        folder: of the model.
-        names: of model and corpus, in each row.
-        splits: documents by split.
-        hashes: of these.
-        earlier: known rows by the hashes of weights and text; not used for a run that has no scores of its documents.
+    A row of `earlier`, by hashes of weights and text, is no help to a run that has no scores of its documents.
     """
     model, tokenizer = load_with_tokenizer(folder)
     weights, tokenizer_hash = weights_hash(folder), file_hash(folder / "tokenizer.json")

@@ -5,4 +5,4 @@ import sys
 from mla_experiments.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["eval", *sys.argv[1:]]))
+    sys.exit(main(["eval", *sys.argv[1:]], may_install=True))

@@ -8,4 +8,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package of t
 from mla_experiments.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["data", "download", "--data-dir", str(Path(__file__).resolve().parent), *sys.argv[1:]]))
+    here = str(Path(__file__).resolve().parent)
+    sys.exit(main(["data", "download", "--data-dir", here, *sys.argv[1:]], may_install=True))

@@ -8,6 +8,14 @@ class UserError(ValueError):
     """Input that cannot work. The message is shown as it is, without a traceback, and the exit code is 2."""
 
 
+class Missing(UserError):  # noqa: N818 - says what is missing
+    """A package that is not installed, and what needs it."""
+
+    def __init__(self, package: str, why: str):
+        super().__init__(f"{package} is not installed: {why}; pip install {package}")
+        self.package, self.why = package, why
+
+
 class InUse(UserError):  # noqa: N818 - no error: the other one does the work
     """Another process works in a folder."""
 

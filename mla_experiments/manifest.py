@@ -214,8 +214,10 @@ def is_inside(name: str) -> bool:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of what influences a result."""
-    versions = {"python": platform.python_version()}
+    """Return the versions of what influences a result, this package's own among them."""
+    from . import __version__
+
+    versions = {"python": platform.python_version(), "mla-experiments": __version__}
     for name in ("torch", "transformers", "tokenizers", "datasets", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)

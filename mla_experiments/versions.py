@@ -48,5 +48,32 @@ def beyond() -> dict[str, str]:
 
 def remedy(libraries: list[str]) -> str:
     """Return the command that brings libraries into the tested range."""
-    bounds = " ".join(f'"{library}>={TESTED[library][0]},<={TESTED[library][1]}.*"' for library in libraries)
-    return f"pip install -U {bounds}"
+    return "pip install -U " + " ".join(f'"{library}{bounds(library)}"' for library in libraries)
+
+
+def bounds(library: str) -> str:
+    """Return the tested range as a requirement has it: ">=5.17,<5.25"."""
+    floor, ceiling = TESTED[library]
+    *first, last = release(ceiling, len(ceiling.split(".")))
+    return f">={floor},<{'.'.join(map(str, (*first, last + 1)))}"
+
+
+def refuse_old(error: type[Exception]) -> None:
+    """Raise an error of a kind where a library is older than what was tested.
+
+    Args:
+        error: what to raise: `ImportError` in a program of somebody else's, `UserError` in a command.
+    """
+    found = {library: installed(library) for library in TESTED}
+    old = {library: version for library, version in found.items() if version and is_below(library, version)}
+    if old:
+        what = " and ".join(f"{library} {version}" for library, version in old.items())
+        raise error(f"{what} is too old for mla-experiments; {remedy(list(old))}")
+
+
+def warning() -> str | None:
+    """Return a sentence on libraries that are newer than what was tested, if there are any."""
+    if new := beyond():
+        what = " and ".join(f"{name} {version} (tested up to {TESTED[name][1]})" for name, version in new.items())
+        return f"{what}: newer than what was tested. Cached decoding checks itself; for the rest, {remedy(list(new))}"
+    return None

@@ -71,7 +71,9 @@ def test_an_unknown_key_of_a_config_names_the_nearest(tmp_path, monkeypatch, cap
 def test_every_experiment_is_understood_by_every_stage(path):
     from transformers import TrainingArguments
 
-    from mla_experiments.cli import DataArguments, EvaluationArguments, parse
+    from mla_experiments.cli.data import DataArguments
+    from mla_experiments.cli.evaluate import EvaluationArguments
+    from mla_experiments.cli.parsing import parse
     from mla_experiments.study import read_study
     from mla_experiments.training import RunArguments
 

@@ -13,9 +13,11 @@ from conftest import REPOSITORY
 SMALL = "--train_tokens 4096 --eval_steps 0.5 --validation_tokens 512"
 
 
+LINE = "torch transformers datasets matplotlib numpy tqdm"  # what the mission's users install, word for word
+
+
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    pytest.importorskip("gensim")
     parts = ("mla_experiments", "data", "experiments", "notebooks", "train_model.py", "eval_model.py")
     ignore = shutil.ignore_patterns("__pycache__", "corpus", "tokenizer", "tokens")
     for part in parts:
@@ -30,22 +32,45 @@ def clone(tmp_path) -> Path:
     return tmp_path / "clone"
 
 
-def environment(tmp_path: Path) -> dict:
-    """As a user has it, with `python` on the path, offline, and the package not installed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+@pytest.fixture
+def user_s_python(tmp_path) -> Path:
+    """The Python of an environment of its own, made by the user's line at the versions of `constraints.txt`."""
+    python = tmp_path / "environment" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
+    uv = shutil.which("uv")  # the same packages, sooner
+    installer = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
+    links = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
+    constraints = ["--quiet", "--constraint", str(REPOSITORY / "constraints.txt")]
+    subprocess.run([*installer, *constraints, *LINE.split()], check=True, env={**os.environ, **links})
+    return python
+
+
+def environment(tmp_path: Path, python: Path) -> dict:
+    """As a user has it, with `python` on the path, the hub out of reach, and the package not installed."""
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONSAFEPATH": ""}
 
 
 @pytest.mark.slow
-def test_the_mission_s_commands_work_word_for_word(clone, tmp_path):
+def test_the_mission_s_line_and_commands_work_word_for_word(clone, user_s_python, tmp_path):
+    assert f"pip install {LINE}\n" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    missing = "import importlib.util as u; assert not [n for n in ('accelerate', 'gensim') if u.find_spec(n)]"
+    subprocess.run([user_s_python, "-c", missing], check=True)
     commands = (
         "cd data && python download_data.py && python hftokenizer.py && python construct_dataset.py && cd .. "
         f"&& python train_model.py {SMALL} && python eval_model.py"
     )
     done = subprocess.run(
-        commands, shell=True, cwd=clone, env=environment(tmp_path), capture_output=True, text=True, timeout=400
+        commands,
+        shell=True,
+        cwd=clone,
+        env=environment(tmp_path, user_s_python),
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Installing gensim into" in done.stdout and "Installing accelerate into" in done.stdout
     assert "WARNING: WikiText-103 could not be fetched" in done.stdout
     assert "taking demo; --preset reference or --preset demo chooses" in done.stdout
     for name in ("mha", "mqa", "mla"):
@@ -66,7 +91,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(clone, tmp_path):
     (settings,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     settings.source = f'corpus, preset, more = "wiki-sample", "demo", "{SMALL}"'
     client = nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(clone / "notebooks")}})
-    client.execute(env=environment(tmp_path))
+    client.execute(env=environment(tmp_path, Path(sys.executable)))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     text = "".join(output.get("text", "") for output in outputs)

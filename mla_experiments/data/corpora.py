@@ -12,12 +12,16 @@ from tqdm import tqdm
 
 from ..errors import UserError, reason_of
 from ..manifest import is_current, is_inside, new_folder, read_manifest, read_whole
-from .sources import SPLITS, WIKITEXT_HUB_NAMES, name_and_config, open_corpus
+from .decoding import whole_text
+from .formats import shown
+from .reading import TEXT_COLUMN, Reading, local_files
+from .sources import NAMED, SPLITS, name_and_config, open_corpus
 from .streaming import DocumentStream, first_documents
 
 MADE_BY = "python data/download_data.py"
 HELD_OUT_SHARE = 0.1  # of the characters, for validation and for test each, where a corpus has no splits of its own
 HELD_OUT_MOST = 2_000_000  # characters of a held-out split; more would only make evaluation slow
+READERS = 2  # raised where the same files give other documents than before
 FEATURES = Features({"text": Value("large_string")})
 
 FALLBACK_WARNING = """
@@ -29,7 +33,7 @@ Using the small offline sample (wiki-sample, 107 Wikipedia articles) INSTEAD. Re
 
 
 def prepare_corpus(
-    folder: Path, corpus: str = "auto", text_column: str = "text", sample_characters: int | None = None
+    folder: Path, corpus: str = "auto", text_column: str = TEXT_COLUMN, sample_characters: int | None = None
 ) -> dict:
     """Write the corpus to `folder`, one memory-mapped data set a split, and return its manifest.
 
@@ -38,7 +42,7 @@ def prepare_corpus(
     Args:
         folder: where to; what is there from another corpus is replaced once the new one is whole.
         corpus: "auto" (WikiText-103, or the offline sample where the hub cannot be reached), or see `open_corpus`.
-        text_column: which column holds the text of JSON lines, parquet and hub data sets.
+        text_column: which column holds the text of tables and hub data sets.
         sample_characters: stream the corpus (see `DocumentStream`) and write so many characters of it; None writes all.
 
     Raises:
@@ -46,6 +50,9 @@ def prepare_corpus(
     """
     if sample_characters is not None and sample_characters < 1:
         raise UserError(f"sample_characters={sample_characters} must be at least 1")
+    whole_text(corpus, "corpus")
+    if corpus in NAMED and text_column != TEXT_COLUMN:
+        raise UserError(f"text_column={text_column} is for your own tables, and corpus={corpus} has none; leave it out")
     if corpus != "auto" or sample_characters:
         return _prepare(folder, corpus, text_column, sample_characters)
     try:
@@ -78,23 +85,25 @@ def load_split(folder: Path) -> Dataset:
 
 
 def _prepare(folder: Path, corpus: str, text_column: str, sample_characters: int | None = None) -> dict:
-    request = {"corpus": corpus, "text_column": text_column, "source": _fingerprint(corpus)}
-    request |= {"sample_characters": sample_characters} if sample_characters else {}
+    request = _request(corpus, text_column, sample_characters)
     if is_current(folder, request):
         print(f"{folder} already holds {corpus}; nothing to do.")
         return read_manifest(folder, MADE_BY)
+    reading = Reading(corpus)
     with new_folder(folder, request) as (scratch, manifest):
         manifest |= {"corpus": corpus, "splits": {}}
         if sample_characters:
             stream = DocumentStream(corpus, text_column)
             manifest["stream"] = stream.source
-            opened = {"train": first_documents(stream, sample_characters)}
+            opened = {"train": first_documents(stream, sample_characters, reading)}
         else:
-            opened = open_corpus(corpus, text_column)
+            opened = open_corpus(corpus, text_column, reading)
         documents = {
             split: _write_documents(scratch / f"{split}.arrow", texts, f"{corpus}: reading {split}")
             for split, texts in opened.items()
         }
+        print(*reading.sentences(), sep="\n")
+        manifest["reading"] = reading.record()
         splits = _complete_splits(documents, corpus)
         for split, dataset in splits.items():
             dataset.save_to_disk(str(scratch / split))
@@ -106,13 +115,31 @@ def _prepare(folder: Path, corpus: str, text_column: str, sample_characters: int
     return manifest
 
 
+def _request(corpus: str, text_column: str, sample_characters: int | None) -> dict:
+    """Return what a prepared corpus answers: a changed local file is read again, and so is one that was read otherwise.
+
+    What was fetched by earlier readers stays as it is: its source may be out of reach.
+    """
+    request = {"corpus": corpus, "text_column": text_column, "source": _fingerprint(corpus)}
+    if sample_characters:
+        return request | {"sample_characters": sample_characters}
+    if corpus in NAMED or corpus.startswith("hub:") or not Path(corpus).exists():
+        return request
+    files, _ = local_files(Path(corpus), text_column)
+    return request | {"source": _states([file.path for file in files]), "readers": READERS}
+
+
 def _fingerprint(corpus: str) -> list | None:
-    """Names, sizes and times of the files of a local corpus, so that a changed file is read again."""
+    """The state of all files of a folder, as far as `datasets` may read them; None for what is no folder here."""
     path = Path(name_and_config(corpus)[0])
-    if corpus == "wiki-sample" or corpus in WIKITEXT_HUB_NAMES or not path.exists():
+    if corpus in NAMED or not path.is_dir():
         return None
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return _states(sorted(file for file in path.rglob("*") if file.is_file()))
+
+
+def _states(files: list[Path]) -> list:
+    """Names, sizes and times of files."""
+    return [[shown(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _write_documents(path: Path, texts: Iterable[str], description: str) -> Dataset:

@@ -4,6 +4,7 @@ Row r holds `input_ids` = tokens [rL, rL + L) and `labels` = tokens [rL + 1, rL 
 every token but the first is predicted exactly once. What is left at the end and fills no row is the remainder.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,7 +92,17 @@ def prepare_tokens(
             (rows.shuffle(seed=seed) if split == "train" else rows).save_to_disk(str(scratch / split))
             path.unlink()
             manifest["splits"][split] = counts
+        manifest["hash"] = content_hash([load_split(scratch / split) for split in manifest["splits"]])
     return manifest
+
+
+def content_hash(splits: list[Dataset]) -> str:
+    """Return the SHA-256 of packed tokens in their order, whatever the files that hold them, in hexadecimal."""
+    digest = hashlib.sha256()
+    for rows in splits:
+        for batch in rows.with_format("arrow").iter(batch_size=1000):
+            digest.update(batch["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
 
 
 def token_batches(documents: Dataset, tokenizer: PreTrainedTokenizerFast, progress: tqdm) -> Iterator[np.ndarray]:

@@ -7,8 +7,10 @@ that is held out, wherever it stands; so the two are disjoint also where the str
 
 import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
@@ -16,13 +18,18 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 
 from ..errors import UserError, reason_of
 from ..manifest import write_json
-from .sources import LOOKAHEAD, give_up_on_an_unreachable_hub, name_and_config, text_of
-from .wikitext import is_title
+from .folders import others_in
+from .formats import DataFile
+from .reading import AS_TABLE, EMPTY, NULL, Reading
+from .sources import AS_IT_STANDS, check_column, give_up_on_an_unreachable_hub, name_and_config
+from .tables import column_texts, no_column, text_of
+from .wikitext import HEAD, could_be_wikitext, is_title
 
 HELD_OUT_FILE = "held-out.json"  # in the folder of the tokens: hashes of the texts that training leaves out
 GROUP_CHARACTERS = 200_000  # read before they are tokenised together; bounds the memory
 ROWS_AT_ONCE = 50  # of a parquet file; pyarrow reads ahead of training up to 1 GiB in which each batch counts as its
 # whole row group, so that a batch of one in twenty rows leaves a twentieth of it
+PARQUET = (".parquet", ".pq")  # endings, in any case
 FOOTER = 1 << 16  # bytes at the end of a parquet file that tell it from others: its schema, offsets and statistics
 
 
@@ -34,16 +41,25 @@ class DocumentStream:
         text_column: which column holds the text.
         version: what the data have to be, as an earlier stream's `source` says; None takes them as they are.
         held_out: hashes (`text_hash`) of the texts to leave out.
+        say: is called with a sentence at the first row without a text.
 
     Raises:
         UserError: the corpus is absent, unreachable, of another version, or names files outside of itself.
     """
 
-    def __init__(self, corpus: str, text_column: str, version: str | None = None, held_out: Iterable[str] = ()):
+    def __init__(
+        self,
+        corpus: str,
+        text_column: str,
+        version: str | None = None,
+        held_out: Iterable[str] = (),
+        say: Callable[[str], None] | None = None,
+    ):
         self.corpus, self.text_column, self.held_out = absolute(corpus), text_column, frozenset(held_out)
+        self.left_out, self._say = Counter(), say  # documents without text, by why
         with self._explained("cannot be streamed ({}); check its name, the network and the files"):
-            builder, self.version = opened(self.corpus, version)
-            self._rows = rows_of(builder, text_column)
+            builder, self.version, self.files = opened(self.corpus, version)
+            self._rows = rows_of(builder, text_column, self.corpus)
         if version not in (None, self.version):
             raise UserError(
                 f"corpus={self.corpus} is not what it was when the data were prepared; bring it back, or prepare the "
@@ -82,8 +98,8 @@ class DocumentStream:
             self._rows.load_state_dict(state)
             texts, size = [], 0
             for row in self._rows:
-                text = text_of(row, self.text_column, self.corpus)
-                if not text.strip() or text_hash(text) in self.held_out:
+                text = self._text(row)
+                if text is None or text_hash(text) in self.held_out:
                     continue
                 texts.append(text)
                 size += len(text)
@@ -93,6 +109,25 @@ class DocumentStream:
             if texts:
                 yield state, texts
 
+    def _text(self, row: dict) -> str | None:
+        """Return the text of a row; None, counted, where it holds none."""
+        if self.text_column not in row:
+            raise no_column(self.text_column, self.corpus, list(row))
+        text = text_of(row[self.text_column], self.text_column, self.corpus)
+        if text and text.strip():
+            return text
+        if text is None and not self.left_out[NULL] and self._say:
+            self._say(f"Note: corpus={self.corpus} has rows without a text (null), which are left out.")
+        self.left_out[NULL if text is None else EMPTY] += 1
+        return None
+
+    def _name_undecodable(self) -> None:
+        """Raise the error that names the file and the row of a text that is not UTF-8, where the files lie here."""
+        for path in map(Path, self.files):
+            if path.is_file():
+                for _ in column_texts(DataFile(path, "parquet"), self.text_column):
+                    pass
+
     @contextlib.contextmanager
     def _explained(self, sentence: str) -> Iterator[None]:
         """Turn whatever goes wrong at the other end into one sentence; libraries raise errors of many kinds there."""
@@ -101,6 +136,8 @@ class DocumentStream:
         except UserError:
             raise
         except Exception as error:
+            if isinstance(error, UnicodeDecodeError):
+                self._name_undecodable()
             raise UserError(f"corpus={self.corpus} {sentence.format(reason_of(error))}") from error
 
 
@@ -110,8 +147,8 @@ def absolute(corpus: str) -> str:
     return corpus.replace(name, str(Path(name).resolve()), 1) if Path(name).is_dir() else corpus
 
 
-def opened(corpus: str, version: str | None) -> tuple[DatasetBuilder, str]:
-    """Return what reads a corpus, and the version of its data: the hub's commit, or a hash over the files of a folder.
+def opened(corpus: str, version: str | None) -> tuple[DatasetBuilder, str, list[str]]:
+    """Return what reads a corpus, the version of its data (the hub's commit, or a hash over files), and its files.
 
     Args:
         corpus: see `DocumentStream`.
@@ -123,9 +160,9 @@ def opened(corpus: str, version: str | None) -> tuple[DatasetBuilder, str]:
     name, config = name_and_config(corpus)
     root = Path(name).resolve()
     if root.is_dir():
-        builder = load_dataset_builder(name, config)
+        builder = folder_builder(name, config, root)
         files = training_files(builder, corpus, lambda file: Path(file).resolve().is_relative_to(root))
-        return builder, files_version(files, corpus)
+        return builder, files_version(files, corpus), files
     if not corpus.startswith("hub:"):
         raise UserError(
             f"corpus={corpus} cannot be streamed; give hub:NAME[:CONFIG] or a folder of parquet files, or leave "
@@ -133,8 +170,20 @@ def opened(corpus: str, version: str | None) -> tuple[DatasetBuilder, str]:
         )
     give_up_on_an_unreachable_hub()
     builder = load_dataset_builder(name, config, revision=version)
-    training_files(builder, corpus, lambda file: file.split("::")[-1].startswith(f"hf://datasets/{name}@"))
-    return builder, builder.hash
+    files = training_files(builder, corpus, lambda file: file.split("::")[-1].startswith(f"hf://datasets/{name}@"))
+    return builder, builder.hash, files
+
+
+def folder_builder(name: str, config: str | None, root: Path) -> DatasetBuilder:
+    """Return what reads a folder: as its card says, or all its parquet files where their endings are in another case.
+
+    `datasets` itself would leave those out without a word.
+    """
+    tables = sorted(str(path) for path in root.rglob("*") if path.suffix.lower() in PARQUET and path.is_file())
+    odd = [path for path in tables if not path.endswith(".parquet")]
+    if odd and not config and not (root / "README.md").is_file():
+        return load_dataset_builder("parquet", data_files={"train": tables})
+    return load_dataset_builder(name, config)
 
 
 def training_files(builder: DatasetBuilder, corpus: str, is_inside) -> list[str]:
@@ -152,7 +201,7 @@ def files_version(files: list[str], corpus: str) -> str:
     """Return a hash of the names, sizes and footers of parquet files; it stays when they are copied elsewhere."""
     digest = hashlib.sha256()
     for file in files:
-        if not file.endswith(".parquet"):
+        if Path(file).suffix.lower() not in PARQUET:
             raise UserError(f"corpus={corpus} holds {file}; of folders only parquet files are streamed")
         with open(file, "rb") as content:
             size = content.seek(0, 2)
@@ -161,38 +210,49 @@ def files_version(files: list[str], corpus: str) -> str:
     return digest.hexdigest()
 
 
-def rows_of(builder: DatasetBuilder, text_column: str) -> IterableDataset:
+def rows_of(builder: DatasetBuilder, text_column: str, corpus: str) -> IterableDataset:
     """Return the rows of the training split; of parquet files only the text is fetched.
 
     Raises:
-        UserError: there is no such column.
+        UserError: there is no such column, or it holds no text.
     """
+    for option, value in AS_IT_STANDS.get(builder.name, {}).items():
+        setattr(builder.config, option, value)
     if hasattr(builder.config, "fragment_scan_options"):
         builder.config.columns, builder.config.batch_size = [text_column], ROWS_AT_ONCE
         # what pyarrow fetches beforehand it keeps until the end of the file
         builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
     rows = builder.as_streaming_dataset(split="train")
-    if rows.column_names is not None and text_column not in rows.column_names:
-        raise UserError(f"text_column={text_column} is no column of this corpus; choose with --text-column")
+    if rows.features is not None:
+        check_column(rows.features, text_column, corpus)
     return rows
 
 
-def first_documents(stream: DocumentStream, most_characters: int) -> Iterator[str]:
+def first_documents(stream: DocumentStream, most_characters: int, reading: Reading) -> Iterator[str]:
     """Yield the first documents of a stream, until they hold so many characters, and close it.
+
+    Args:
+        stream: at its beginning.
+        most_characters: more than this only the last of them holds.
+        reading: filled in with what is decided and left out.
 
     Raises:
         UserError: they are the lines of WikiText, not documents.
     """
-    number = size = 0
+    name, _ = name_and_config(stream.corpus)
+    reading.skipped |= others_in(Path(name), stream.files) if Path(name).is_dir() else {}
+    size = 0
     with contextlib.closing(stream):
-        for _, texts in stream.groups():
-            for text in texts:
-                if number < LOOKAHEAD and is_title(text):
-                    raise UserError(f"corpus={stream.corpus} has a line a row, not a document; leave --streaming out")
-                yield text
-                number, size = number + 1, size + len(text)
-                if size >= most_characters:
-                    return
+        documents = (text for _, texts in stream.groups() for text in texts)
+        head = list(itertools.islice(documents, HEAD))
+        if could_be_wikitext(head) and any(map(is_title, head)):
+            raise UserError(f"corpus={stream.corpus} has a line a row, not a document; leave --streaming out")
+        for text in reading.kept(itertools.chain(head, documents), "a stream", AS_TABLE):
+            yield text
+            size += len(text)
+            if size >= most_characters:
+                break
+    reading.left_out += stream.left_out
 
 
 def text_hash(text: str) -> str:
@@ -214,4 +274,4 @@ def open_stream(folder: Path, source: dict[str, str]) -> DocumentStream:
         UserError: see `DocumentStream`.
     """
     held_out = json.loads((Path(folder) / HELD_OUT_FILE).read_text(encoding="utf-8"))
-    return DocumentStream(**source, held_out=held_out)
+    return DocumentStream(**source, held_out=held_out, say=print)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import Missing
 
 ARCHIVE = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 
@@ -32,13 +32,13 @@ def wiki_sample() -> Iterator[str]:
     """Yield the articles, each as one text in WikiText's format.
 
     Raises:
-        UserError: gensim is not installed.
+        Missing: gensim is not installed.
     """
     try:
         import gensim
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
     except ImportError:
-        raise UserError("corpus=wiki-sample comes in the gensim wheel, not installed; pip install gensim") from None
+        raise Missing("gensim", "corpus=wiki-sample comes in its wheel") from None
     with bz2.open(Path(gensim.__file__).parent / ARCHIVE) as dump:
         for title, markup, _ in extract_pages(dump, filter_namespaces=("0",)):
             if not markup.lstrip().lower().startswith("#redirect"):

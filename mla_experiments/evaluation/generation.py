@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast, TextStreamer, set_seed
 
-from ..data import beginning_of_text
+from ..data import beginning_of_text, whole_text
 from ..errors import UserError
 from ..kernels.latent import force_backend
 from ..modeling import DecoderForCausalLM
@@ -35,8 +35,10 @@ def print_continuation(
         weights_dir: holds the trained models.
 
     Raises:
-        UserError: no such model, prompt and continuation beyond its context, or a backend that cannot run here.
+        UserError: a prompt that is no Unicode text, no such model, prompt and continuation beyond its context, or a
+            backend that cannot run here.
     """
+    whole_text(prompt, "prompt")
     force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
     decoder, tokenizer = load_with_tokenizer(folder)
@@ -56,6 +58,7 @@ def continuation(
     streamer: TextStreamer | None = None,
 ) -> str:
     """Return what a model says after a prompt; arguments and errors are those of `print_continuation`."""
+    whole_text(prompt, "prompt")
     tokens = [beginning_of_text(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     context = decoder.config.max_position_embeddings
     if max_new_tokens < 1:

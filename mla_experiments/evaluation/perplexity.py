@@ -85,12 +85,12 @@ def score_documents(
         description: beside the progress bar.
 
     Raises:
-        UserError: the texts hold no word, or the tokenizer nothing to begin a text with.
+        UserError: the texts hold no word, or the tokenizer makes nothing of one, or has nothing to begin a text with.
     """
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError("corpus holds no text to evaluate on; give one that does")
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    encoded = tokens_of(texts, tokenizer)
     nats = [0.0] * len(texts)
     all_windows = [
         (document, inputs, labels)
@@ -105,6 +105,21 @@ def score_documents(
                 progress.update(len(labels) - labels.count(IGNORED))
     counted = zip(nats, encoded, texts, strict=True)
     return Score([DocumentScore(n, len(ids), len(text.split()), len(text.encode())) for n, ids, text in counted])
+
+
+def tokens_of(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """Return the tokens of documents; what reads like a special token in them is text.
+
+    Raises:
+        UserError: a document has none, so that its bytes would cost nothing.
+    """
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)
+    for text, tokens in zip(texts, encoded["input_ids"], strict=True):
+        if not tokens:
+            raise UserError(
+                f"the tokenizer makes no token of the document {text[:40]!a}, which so cannot be scored; leave that out"
+            )
+    return encoded["input_ids"]
 
 
 def windows(tokens: list[int], prefix: int, context: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from ..data import load_corpus, load_tokenizer, read_documents
+from ..data import TEXT_COLUMN, Reading, load_corpus, load_tokenizer, read_documents, whole_text
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
 from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
@@ -179,12 +179,23 @@ def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tupl
     """Return a corpus's name and its held-out documents by split.
 
     The corpus that was prepared for training, also when asked for by its name, gives its validation and test splits
-    alone; any other gives all its text.
+    alone; any other gives all its text, and how that is read is printed.
+
+    Raises:
+        UserError: it cannot be had, or a column is asked for where no table is read.
     """
     folder = data_dir / "corpus"
     if corpus is not None and not is_prepared(corpus, folder):
-        return corpus, {"all": list(read_documents(Path(corpus), text_column))}
+        reading = Reading(whole_text(corpus, "corpus"))
+        texts = list(read_documents(Path(corpus), text_column, reading=reading))
+        print(*reading.sentences(), sep="\n")
+        return corpus, {"all": texts}
     manifest = read_manifest(folder, CORPUS_MADE_BY)
+    if text_column not in (TEXT_COLUMN, used := manifest["request"].get("text_column")):
+        raise UserError(
+            f"text_column={text_column} has no effect on {folder}, which was prepared with text_column={used}; leave "
+            "it out"
+        )
     prepared = load_corpus(folder)
     return manifest["corpus"], {split: list(prepared[split]["text"]) for split in HELD_OUT}
 

@@ -37,6 +37,12 @@ class Contestant:
         return read_run(self.first)["corpus"]
 
     @property
+    def training_tokens(self) -> int:
+        """How many tokens it was trained on, repeats counted."""
+        told = read_run(self.first)["identity"]
+        return told["steps"] * told["batch_size"] * told["sequence_length"]
+
+    @property
     def tests(self) -> dict[int, SplitScores]:
         """The scores of the test split, by seed."""
         return {seed: read_scores(folder)["test"] for seed, folder in self.runs.items()}
@@ -68,6 +74,12 @@ def compared(places: list[str], weights_dir: Path) -> str:
     lines = [table(rows), ""]
     if len(tokenizers) > 1:
         lines.append("Tokenizers differ: bits per byte alone are shown, which do not depend on how text is cut.")
+    budgets = {one.training_tokens for one in contestants}
+    if len(budgets) > 1:
+        lines.append(
+            f"Training differs, from {min(budgets):,} to {max(budgets):,} tokens: what follows compares budgets, not "
+            "mechanisms alone."
+        )
     nats = {one.name: {seed: test.nats for seed, test in one.tests.items()} for one in contestants}
     differences = compare(nats, next(iter(contestants[0].tests.values())).bytes)
     lines += [f"- {difference.sentence}" for difference in differences]
@@ -96,6 +108,7 @@ def row(one: Contestant, per_word: bool) -> dict:
         "name": one.name,
         "attention": config.attention,
         "trained on": one.corpus,
+        "training tokens": f"{one.training_tokens:,}",
         "parameters": f"{num_parameters(config):,}",
         "seeds": len(tests),
     }

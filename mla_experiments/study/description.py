@@ -14,6 +14,7 @@ import yaml
 
 from ..errors import UserError, reason_of
 from ..training import PRESETS, RunArguments, trainer_defaults
+from ..training.flags import taken
 from ..training.settings import preset_name
 from .fields import (
     DATA,
@@ -50,6 +51,7 @@ class Study:
 
     name: str
     source: str
+    preset: str
     data: dict
     settings: dict
     variants: tuple[Variant, ...]
@@ -84,7 +86,8 @@ def read_study(path: Path) -> Study:
     path = Path(path)
     source, content = read_yaml(path)
     check_fields(content, path)
-    settings = trainer_defaults() | PRESETS[preset_name(content.pop("preset", "auto"))]
+    preset = preset_name(content.pop("preset", "auto"))
+    settings = {name: value for name, value in (trainer_defaults() | PRESETS[preset]).items() if value is not None}
     own = {"attention": ["mha", "gqa", "mqa", "mla"], "seeds": 0, "match": "none", "cache_bytes_per_token": None}
     own |= {"learning_rate": settings["learning_rate"]}
     own |= {name: content.pop(name) for name in OWN if name in content}
@@ -98,9 +101,10 @@ def read_study(path: Path) -> Study:
     data = {name: same_for_all(name, content.pop(name, value)) for name, value in DATA.items()}
     values = {name: [typed(name, value) for value in listed(name, content[name])] for name in content}
     swept = {name: values.pop(name) for name in list(values) if isinstance(content[name], list)}
-    return Study(
+    study = Study(
         name=path.stem,
         source=source,
+        preset=preset,
         data=data,
         settings=settings | {name: value for name, (value,) in values.items()},
         variants=tuple(variants_of(attention, options, swept)),
@@ -109,6 +113,9 @@ def read_study(path: Path) -> Study:
         match=match,
         cache_bytes_per_token=budget,
     )
+    for variant in study.variants:
+        taken(study.arguments(variant)[1])  # refuses what cannot be before anything is prepared
+    return study
 
 
 def read_yaml(path: Path) -> tuple[str, dict]:

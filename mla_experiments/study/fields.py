@@ -12,6 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..errors import UserError, unknown
 from ..modeling.attention import ATTENTION
 from ..training import RunArguments
+from ..training.flags import REFUSED
 
 OWN = ("attention", "seeds", "learning_rate", "match", "cache_bytes_per_token")
 DATA = {"corpus": "auto", "text_column": "text", "vocab_size": 10_000, "shuffle_seed": 0}
@@ -20,6 +21,7 @@ LIMITING = {"gqa": "num_key_value_heads", "mla": "kv_lora_rank"}  # the option t
 INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
     "seed": "give seeds", "attention_options": "give attention.OPTION, such as attention.kv_lora_rank",
     "resume": "a study always goes on", "overwrite": "delete the folder of a run to train it again",
+    "accept_changes": "give --accept_changes to study",
     "run": "the study's file names it", "data_dir": "give --studies_dir", "weights_dir": "give --studies_dir",
     "figures_dir": "give --studies_dir", "output_dir": "give --studies_dir",
     "streaming": "studies store their corpora; runs of train_model.py --streaming go side by side with compare",
@@ -30,10 +32,12 @@ def check_fields(content: dict, path: Path) -> None:
     """Refuse a field that nobody knows, with the nearest one that somebody does, or that a study sets itself."""
     flags = {f.name for cls in (RunArguments, TrainingArguments) for f in fields(cls) if f.init}
     options = {f"attention.{option}" for mechanism in ATTENTION.values() for option in mechanism.option_names()}
-    known = flags.union(OWN, DATA, options) - INSTEAD.keys()
+    known = flags.union(OWN, DATA, options) - INSTEAD.keys() - REFUSED.keys()
     for name in content:
         if name in INSTEAD:
             raise UserError(f"study={path} has the field {name}, which a study sets itself; {INSTEAD[name]}")
+        if name in REFUSED:
+            raise UserError(f"study={path} has the field {name}, which is not taken: {REFUSED[name]}")
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -74,8 +78,8 @@ def match_of(match: str, budget: Any) -> tuple[str, int | None]:
 def seeds_of(seeds: Any) -> tuple[int, ...]:
     """Return the seeds, in the order given: the first one tries the learning rates."""
     chosen = listed("seeds", seeds)
-    if not all(type(seed) is int and seed >= 0 for seed in chosen):
-        raise UserError(f"seeds={seeds} must be whole numbers from 0, one or a list of them")
+    if not all(type(seed) is int and 0 <= seed < 2**32 for seed in chosen):
+        raise UserError(f"seeds={seeds} must be whole numbers from 0 and below 2^32, one or a list of them")
     return tuple(chosen)
 
 

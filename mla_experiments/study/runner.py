@@ -39,7 +39,12 @@ class Outcome:
 
 
 def run_study(
-    study: Study, root: Path, executor: str = "serial", address: str | None = None, shard: tuple[int, int] = (1, 1)
+    study: Study,
+    root: Path,
+    executor: str = "serial",
+    address: str | None = None,
+    shard: tuple[int, int] = (1, 1),
+    accept_changes: bool = False,
 ) -> Outcome:
     """Run what is missing and write `study.json`.
 
@@ -49,17 +54,19 @@ def run_study(
         executor: where runs take place: serial, local:N or ray.
         address: of a Ray cluster.
         shard: (i, n): only every n-th run, from the i-th, from 1.
+        accept_changes: take runs for the same though the code has changed since.
 
     Raises:
-        UserError: data or a match that cannot be had, or an executor that there is not.
+        UserError: data or a match that cannot be had, an executor that there is not, or runs by other code.
         Stopped: the user asked to stop; the same command goes on.
     """
-    trials = Trials(study, root)
+    trials = Trials(study, root, accept_changes)
     share = Share(trials, shard)
     try:
         with executor_of(executor, address, share.do, partial(do_apart, trials)) as pool:
             prepare_data(study, trials.data)
             share.begin(pool.width)
+            trials.check_recorded()
             record(trials, share.failures)
             pool.submit(share.ready())
             for task, ended in pool:

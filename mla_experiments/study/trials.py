@@ -4,8 +4,6 @@ Runs are found by the hash of what determines them, so that studies share them. 
 rate; the others take the one that validates best.
 """
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,8 +12,10 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ..data import load_corpus, load_tokens
+from ..errors import UserError
 from ..evaluation.results import HELD_OUT
 from ..evaluation.scores import read_scores
+from ..training import PRESETS
 from ..training.run import Run
 from .description import Study
 from .matching import Matched, match, run_arguments
@@ -59,17 +59,19 @@ class Trials:
     Args:
         study: what to compare.
         root: folder of all studies.
+        accept_changes: take runs for the same though the code has changed since.
 
     Attributes:
         failed: why runs failed, by the names of their folders, as `study.json` says.
     """
 
-    def __init__(self, study: Study, root: Path):
-        self.study, self.root = study, root
+    def __init__(self, study: Study, root: Path, accept_changes: bool = False):
+        self.study, self.root, self.accept_changes = study, root, accept_changes
         self.failed: dict[str, str] = {}
+        self._made: dict[Task, Trial] = {}
 
     def __reduce__(self):
-        return Trials, (self.study, self.root.absolute())
+        return Trials, (self.study, self.root.absolute(), self.accept_changes)
 
     @cached_property
     def data(self) -> Path:
@@ -126,15 +128,45 @@ class Trials:
 
     def trial(self, task: Task) -> Trial:
         """Return a run in the folder that its settings determine."""
-        matched, more = self.variants[task.variant], {"data_dir": str(self.data), "resume": True}
-        _, flags = self.study.arguments(matched.variant)
-        flags = flags | {"seed": task.seed, "learning_rate": task.rate}
+        if task not in self._made:
+            self._made[task] = self._make(task)
+        return self._made[task]
+
+    def _make(self, task: Task) -> Trial:
+        matched = self.variants[task.variant]
+        more = {"data_dir": str(self.data), "resume": True, "accept_changes": self.accept_changes}
         arguments = run_arguments(self.study, matched.variant, matched.options, matched.intermediate_size, **more)
+        flags = self.study.arguments(matched.variant)[1] | {"seed": task.seed, "learning_rate": task.rate}
         attention = matched.variant.attention
-        identity = Run(self.root, attention, arguments, flags, self.manifest).identity
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-        folder = self.root / "runs" / f"{attention}-{digest}"
-        return Trial(matched, task.seed, task.rate, Run(folder, attention, arguments, flags, self.manifest))
+        run = Run(self.root, attention, arguments, flags, self.manifest)
+        run.folder = self.root / "runs" / f"{attention}-{run.identity.digest(PRESETS[self.study.preset])}"
+        return Trial(matched, task.seed, task.rate, run)
+
+    def check_recorded(self) -> None:
+        """Say of the runs that stand there already what is not known of them, and refuse those by other code.
+
+        Raises:
+            UserError: some are by other code, and that is not accepted.
+        """
+        standing = [trial.run for trial in map(self.trial, self.decided(self.tasks()).values()) if trial.run.recorded]
+        found = {run.folder: run.comparison for run in standing}
+        by_other = [folder for folder, comparison in found.items() if comparison.changes]
+        if by_other:
+            changes = sorted({change for folder in by_other for change in found[folder].changes})
+            what = f"by other code ({', '.join(changes)}): {', '.join(map(str, by_other))}"
+            if not self.accept_changes:
+                raise UserError(
+                    f"there are runs of this study {what}; --accept_changes takes them as the same, or delete their "
+                    "folders to train them again"
+                )
+            print(f"Taken as the same are runs {what}.")
+        for kind, parts in (
+            ("by a version that did not record", [comparison.unknown for comparison in found.values()]),
+            ("with", [comparison.said for comparison in found.values()]),
+        ):
+            if any(parts):
+                count, names = sum(map(bool, parts)), sorted({name for part in parts for name in part})
+                print(f"Runs that stand there {kind} {', '.join(names)}: {count}.")
 
     def of_rates(self, variant: int) -> list[Trial]:
         """Return the runs that try a variant's learning rates."""

@@ -79,6 +79,7 @@ def log_of(trials: Trials, task: Task) -> Path:
 def train_and_score(trials: Trials, trial: Trial) -> None:
     """Train a run if it is not, and score every held-out document alone."""
     if not trial.run.is_finished:
+        trial.run.check_same("delete its folder to train it again")
         trial.run.train(trials.tokens, load_tokenizer(trials.data / "tokenizer"), lambda _: None)
     model, tokenizer = load_with_tokenizer(trial.run.folder)
     scored = {

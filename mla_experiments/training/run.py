@@ -5,7 +5,6 @@ training, and at the end the weights as safetensors with config and tokenizer, w
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,25 +12,24 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
-from ..errors import InUse, Stopped, UserError, reason_of
+from ..errors import InUse, Stopped, UserError
 from ..manifest import file_hash, flush, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM, device_name
 from ..modeling.attention import ATTENTION
 from ..run_files import METRICS_FILE, RUN_FILE, check_files, read_run
 from . import checkpoints
+from .arguments import trainer_arguments
 from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, StopInGoodOrder
-from .settings import RunArguments, mixed_precision
-from .stream import PackedRows, TrainingStream
-from .streaming import StreamedSequences, check_streaming
+from .flags import WITHOUT_WARMUP
+from .identity import VERSION, Comparison, differences, identity_of
+from .rows import PackedRows, TrainingStream
+from .settings import RunArguments
+from .streamed import StreamedSequences, check_streaming
 from .trainer import StreamTrainer, lacks_validation
-
-DETERMINING = (
-    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
-    "lr_scheduler_type", "lr_scheduler_kwargs", "seed", "bf16", "fp16",
-)  # fmt: skip
+from .tried import refused
 
 
 def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
@@ -74,7 +72,7 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
             if run in todo:
                 run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
             elif run.is_main_process:
-                print(f"{run.folder} is already trained with this configuration; nothing to do.")
+                print(f"{run.folder} is already trained{run.as_recorded()}; nothing to do.")
     return [run.folder for run in runs]
 
 
@@ -82,61 +80,13 @@ class Run:
     """One mechanism to train into one folder."""
 
     def __init__(self, folder: Path, attention: str, arguments: RunArguments, trainer_flags: dict, manifest: dict):
-        self.folder, self.attention, self.arguments = folder, attention, arguments
+        self.folder, self.attention, self.arguments, self.flags = folder, attention, arguments, trainer_flags
         self.tokens_per_step = arguments.batch_size * arguments.sequence_length
-        self.trainer_arguments = self._trainer_arguments(trainer_flags)
+        self.trainer_arguments = trainer_arguments(arguments, trainer_flags, folder)
         self.config = arguments.model_config(attention, manifest["vocab_size"], manifest["end_of_document"])
         self.corpus = manifest["corpus"]
-        self.identity = self._identity(manifest)
-
-    def _trainer_arguments(self, flags: dict) -> TrainingArguments:
-        """Turn budgets in tokens into steps, and the effective batch into accumulation."""
-        run = self.arguments
-        for name in ("train_tokens", "batch_size", "sequence_length"):
-            if getattr(run, name) < 1:
-                raise UserError(f"{name}={getattr(run, name)} must be at least 1")
-        flags = {**flags, **mixed_precision(run.precision), "output_dir": str(self.folder)}
-        if flags.get("max_steps", -1) <= 0:
-            flags["max_steps"] = -(-run.train_tokens // self.tokens_per_step)
-        if not flags.get("warmup_steps"):
-            flags["warmup_steps"] = min(-(-run.warmup_tokens // self.tokens_per_step), flags["max_steps"] - 1)
-        # several processes on CPUs find each other only when the CPU is asked for
-        flags["use_cpu"] = bool(flags.get("use_cpu")) or not torch.accelerator.is_available()
-        flags |= {"disable_tqdm": True, "remove_unused_columns": False, "prediction_loss_only": True}
-        accumulation = flags.pop("gradient_accumulation_steps")
-        try:
-            arguments = TrainingArguments(**flags)
-        except ValueError as error:
-            raise UserError(f"training arguments do not fit together: {reason_of(error)}") from None
-        if arguments.fsdp and arguments.use_cpu:
-            raise UserError(
-                "fsdp needs GPUs: on CPUs accelerate would shard nothing and train whole copies; leave --fsdp out"
-            )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU; more are for torchrun, or for other runs
-        at_once = arguments.train_batch_size * arguments.world_size
-        arguments.gradient_accumulation_steps = accumulation or max(1, run.batch_size // at_once)
-        if at_once * arguments.gradient_accumulation_steps != run.batch_size:
-            raise UserError(
-                f"batch_size={run.batch_size} is not the product of per_device_train_batch_size="
-                f"{arguments.per_device_train_batch_size}, {arguments.world_size} device(s) and "
-                f"gradient_accumulation_steps={accumulation or 'a whole number'}; change one of them"
-            )
-        return arguments
-
-    def _identity(self, manifest: dict) -> dict:
-        """What determines the weights; two runs with equal identities are the same run."""
-        own = self.trainer_arguments.to_dict()
-        drop = ("transformers_version", "_name_or_path", "dtype", "architectures")
-        identity = {
-            "model": {name: value for name, value in self.config.to_diff_dict().items() if name not in drop},
-            "tokens": manifest["request"],
-            "steps": self.trainer_arguments.max_steps,
-            "warmup_steps": self.trainer_arguments.warmup_steps,
-            "batch_size": self.arguments.batch_size,
-            "sequence_length": self.arguments.sequence_length,
-            **{name: own[name] for name in DETERMINING},
-        }
-        return json.loads(json.dumps(identity, default=str))
+        self.identity = identity_of(arguments, self.trainer_arguments, self.config, manifest, attention)
+        self.before: list[dict] = []  # other code by which it was trained before this
 
     @property
     def is_main_process(self) -> bool:
@@ -169,15 +119,27 @@ class Run:
             yield
 
     @property
+    def comparison(self) -> Comparison:
+        """How this run differs from the one that stands here."""
+        return self.identity.compare(self.recorded)
+
+    @property
     def is_finished(self) -> bool:
         """Whether this very run stands here, complete, and is not to be replaced."""
-        recorded = self.recorded
-        return (
-            not self.arguments.overwrite
-            and recorded.get("identity") == self.identity
-            and recorded.get("status") == "finished"
-            and (self.folder / "model.safetensors").is_file()
-        )
+        if self.arguments.overwrite or self.recorded.get("status") != "finished":
+            return False
+        found = self.comparison
+        is_same = not found.differs and (self.arguments.accept_changes or not found.changes)
+        return is_same and (self.folder / "model.safetensors").is_file()
+
+    def as_recorded(self) -> str:
+        """Say of the finished run that stands here in what it is not known to be this one to the last digit."""
+        found = self.comparison
+        parts = [" with this configuration"]
+        parts += [f"by other code: {', '.join(found.changes)}"] if found.changes else []
+        parts += [f"with {', '.join(found.said)}"] if found.said else []
+        parts += [f"by a version that did not record {', '.join(found.unknown)}"] if found.unknown else []
+        return ", ".join(parts)
 
     def check_folder(self, overwrite: bool, resume: bool) -> None:
         """Refuse to train over what is there, unless told to.
@@ -188,16 +150,31 @@ class Run:
         # a process that was killed while it wrote its first record left that one aside
         if overwrite or not self.folder.exists() or all(path.suffix == ".partial" for path in self.folder.iterdir()):
             return
-        recorded = self.recorded
         ways = "choose --run NAME to keep both, or --overwrite to replace it"
-        if not recorded:
+        if not self.recorded:
             what = f"a damaged {RUN_FILE}" if (self.folder / RUN_FILE).exists() else "files that no run here made"
             raise UserError(f"{self.folder} holds {what}; {ways}")
-        if recorded["identity"] != self.identity:
-            changed = ", ".join(differences(recorded["identity"], self.identity))
-            raise UserError(f"{self.folder} holds a run that differs in {changed}; {ways}")
+        self.check_same(ways)
         if not resume:
             raise UserError(f"{self.folder} holds this run, unfinished; go on with --resume, or {ways}")
+
+    def check_same(self, ways: str) -> None:
+        """Refuse to take another run for this one, or this one by other code, unless that is accepted.
+
+        Args:
+            ways: what else can be done.
+
+        Raises:
+            UserError: it is another.
+        """
+        found = self.comparison
+        if self.recorded and found.differs:
+            raise UserError(f"{self.folder} holds a run that differs in {', '.join(found.differs)}; {ways}")
+        if self.recorded and found.changes and not self.arguments.accept_changes:
+            raise UserError(
+                f"{self.folder} holds this run by other code: {', '.join(found.changes)}; --accept_changes takes it as "
+                f"the same, or {ways}"
+            )
 
     def train(self, tokens, tokenizer, draw: Callable[[Path], None]) -> None:
         """Train from the last whole checkpoint, or from the start, and save the weights."""
@@ -207,14 +184,17 @@ class Run:
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint = self._checkpoint() if self.arguments.resume else None
+            self.before = self._before() if checkpoint else []
             self.record(status="running")
+            if self.trainer_arguments.warmup_steps and self.trainer_arguments.lr_scheduler_type in WITHOUT_WARMUP:
+                print(f"{self.trainer_arguments.lr_scheduler_type.value} has no warm-up; warmup_tokens is not used.")
         (checkpoint,) = broadcast_object_list([checkpoint])
         trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
             if isinstance(trainer.train_dataset, StreamedSequences):
                 trainer.train_dataset.restore(checkpoint)
-            trainer.args.eval_on_start = lacks_validation(checkpoint)
+            trainer.args.eval_on_start = trainer.makes_up_for_validation = lacks_validation(checkpoint)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except UnpicklingError:  # torch opens nothing that could run code
@@ -250,10 +230,30 @@ class Run:
 
     def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, and say what is new since it was written."""
-        before, now = self.recorded.get("versions", {}), library_versions()
-        if before and (changed := differences(before, now)):
-            print(f"{self.folder} was begun with other versions: {', '.join(changed)}; its last digits may differ.")
+        found = self.comparison
+        before = {name: number for name, number in self.recorded.get("versions", {}).items() if name != VERSION}
+        now = library_versions()
+        for what, parts in (
+            ("was begun with other versions:", differences(before, {name: now.get(name) for name in before})),
+            ("was begun by other code, as accepted:", found.changes),
+            ("was begun with", found.said),
+        ):
+            if self.recorded and parts:
+                print(f"{self.folder} {what} {', '.join(parts)}; its last digits may differ.")
+        if self.recorded and found.unknown:
+            print(
+                f"{self.folder} was begun by a version that did not record {', '.join(found.unknown)}; where they are "
+                "the defaults now they are taken to have been so."
+            )
         return checkpoints.last_whole(self.folder)
+
+    def _before(self) -> list[dict]:
+        """Return by what code the run was trained before this, if by other: none or unknown sources among them."""
+        recorded = self.recorded
+        if not recorded or recorded.get("sources") == self.identity.sources:
+            return recorded.get("before", [])
+        earlier = {"versions": recorded.get("versions"), "sources": recorded.get("sources")}
+        return [*recorded.get("before", []), earlier]
 
     def _own_files(self) -> dict[str, str]:
         """Return the checksums of what the finished run wrote: weights, config, tokenizer, metrics."""
@@ -262,25 +262,26 @@ class Run:
         return {path.name: file_hash(path) for path in written if path.suffix in (".json", ".safetensors", ".jsonl")}
 
     def _trainer(self, tokens, tokenizer, draw):
-        arguments = self.trainer_arguments
+        arguments = trainer_arguments(self.arguments, self.flags, self.folder)  # the Trainer changes them
         set_seed(arguments.seed)
         model = DecoderForCausalLM(self.config)
         validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
         most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
         clock, progress, stop = Clock(), Progress(self.attention, self.tokens_per_step), StopInGoodOrder()
-        trainer = StreamTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=self._sequences(tokens["train"], tokenizer),
-            eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
-            processing_class=tokenizer,
-            callbacks=[
-                Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
-                progress,
-                clock,
-                stop,
-            ],
-        )
+        with refused("what is given of transformers' TrainingArguments"):
+            trainer = StreamTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=self._sequences(tokens["train"], tokenizer),
+                eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
+                processing_class=tokenizer,
+                callbacks=[
+                    Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
+                    progress,
+                    clock,
+                    stop,
+                ],
+            )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         return trainer, clock, stop, progress
@@ -302,19 +303,8 @@ class Run:
                 "corpus": self.corpus,
                 "device": device_name(),
                 "versions": library_versions(),
-                "identity": self.identity,
+                **self.identity.record,
+                "before": self.before,
                 **facts,
             },
         )
-
-
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Return what differs between two nested dictionaries, as "name (old, now new)"."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name} ({before}, now {after})")
-    return found

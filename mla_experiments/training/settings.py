@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..modeling import DecoderConfig
+from ..modeling.attention import ATTENTION
+from .flags import REFUSED
 
 PRESETS = {
     # The mission's configuration: for a GPU (about 35 M parameters, 100 M tokens).
@@ -46,6 +48,9 @@ class RunArguments:
     run: str = field(default="", metadata={"help": "keep this training apart, under weights/RUN and figures/RUN"})
     resume: bool = field(default=False, metadata={"help": "go on from the last whole checkpoint"})
     overwrite: bool = field(default=False, metadata={"help": "train anew where another run stands, replacing it"})
+    accept_changes: bool = field(
+        default=False, metadata={"help": "go on with a run, or take it as done, though the code has changed since"}
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "read the text while training, from the hub or a folder: for data prepared with --streaming"},
@@ -88,6 +93,13 @@ class RunArguments:
                 f"attention_options={self.attention_options} is not understood; "
                 'give JSON such as {"mla": {"kv_lora_rank": 64}}'
             ) from None
+        for name in options:
+            if name not in ATTENTION:
+                raise unknown("attention_options", name, ATTENTION)
+            if name not in self.attention:
+                raise UserError(
+                    f"attention_options has {name}, but attention={' '.join(self.attention)} does not; leave it out"
+                )
         return DecoderConfig(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
@@ -125,18 +137,18 @@ def trainer_defaults() -> dict:
         "weight_decay": 0.1,
         "max_grad_norm": 1.0,
         "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
         "logging_steps": 0.01,
         "eval_strategy": "steps",
         "eval_steps": 0.05,
         "save_steps": 0.2,
         "save_total_limit": 2,
         "seed": 0,
-        "logging_nan_inf_filter": False,
         "gradient_accumulation_steps": None,
         "ddp_find_unused_parameters": False,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        **dict.fromkeys(("warmup_steps", "lr_scheduler_kwargs"), None),  # by --warmup_tokens; see `flags.taken`
+        **dict.fromkeys(REFUSED),  # so that those given can be told
     }
 
 

@@ -15,7 +15,8 @@ from ..errors import UserError
 from ..manifest import write_json
 from . import checkpoints
 from .callbacks import StopAskedFor
-from .streaming import StreamedSequences
+from .streamed import StreamedSequences
+from .tried import refused
 
 SINCE_LOG = "loss-since-log-{}.json"
 
@@ -24,13 +25,18 @@ class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream` or `StreamedSequences`, which hold sequences in the order to train on them."""
 
     def __init__(self, *, args, **kwargs):
-        self._saving, self.left_validation = False, False
+        self._saving, self.left_validation, self.makes_up_for_validation = False, False, False
         self._begun, self._loss_before, self._micro_batches = -1, None, []  # the step in hand
         self._keep, args.save_total_limit = args.save_total_limit, None  # pruned by `checkpoints.prune`
         super().__init__(args=args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)
+
+    def create_optimizer(self, *args, **kwargs):
+        """Make the optimizer, or say that it cannot be made for this model."""
+        with refused(f"optim={self.args.optim.value}"):
+            return super().create_optimizer(*args, **kwargs)
 
     def _get_output_dir(self, trial):
         run_folder = super()._get_output_dir(trial)
@@ -131,6 +137,10 @@ class StreamTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+        """A validation that is made up for steers the schedule as it would have in its place."""
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler and not self.makes_up_for_validation)
 
     @torch.no_grad()
     def _validation_loss(self) -> float:

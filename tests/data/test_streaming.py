@@ -137,6 +137,7 @@ def fake_hub(monkeypatch, folder, file):
     def builder(name, config, revision):
         asked.append((name, config, revision))
         return SimpleNamespace(
+            name="parquet",
             config=SimpleNamespace(data_files={"train": [file]}),
             hash="abc123",
             as_streaming_dataset=load(str(folder)).as_streaming_dataset,
@@ -219,7 +220,11 @@ def lines_folder(folder):
         (text_folder, {}, "of folders only parquet files are streamed"),
         (damaged_folder, {}, "shards cannot be streamed ("),
         (lines_folder, {}, "has a line a row, not a document; leave --streaming out"),
-        (lambda folder: write_shards(folder, paragraphs()), {"text_column": "body"}, "text_column=body is no column"),
+        (
+            lambda folder: write_shards(folder, paragraphs()),
+            {"text_column": "body"},
+            "text_column=body is no column",
+        ),
         (lambda folder: write_shards(folder, paragraphs()), {"sample_characters": 0}, "sample_characters=0 must be at"),
         (lambda folder: write_shards(folder, paragraphs()), {"sample_characters": 10}, "too few documents (1)"),
     ],

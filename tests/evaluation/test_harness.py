@@ -152,7 +152,7 @@ metric_list: [{metric: bits_per_byte}]
         (["garbled.yaml"], "tasks=garbled.yaml names no task"),
         (["nodata.yaml"], "tasks=nodata.yaml cannot be run (Unable to find"),
         (["nocolumn.yaml"], "tasks=nocolumn.yaml cannot be run ('nowhere' is undefined)"),
-        (["documents", "--corpus", "empty.txt"], "corpus holds no text"),
+        (["documents", "--corpus", "empty.txt"], "corpus=empty.txt holds no text"),
         (["documents", "--limit", "0"], "limit=0 must be at least 1"),
     ],
 )

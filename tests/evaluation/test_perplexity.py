@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from mla_experiments.data import load_tokenizer
 from mla_experiments.errors import UserError
@@ -77,6 +78,19 @@ def test_batches_change_nothing(model, tokenizer, articles):
     many = score_documents(model, tokenizer, articles, batch_tokens=10_000)
     for first, second in zip(one.documents, many.documents, strict=True):
         assert second.nats == pytest.approx(first.nats, rel=1e-5)
+
+
+def test_what_reads_like_a_special_token_is_text(model, tokenizer):
+    text = f"a text that says {tokenizer.eos_token} itself"
+    of_text = score_documents(model, tokenizer, [text]).total("tokens")
+    tokenizer.split_special_tokens = False  # as tokenizers of other models have it
+    assert score_documents(model, tokenizer, [text]).total("tokens") == of_text
+
+
+def test_a_document_that_turns_into_no_token_is_refused(model, tokenizer):
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(UserError, match=r"makes no token of the document '\\u200b', which so cannot be scored"):
+        score_documents(model, tokenizer, ["a text", "\u200b"])
 
 
 def test_text_without_a_word_is_refused(model, tokenizer):

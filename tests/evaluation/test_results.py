@@ -100,6 +100,8 @@ def test_generate_continues_a_prompt(train, capsys):
     assert "max_new_tokens=500" in capsys.readouterr().err
     assert main(["generate", "mla", "--max-new-tokens", "0"]) == 2
     assert "max_new_tokens=0 must be at least 1" in capsys.readouterr().err
+    assert main(["generate", "mla", "--prompt", "the \udce9 river"]) == 2
+    assert "error: prompt holds \\udce9, half of a surrogate pair, at character 5" in capsys.readouterr().err
 
 
 def damage_truncate(folder):

@@ -38,7 +38,7 @@ def trained(train):
         ("other", [*TRAIN, "--weights-dir", "other"]),
         ("other", [*TRAIN, "--weights-dir", "other/inner"]),
         ("other", [*TRAIN, "--run", "new", "--figures-dir", "other"]),
-        ("other", ["data", "--corpus", "text", "--data-dir", "other"]),
+        ("other", ["data", "--corpus", "text.txt", "--data-dir", "other"]),
         ("other", ["eval", "--output-dir", "other"]),
         ("other", ["eval", "--output-dir", "other/inner"]),
         ("other", ["export", "mla", "other/inner"]),
@@ -47,8 +47,8 @@ def trained(train):
 )
 def test_a_file_in_the_place_of_a_folder_is_kept_and_named(trained, capsys, file, argv):
     Path(file).write_text("mine")
-    Path("text").write_text("the king sees the river . \n\n" * 2000)
-    Path("tiny.yaml").write_text("corpus: text\nattention: [mla]\nvocab_size: 258\npreset: demo\n")
+    Path("text.txt").write_text("the king sees the river . \n\n" * 2000)
+    Path("tiny.yaml").write_text("corpus: text.txt\nattention: [mla]\nvocab_size: 258\npreset: demo\n")
     capsys.readouterr()
     assert main(argv) == 2
     assert file in one_sentence(capsys.readouterr().err)
@@ -73,16 +73,16 @@ def test_data_that_no_command_here_made_are_never_replaced(prepared, tmp_path, m
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["data", "--corpus", "text", "--vocab-size", "258", "--sequence-length", "32"], "data/corpus"),
+        (["data", "--corpus", "text.txt", "--vocab-size", "258", "--sequence-length", "32"], "data/corpus"),
         (["data", "tokenizer", "--vocab-size", "280"], "data/tokenizer"),
         ([*TRAIN, "--run", "new"], "weights/new/mla/partial/checkpoint-4"),
         (["export", "mla", "out"], "out"),
-        (["eval", "--corpus", "text"], "a file"),
+        (["eval", "--corpus", "text.txt"], "a file"),
     ],
 )
 def test_a_full_disk_costs_nothing_that_was_whole(trained, argv, named):
     """A limit on the size of files makes writing fail in their middle, as a full disk does."""
-    Path("text").write_text("the king sees the river . \n\n" * 2000)
+    Path("text.txt").write_text("the king sees the river . \n\n" * 2000)
     before = file_hashes(Path("data")) | file_hashes(Path("weights"))
     limited = (
         "import resource, sys\n"

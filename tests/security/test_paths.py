@@ -33,7 +33,9 @@ def test_an_index_of_weights_names_files_of_its_folder_alone(tmp_path, capsys, p
     path.write_text(json.dumps(index | {"weight_map": moved}))
     with pytest.raises(UserError, match="which is not in its folder"):
         load_model(tmp_path / "model")
-    for argv in (["export", "model", "out"], ["generate", "model"], ["eval", "model", "--corpus", __file__]):
+    (tmp_path / "text.txt").write_text("held-out text")
+    text = str(tmp_path / "text.txt")
+    for argv in (["export", "model", "out"], ["generate", "model"], ["eval", "model", "--corpus", text]):
         argv[1] = str(tmp_path / argv[1])
         assert main([*argv[:2], *(str(tmp_path / word) if word == "out" else word for word in argv[2:])]) == 2
         assert "which is not in its folder" in capsys.readouterr().err

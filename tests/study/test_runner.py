@@ -11,6 +11,9 @@ from conftest import synthetic_articles
 from mla_experiments.cli import main
 from mla_experiments.errors import Stopped
 from mla_experiments.evaluation.scores import read_scores
+from mla_experiments.manifest import write_record
+from mla_experiments.run_files import read_run
+from mla_experiments.training.identity import RECORDED_FIRST
 from mla_experiments.training.run import Run
 
 TINY = {
@@ -115,3 +118,52 @@ def test_the_same_seed_gives_the_same_weights_in_every_study(state, tmp_path):
     for path in filter(Path.is_dir, (tmp_path / "a" / "runs").iterdir()):
         one, two = (load_file(tmp_path / root / "runs" / path.name / "model.safetensors") for root in "ab")
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_what_is_swept_makes_runs_of_its_own_and_each_is_built_once(state, tmp_path, monkeypatch):
+    built, make = [], Run.__init__
+    monkeypatch.setattr(Run, "__init__", lambda run, *rest: (built.append(run), make(run, *rest))[1])
+    begun = trained(monkeypatch)
+    assert main(["study", state("smooth", attention="mha", label_smoothing_factor=[0.0, 0.3], match="none")]) == 0
+    assert len(set(begun)) == len(built) == 2
+    runs = content(tmp_path, "smooth")["runs"]
+    first, second = (read_scores(tmp_path / "studies" / run["folder"])["test"].nats.sum() for run in runs)
+    assert first != second
+
+
+def test_runs_by_other_code_are_named_and_taken_only_where_that_is_accepted(state, tmp_path, monkeypatch, capsys):
+    path = state("first", attention="mha")
+    assert main(["study", path]) == 0
+    (run,) = content(tmp_path, "first")["runs"]
+    folder = tmp_path / "studies" / run["folder"]
+    write_record(folder / "run.json", read_run(folder) | {"sources": "0" * 64})
+    begun = trained(monkeypatch)
+    assert main(["study", path]) == 2
+    said = capsys.readouterr().err
+    assert "runs of this study by other code (sources (000000000000, now " in said and folder.name in said
+    assert "--accept_changes takes them as the same" in said
+    assert main(["study", path, "--accept_changes"]) == 0
+    assert "Taken as the same are runs by other code" in capsys.readouterr().out
+    facts = {name: value for name, value in read_run(folder).items() if name not in ("said", "sources", "before")}
+    facts["identity"] = {name: value for name, value in facts["identity"].items() if name in RECORDED_FIRST}
+    write_record(folder / "run.json", facts)
+    assert main(["study", path]) == 0
+    assert "by a version that did not record label_smoothing_factor" in capsys.readouterr().out.replace("\n", " ")
+    assert not begun
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"num_train_epochs": [1, 2]}, "the field num_train_epochs, which is not taken: what is trained on"),
+        ({"num_train_epoch": 1}, "the unknown field num_train_epoch"),
+        ({"accept_changes": True}, "give --accept_changes to study"),
+        ({"adam_beta2": [0.9, 2.0]}, "adam_beta2=2.0 must be a number from 0 and below 1"),
+        ({"lr_scheduler_type": ["linear", "sawtooth"]}, "lr_scheduler_type=sawtooth cannot be"),
+        ({"seeds": [2**32]}, "must be whole numbers from 0 and below 2^32"),
+    ],
+)
+def test_fields_of_the_trainer_are_refused_before_anything_is_prepared(state, tmp_path, capsys, more, said):
+    assert main(["study", state("refused", **more)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "studies").exists()

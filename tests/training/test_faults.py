@@ -301,6 +301,15 @@ def test_a_validation_that_was_stopped_is_made_up_for(train, monkeypatch, step, 
         ("on_step_end", 5, {"eval_strategy": "no"}),
         ("on_step_end", 5, {"eval_delay": 6}),
         ("on_substep_end", 5, {"logging_strategy": "epoch", "per_device_train_batch_size": 2}),
+        (
+            "on_prediction_step",
+            4,
+            {
+                "lr_scheduler_type": "reduce_lr_on_plateau",
+                "eval_steps": 2,
+                "lr_scheduler_kwargs": '{"patience": 0, "threshold": 1.0}',
+            },
+        ),
     ],
 )
 def test_whatever_is_logged_and_when_a_stop_changes_nothing_of_it(train, monkeypatch, moment, step, flags):

@@ -25,8 +25,8 @@ from mla_experiments.errors import UserError
 from mla_experiments.run_files import read_metrics, read_run
 from mla_experiments.study import read_study
 from mla_experiments.training import checkpoints
-from mla_experiments.training import streaming as module
-from mla_experiments.training.streaming import POSITION_FILE, StreamedSequences
+from mla_experiments.training import streamed as module
+from mla_experiments.training.streamed import POSITION_FILE, StreamedSequences
 
 STREAM = {"streaming": True, "data_dir": "streamed", "train_tokens": 25 * 128, "per_device_train_batch_size": 2}
 RESULT = ("model.safetensors", "metrics.jsonl")

@@ -5,7 +5,7 @@ import torch
 
 from mla_experiments.data import load_tokens
 from mla_experiments.errors import UserError
-from mla_experiments.training.stream import PackedRows, TrainingStream
+from mla_experiments.training.rows import PackedRows, TrainingStream
 
 
 @pytest.fixture

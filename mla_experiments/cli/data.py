@@ -1,0 +1,67 @@
+"""Prepare data: `data` runs all three stages, `data download|tokenizer|tokens` one of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UserError
+from .parsing import parse
+from .saying import wrote
+
+
+@dataclass
+class DataArguments:
+    """From a corpus to packed tokens."""
+
+    corpus: str = field(
+        default="auto",
+        metadata={
+            "help": "auto (WikiText-103, or wiki-sample offline), wikitext-2, wikitext-103, wiki-sample, "
+            "hub:NAME[:CONFIG], or the path of a text, Markdown, JSON, CSV, TSV, parquet or Arrow file, compressed or "
+            "not, or of a folder of them"
+        },
+    )
+    text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "store a sample of hub:NAME[:CONFIG] or a folder of parquet files alone, and train from the "
+            "rest where it is (train_model.py --streaming)"
+        },
+    )
+    sample_characters: int = field(
+        default=100_000_000,
+        metadata={"help": "with --streaming: store so many, held-out text and what trains the tokenizer", "minimum": 1},
+    )
+    vocab_size: int = field(default=10_000, metadata={"help": "entries of the tokenizer, all included", "minimum": 1})
+    sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row", "minimum": 1})
+    shuffle_seed: int = field(default=0, metadata={"help": "of the order of training rows", "minimum": 0})
+    data_dir: str = field(default="data", metadata={"help": "folder for corpus/, tokenizer/ and tokens/"})
+
+
+def run(argv: list[str]) -> None:
+    """Run it."""
+    stages = ("download", "tokenizer", "tokens")
+    chosen = stages
+    if argv and not argv[0].startswith("-"):
+        stage, *argv = argv
+        if stage not in stages:
+            raise UserError(f"data stage {stage} is unknown; choose {', '.join(stages)}, or none for all")
+        chosen = (stage,)
+    (given,) = parse([DataArguments], argv, f"data {chosen[0] if len(chosen) == 1 else ''}".strip(), __doc__)
+    from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
+
+    folder = Path(given["data_dir"])
+    corpus, tokenizer, tokens = (folder / name for name in ("corpus", "tokenizer", "tokens"))
+    if "download" in chosen:
+        sample = given["sample_characters"] if given["streaming"] else None
+        counts = prepare_corpus(corpus, given["corpus"], given["text_column"], sample)["splits"]
+        sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
+        wrote(corpus, sizes, "python hftokenizer.py", len(chosen) == 1)
+    if "tokenizer" in chosen:
+        manifest = prepare_tokenizer(tokenizer, corpus, given["vocab_size"])
+        wrote(tokenizer, f"{manifest['vocab_size']:,} entries", "python construct_dataset.py", len(chosen) == 1)
+    if "tokens" in chosen:
+        manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
+        rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
+        following = "cd ..; python train_model.py" + (" --streaming" if "stream" in manifest else "")
+        wrote(tokens, f"rows of {manifest['sequence_length']} tokens: {rows}", following)

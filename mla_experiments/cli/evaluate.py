@@ -1,0 +1,65 @@
+"""Evaluate trained models on held-out text: perplexities, bits per byte, cache, size."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .parsing import parse
+from .saying import wrote
+
+
+@dataclass
+class EvaluationArguments:
+    """Which models to evaluate, and on what."""
+
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "folders of models, or names under WEIGHTS_DIR; all if not given"}
+    )
+    corpus: str | None = field(
+        default=None,
+        metadata={"help": "held-out text (a path); by default validation and test splits of the prepared corpus"},
+    )
+    text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
+    data_dir: str = field(default="data", metadata={"help": "holds the prepared corpus"})
+    weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
+    output_dir: str = field(default=".", metadata={"help": "where results.json and results.md go"})
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": "in place of it run lm-evaluation-harness: names of its tasks, YAML files, or `documents`"},
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "documents of each of the TASKS; by default all", "minimum": 1}
+    )
+
+
+def run(argv: list[str]) -> None:
+    """Run it."""
+    models = []
+    while argv and not argv[0].startswith("-"):
+        models.append(argv.pop(0))
+    (given,) = parse([EvaluationArguments], argv, "eval", __doc__)
+    given["models"] = models or given["models"]
+    output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
+    if tasks:
+        return evaluate_by_harness(tasks, limit, given, output_dir)
+    from ..evaluation import evaluate_models, known_rows
+    from ..report import write_model_card
+
+    results = evaluate_models(**given, known=known_rows(output_dir))
+    for folder in results.run_folders:
+        write_model_card(folder)
+    print(results.table())
+    written = results.save(output_dir)
+    wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", "mla-experiments generate --model NAME")
+
+
+def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
+    """Run tasks of lm-evaluation-harness and write `harness.json`."""
+    from ..benchmark.measure import table
+    from ..evaluation.harness import evaluate_tasks
+    from ..manifest import library_versions, write_json
+
+    rows = evaluate_tasks(tasks, limit=limit, **given)
+    print(table([row | {"value": f"{row['value']:,.4f}"} for row in rows]))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "harness.json", {"versions": library_versions(), "limit": limit, "results": rows})
+    wrote(output_dir / "harness.json", f"{len(rows)} values", "mla-experiments export RUN --to hf OUT")

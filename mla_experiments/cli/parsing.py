@@ -1,0 +1,210 @@
+"""Flags: the fields of dataclasses, from the command line and from `--config FILE.yaml`; the command line goes before.
+
+Those of transformers' TrainingArguments are parsed by its own HfArgumentParser, so that they keep their names. Our own
+are plain argparse, by the same rules: that parser takes two seconds to import.
+"""
+
+import argparse
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+
+from ..errors import UserError, reason_of
+
+TRUTH = {**dict.fromkeys(("true", "yes", "t", "y", "1"), True), **dict.fromkeys(("false", "no", "f", "n", "0"), False)}
+
+
+@dataclass
+class ConversionArguments:
+    """How a checkpoint is written in another form."""
+
+    overwrite: bool = field(default=False, metadata={"help": "replace what stands in OUT"})
+
+
+def parse(
+    classes: list[type],
+    argv: list[str],
+    command: str,
+    description: str | None,
+    defaults: dict | None = None,
+    positional: dict[str, str] | None = None,
+    positive: bool = False,
+):
+    """Return the flags of each dataclass as a dictionary, and one more of the positional arguments if there are any.
+
+    Args:
+        classes: dataclasses whose fields are the flags. The metadata of a field say its `help`, and for a number what
+            it must be at least (`minimum`) or more than (`above`).
+        argv: the command line after the sub-command; `--config FILE` in it is replaced by the file's flags.
+        command: the sub-command, for the messages.
+        description: what it does, for `--help`.
+        defaults: in place of the fields' own.
+        positional: arguments without a flag, all needed, and what they mean.
+        positive: whether every number must be more than 0.
+
+    Raises:
+        UserError: unknown flag, a value of the wrong type, or a number that is not finite or out of its range.
+    """
+    parser = parser_of(classes, command, description)
+    known = {action.dest for action in parser._actions}
+    for name, meaning in (positional or {}).items():
+        parser.add_argument(name, help=meaning)
+    parser.set_defaults(**{name: value for name, value in (defaults or {}).items() if name in known})
+    values = vars(parser.parse_args(with_config(argv, known)))
+    named = [{f.name: values[f.name] for f in fields(cls) if f.init} for cls in classes]
+    for cls, given in zip(classes, named, strict=True):
+        check_ranges(cls, given, 0 if positive else None)
+    return [*named, {name: values[name] for name in positional}] if positional else named
+
+
+def parser_of(classes: list[type], command: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the fields of dataclasses whose errors are `UserError`."""
+
+    def complain(message):
+        raise UserError(f"{message}; see mla-experiments {command} --help")
+
+    settings = {"prog": f"mla-experiments {command}", "description": description, "allow_abbrev": False}
+    if all(is_ours(cls) for cls in classes):
+        settings["formatter_class"] = argparse.ArgumentDefaultsHelpFormatter
+        parser = argparse.ArgumentParser(**settings)
+        for cls in classes:
+            add_fields(parser.add_argument_group((cls.__doc__ or "").splitlines()[0].rstrip(".")), cls)
+    else:
+        from transformers import HfArgumentParser
+
+        parser = HfArgumentParser(classes, **settings)
+    parser.error = complain
+    return parser
+
+
+def is_ours(cls: type) -> bool:
+    """Return whether a dataclass is of this package, or made by it on the way."""
+    return cls.__module__.split(".")[0] in (__package__.split(".")[0], "types")
+
+
+def add_fields(group: argparse._ArgumentGroup, cls: type) -> None:
+    """Add the fields of a dataclass as flags, with underscores or hyphens in their names."""
+    kinds = typing.get_type_hints(cls)
+    for each in fields(cls):
+        kind = without_none(kinds[each.name])
+        several = typing.get_origin(kind) is list
+        settings = {"dest": each.name, "help": each.metadata.get("help"), **default_of(each)}
+        if kind is bool:
+            settings |= {"type": truth, "nargs": "?", "const": True, "metavar": "BOOL"}
+        else:
+            one = typing.get_args(kind)[0] if several else kind
+            settings |= {"type": one, "metavar": one.__name__.upper()} | ({"nargs": "+"} if several else {})
+        names = dict.fromkeys((f"--{each.name}", f"--{each.name.replace('_', '-')}"))
+        group.add_argument(*names, **settings)
+
+
+def default_of(each: Field) -> dict:
+    """Return what argparse is to know of a field's default."""
+    if each.default is not MISSING:
+        return {"default": each.default}
+    return {"required": True} if each.default_factory is MISSING else {"default": each.default_factory()}
+
+
+def without_none(kind: type) -> type:
+    """Return X of `X | None`, and other types as they are."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def truth(word: str) -> bool:
+    """Return what a word says: true or false, yes or no, 1 or 0."""
+    if word.lower() not in TRUTH:
+        raise argparse.ArgumentTypeError(f"{word} is neither true nor false")
+    return TRUTH[word.lower()]
+
+
+def check_ranges(cls: type, given: dict, above: float | None = None) -> None:
+    """Refuse numbers of our own flags that are not finite, or out of the range that their fields state.
+
+    Args:
+        cls: the dataclass.
+        given: its values by name.
+        above: what numbers must be more than where their field does not say.
+
+    Raises:
+        UserError: the first of them.
+    """
+    if not is_ours(cls):
+        return  # transformers' own, which training checks
+    for each in fields(cls):
+        value = given.get(each.name)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                check_range(each.name, number, {"above": above, **each.metadata})
+
+
+def check_range(name: str, number: float, stated: dict) -> None:
+    """Refuse a number that is not finite, less than the `minimum` that is stated, or not `above` what is."""
+    minimum, above = stated.get("minimum"), stated.get("above")
+    if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"{name}={number} must be a finite number")
+    if minimum is not None and number < minimum:
+        raise UserError(f"{name}={number} must be at least {minimum}")
+    if above is not None and not number > above:
+        raise UserError(f"{name}={number} must be {'positive' if above == 0 else f'above {above}'}")
+
+
+def with_config(argv: list[str], known: Iterable[str]) -> list[str]:
+    """Put the flags of `--config FILE` where it stands; keys that belong to other sub-commands are left out."""
+    if "--config" not in argv:
+        return argv
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise UserError("--config needs a file; give one, such as experiments/demo.yaml")
+    path = Path(argv[place + 1])
+    flags = []
+    for name, value in read_config(path).items():
+        if name in known:
+            flags += [f"--{name}", *as_strings(value)]
+        elif name not in (others := flags_of_all_commands()):
+            near = difflib.get_close_matches(str(name), others | set(known), n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; see mla-experiments COMMAND --help"
+            raise UserError(f"config={path} has the unknown flag {name}{hint}")
+    return [*flags, *argv[:place], *argv[place + 2 :]]
+
+
+def read_config(path: Path) -> dict:
+    """Return the flags that a YAML file states."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"config={path} cannot be read ({reason_of(error)}); give a YAML file of flags") from None
+    if not isinstance(content, dict):
+        raise UserError(f"config={path} is not a list of `flag: value` lines; see experiments/demo.yaml")
+    return content
+
+
+def as_strings(value: object) -> list[str]:
+    """A YAML value as it would stand on the command line."""
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def flags_of_all_commands() -> set[str]:
+    """Return the names of the flags of every sub-command that a file of flags serves."""
+    from transformers import TrainingArguments
+
+    from ..training import RunArguments
+    from .data import DataArguments
+    from .evaluate import EvaluationArguments
+    from .export import ExportArguments
+    from .generate import GenerationArguments
+
+    classes = (
+        DataArguments, EvaluationArguments, GenerationArguments, ExportArguments, RunArguments, TrainingArguments,
+    )  # fmt: skip
+    return {f.name for cls in classes for f in fields(cls) if f.init}

@@ -1,0 +1,61 @@
+"""Say what a model or a study would cost without running it: `plan deepseek-v2 --kv_lora_rank 256`."""
+
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from .parsing import parse
+
+POSITIVE = {"above": 0}
+
+
+@dataclass
+class PlanArguments:
+    """Where and how the model would run, and what if it were another."""
+
+    hardware: str = field(default="h100", metadata={"help": "h100, h200, a100, rtx-4090, or this (measured)"})
+    memory_gib: float | None = field(default=None, metadata={"help": "memory to fit into"} | POSITIVE)
+    gb_per_second: float | None = field(default=None, metadata={"help": "rate of memory"} | POSITIVE)
+    tflop_per_second: float | None = field(default=None, metadata={"help": "best rate of arithmetic"} | POSITIVE)
+    utilisation: float = field(default=0.2, metadata={"help": "of a study: assumed share of the best rate"} | POSITIVE)
+    contexts: list[int] = field(
+        default_factory=lambda: [4096, 32768], metadata={"help": "tokens in the cache"} | POSITIVE
+    )
+    batch_sizes: list[int] = field(
+        default_factory=lambda: [1, 32], metadata={"help": "sequences decoded together"} | POSITIVE
+    )
+    attention: str | None = field(default=None, metadata={"help": "what if it had another mechanism: mha gqa mqa mla"})
+
+
+def run(argv: list[str]) -> None:
+    """Run it."""
+    from ..benchmark.hardware import hardware_of
+    from ..benchmark.measure import table
+    from ..benchmark.plan import architecture_of, changed, facts, plan
+    from ..modeling.attention import ATTENTION
+    from ..study import read_study, study_plan
+
+    known = {}  # option: the mechanisms that know it
+    for name, mechanism in ATTENTION.items():
+        for option in sorted(mechanism.option_names()):
+            known.setdefault(option, []).append(name)
+    what_if = make_dataclass(
+        "WhatIf",
+        [(option, int | None, field(default=None, metadata={"help": f"what if: of {', '.join(names)}"} | POSITIVE))
+         for option, names in known.items()],
+    )  # fmt: skip
+    argv = ["reference", *argv] if argv[:1] not in (["-h"], ["--help"]) and (not argv or argv[0][0] == "-") else argv
+    places = {"MODEL": "a well-known name (by default: reference), a folder with config.json, or a study's YAML file"}
+    given, what_if, where = parse([PlanArguments, what_if], argv, "plan", __doc__, positional=places)
+    own = {name: given[name] for name in ("memory_gib", "gb_per_second", "tflop_per_second")}
+    options = {name: value for name, value in what_if.items() if value is not None}
+    if where["MODEL"].endswith((".yaml", ".yml")):
+        if options or given["attention"]:
+            raise UserError("--attention and its options are for models; a study states its own in its file")
+        stated, hardware = read_study(Path(where["MODEL"])), hardware_of(given["hardware"], own)
+        print(table(study_plan(stated, hardware, given["utilisation"])))
+        return
+    architecture = changed(architecture_of(where["MODEL"]), given["attention"], options)
+    hardware = hardware_of(given["hardware"], own)
+    print("\n".join(facts(architecture, hardware)) + "\n")
+    print(table(plan(architecture, hardware, given["contexts"], given["batch_sizes"])))

@@ -1,0 +1,44 @@
+"""Run all that a study still lacks: `study experiments/NAME.yaml`. Stop it at any time and start it again."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .parsing import parse
+from .saying import wrote
+
+
+@dataclass
+class StudyArguments:
+    """Where studies live, and where their runs take place."""
+
+    studies_dir: str = field(default="studies", metadata={"help": "holds data, runs and studies"})
+    executor: str = field(
+        default="serial", metadata={"help": "serial, local:N (N processes, a GPU each if there are any), or ray"}
+    )
+    address: str | None = field(
+        default=None, metadata={"help": "HOST:PORT of a Ray cluster; by default the one here, or a new one"}
+    )
+    shard: str = field(default="1/1", metadata={"help": "i/n: only every n-th run from the i-th, counted from 1"})
+    accept_changes: bool = field(
+        default=False, metadata={"help": "take runs for the same though the code that trains has changed since"}
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Run it."""
+    places = {"FILE": "YAML file of the study"}
+    given, where = parse([StudyArguments], argv, "study", __doc__, positional=places)
+    from transformers.utils import logging
+
+    from ..study import read_study, run_study, shard_of
+
+    logging.disable_progress_bar()  # one bar at a time: the run's own
+    given |= {"root": Path(given.pop("studies_dir")), "shard": shard_of(given["shard"])}
+    outcome = run_study(read_study(Path(where["FILE"])), **given)
+    wrote(outcome.folder, f"{len(outcome.failures)} failed runs", f"mla-experiments report {outcome.folder}")
+    if outcome.left:
+        print(outcome.left)
+    for failure in outcome.failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if outcome.failures else 0

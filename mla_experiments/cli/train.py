@@ -1,0 +1,38 @@
+"""Train decoders with different attention, one after another, on the packed tokens."""
+
+import os
+from pathlib import Path
+
+from .parsing import parse
+from .saying import wrote
+
+NEEDS = {"accelerate": "transformers' Trainer needs it"}
+
+
+def run(argv: list[str]) -> None:
+    """Run it."""
+    from transformers import TrainingArguments
+    from transformers.utils import logging
+
+    from ..report import draw_curves, write_model_card
+    from ..training import PRESETS, RunArguments, train, trainer_defaults
+    from ..training.settings import preset_name
+
+    classes = [RunArguments, TrainingArguments]
+    first, _ = parse(classes, argv, "train", __doc__, trainer_defaults())
+    preset = preset_name(first["preset"])
+    if first["preset"] == "auto":
+        print(f"No --preset given: taking {preset}; --preset reference or --preset demo chooses.")
+    defaults = trainer_defaults() | PRESETS[preset]
+    run_values, trainer_flags = parse(classes, argv, "train", __doc__, defaults)
+    arguments = RunArguments(**run_values)
+    logging.disable_progress_bar()  # one bar at a time: the run's own
+    runs = Path(arguments.weights_dir) / arguments.run
+    figures = Path(arguments.figures_dir) / arguments.run
+    folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
+    if int(os.environ.get("RANK", 0)) > 0:  # of several processes one speaks for all
+        return
+    draw_curves(runs, figures)
+    for folder in folders:
+        write_model_card(folder)
+    wrote(", ".join(map(str, folders)), f"curves in {figures}", "python eval_model.py")

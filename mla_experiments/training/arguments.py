@@ -1,0 +1,63 @@
+"""From what a run is told to transformers' TrainingArguments: tokens become steps, a batch becomes its parts."""
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from ..errors import UserError
+from .flags import taken
+from .settings import RunArguments, mixed_precision
+from .tried import training_arguments
+
+DECIDED = {
+    "disable_tqdm": True, "remove_unused_columns": False, "prediction_loss_only": True, "logging_nan_inf_filter": False,
+}  # fmt: skip
+LEAST = {"train_tokens": 1, "batch_size": 1, "sequence_length": 1, "validation_tokens": 1, "warmup_tokens": 0}
+MOST = 2**62  # tokens of a run
+
+
+def trainer_arguments(run: RunArguments, flags: dict, folder: Path) -> TrainingArguments:
+    """Return the Trainer's arguments of a run, complete.
+
+    Args:
+        run: its own arguments.
+        flags: of TrainingArguments, as the user gave them; those that are None were not given.
+        folder: of the run.
+
+    Raises:
+        UserError: a value that cannot be, or has no effect.
+    """
+    for name, least in LEAST.items():
+        if getattr(run, name) < least:
+            raise UserError(f"{name}={getattr(run, name)} must be at least {least}")
+    flags = taken(flags) | mixed_precision(run.precision) | DECIDED | {"output_dir": str(folder)}
+    flags |= steps_of(run, flags)
+    # several processes on CPUs find each other only when the CPU is asked for
+    flags["use_cpu"] = bool(flags.get("use_cpu")) or not torch.accelerator.is_available()
+    accumulation = flags.pop("gradient_accumulation_steps", None)
+    arguments = training_arguments(flags)
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process has one GPU; more are for torchrun, or for other runs
+    at_once = arguments.train_batch_size * arguments.world_size
+    arguments.gradient_accumulation_steps = accumulation or max(1, run.batch_size // at_once)
+    if at_once * arguments.gradient_accumulation_steps != run.batch_size:
+        raise UserError(
+            f"batch_size={run.batch_size} is not the product of per_device_train_batch_size="
+            f"{arguments.per_device_train_batch_size}, {arguments.world_size} device(s) and "
+            f"gradient_accumulation_steps={accumulation or 'a whole number'}; change one of them"
+        )
+    return arguments
+
+
+def steps_of(run: RunArguments, flags: dict) -> dict[str, int | float]:
+    """Return `max_steps` and `warmup_steps`: those given, or what the budgets in tokens come to."""
+    tokens = run.batch_size * run.sequence_length
+    given = flags.get("max_steps", -1)
+    steps = -(-run.train_tokens // tokens) if given == -1 else given
+    if steps * tokens > MOST:
+        asked = f"train_tokens={run.train_tokens}" if given == -1 else f"max_steps={given}"
+        raise UserError(f"{asked} is more than anything trains on; lower it")
+    return {
+        "max_steps": steps,
+        "warmup_steps": flags.get("warmup_steps", min(-(-run.warmup_tokens // tokens), steps - 1)),
+    }

@@ -35,6 +35,9 @@ from .self_check import check_decoding, untested
 
 logger = logging.get_logger(__name__)
 
+# What the Trainer and our rows tell the loss. In the signature, the Trainer would take whatever has "label" in its name
+# for something that every row must have.
+OF_THE_LOSS = {"shift_labels", "num_items_in_batch"}
 IMPLEMENTATIONS = ("eager", "sdpa")  # fused is the second's name, whichever kernel serves it
 
 
@@ -264,16 +267,17 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
-        shift_labels: torch.LongTensor | None = None,
-        num_items_in_batch: int | torch.Tensor | None = None,
+        **of_the_loss: Any,
     ) -> CausalLMOutput | tuple:
         """Return logits `[B, T, vocabulary]`; with labels `[B, T]` also the mean cross-entropy in nats.
 
         Labels follow transformers' convention: `labels` are the inputs themselves and are shifted here, `shift_labels`
-        have been shifted; -100 is left out. The sum is divided by `num_items_in_batch` where it is given.
+        (in `of_the_loss`) have been shifted; -100 is left out. The sum is divided by `num_items_in_batch` (there too).
         `logits_to_keep` is the number of last positions whose logits to compute (0 for all), or the positions: `[N]`,
         `[B, N]`, or `[B, T]` of booleans. All else as in `DecoderModel.forward`.
         """
+        if unknown := sorted(of_the_loss.keys() - OF_THE_LOSS):
+            raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
         outputs = self.model(
             input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, output_attentions,
             output_hidden_states, return_dict=True,
@@ -286,10 +290,8 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             )
         logits = project(self.lm_head, _kept(hidden_states, logits_to_keep))
         loss = None
-        if labels is not None or shift_labels is not None:
-            told = {"shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
-            told = {name: value for name, value in told.items() if value is not None}
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **told)
+        if labels is not None or of_the_loss.get("shift_labels") is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **of_the_loss)
         output = CausalLMOutput(
             loss=loss,
             logits=logits,

@@ -5,24 +5,34 @@ are interleaved in the copy, see `export.interleaved`.
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import UserError, reason_of
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
+from .attention.base import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import has_rotary_rows, interleaved, native_config, stock_config
 from .shards import checked_shards, copy_shards, rewrite
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
+# what a config.json may call a number that must be positive; others are left to transformers
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "n_embd", "n_head", "d_model", "num_heads", "max_position_embeddings", *LAYER_COUNTS,
+)  # fmt: skip
+MOST_LAYERS = 1000  # no model has as many; a config that asks for more would be built for hours
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of these
 
 
@@ -84,11 +94,51 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """Return the config in a folder; code that a folder may bring is never run."""
+    """Return the config in a folder; code that a folder may bring is never run.
+
+    Raises:
+        UserError: no config.json, none that can be read, of a model that transformers does not know, or of sizes that
+            no model has.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"model={folder} holds no config.json; give the folder of a checkpoint")
+    check_description(path, read(path, lambda: json.loads(path.read_text(encoding="utf-8"))))
     return read(path, AutoConfig.from_pretrained, folder, trust_remote_code=False)
+
+
+def check_description(path: Path, described: object) -> None:
+    """Refuse by its field what transformers would say badly, or not at all, of a parsed config.json.
+
+    Raises:
+        UserError: no dictionary, an unknown model_type, a size that is not positive, far too many layers, heads that a
+            Llama cannot have.
+    """
+    require(isinstance(described, dict), f"{path} holds no dictionary; copy it again")
+    kind = described.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        own = "; auto_map names code of its own, which is never run here" if "auto_map" in described else ""
+        raise UserError(f"{path}: model_type={kind} is none that transformers {transformers.__version__} knows{own}")
+    for name, value in sizes_in(described):
+        require(value > 0, f"{path}: {name}={value} must be positive")
+        require(value <= MOST_LAYERS or name not in LAYER_COUNTS, f"{path}: {name}={value} is more than {MOST_LAYERS}")
+    width, heads = described.get("hidden_size"), described.get("num_attention_heads")
+    if kind == "llama" and isinstance(width, int) and isinstance(heads, int) and width % heads:
+        raise UserError(
+            f"{path}: hidden_size={width} is not a multiple of num_attention_heads={heads}; transformers makes no such "
+            "Llama, whatever its head_dim"
+        )
+
+
+def sizes_in(described: dict) -> Iterator[tuple[str, float]]:
+    """Yield name and value of every size in a parsed config.json and the configs nested in it."""
+    for name, value in described.items():
+        if isinstance(value, dict):
+            yield from sizes_in(value)
+        elif name in SIZES:
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int | float) and not isinstance(one, bool):
+                    yield name, one
 
 
 def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

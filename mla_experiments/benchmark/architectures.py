@@ -119,9 +119,14 @@ def architecture_from(config: PreTrainedConfig) -> Architecture | StockArchitect
     nested = text is not config
     notes = (f"only the text decoder ({text.model_type}) of {config.model_type} is counted",) if nested else ()
     try:
-        return replace(counted_once(as_ours(text, config.tie_word_embeddings)), notes=notes)
+        return replace(counted_once(as_ours(text, is_tied(config, text))), notes=notes)
     except UserError:  # a feature that ours does not have; what is wrong in itself is said below
-        return replace(stock_architecture(text, config if nested else None), notes=notes)
+        return replace(stock_architecture(text, is_tied(config, text), nested), notes=notes)
+
+
+def is_tied(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:
+    """Whether a text decoder's output projection is its embedding: the config around it decides where it says so."""
+    return bool(getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False)))
 
 
 def decoder_of(config: PreTrainedConfig) -> PreTrainedConfig:

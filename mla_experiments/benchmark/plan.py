@@ -5,8 +5,11 @@ arithmetic at the best rate. What runs is slower; on the machine at hand, its pa
 is expected stands beside the bound.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
+
+from transformers import PreTrainedConfig
 
 from ..errors import UserError, unknown
 from ..modeling import DecoderConfig
@@ -16,12 +19,14 @@ from .hardware import Hardware
 from .parts import measure_parts
 from .stock import StockArchitecture
 
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
-def architecture_of(model: str) -> Architecture:
+
+def architecture_of(model: str) -> Architecture | StockArchitecture:
     """Return a well-known model by name, or that of a `config.json` (its folder serves too).
 
     Raises:
-        UserError: neither, with the nearest name, or a config of another architecture.
+        UserError: neither, with the nearest name, or a config of no decoder that can be counted.
     """
     if model.lower() in ARCHITECTURES:
         return ARCHITECTURES[model.lower()]
@@ -29,7 +34,33 @@ def architecture_of(model: str) -> Architecture:
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise unknown("model", model, [*ARCHITECTURES, "a folder with config.json"])
-    return architecture_from(read_config(folder))
+    config = read_config(folder)
+    architecture = architecture_from(config)
+    if missing := left_out(json.loads((folder / "config.json").read_text(encoding="utf-8")), config):
+        said = f"config.json leaves out {', '.join(missing)}: what transformers takes in their place is counted"
+        architecture = replace(architecture, notes=(*architecture.notes, said))
+    return architecture
+
+
+def left_out(described: dict, config: PreTrainedConfig) -> list[str]:
+    """Return the sizes of the text decoder that a parsed config.json does not state, under any name it may have."""
+    text = config.get_text_config(decoder=True)
+    stated = part_of(described, config, text)
+    names = {name: text.attribute_map.get(name, name) for name in SIZES if hasattr(text, name)}
+    return [name for name, alias in names.items() if not {name, alias} & stated.keys()]
+
+
+def part_of(described: dict, config: PreTrainedConfig, inner: PreTrainedConfig) -> dict:
+    """Return the part of a parsed config.json that a config inside its config was made from; all where it is flat."""
+    for name in config.sub_configs if inner is not config else ():
+        part, given = getattr(config, name, None), described.get(name)
+        if (
+            isinstance(part, PreTrainedConfig)
+            and part.get_text_config(decoder=True) is inner
+            and isinstance(given, dict)
+        ):
+            return part_of(given, part, inner)
+    return described
 
 
 def changed(

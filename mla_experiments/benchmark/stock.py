@@ -6,8 +6,10 @@ what the shapes of the weights make of it; a model of which it is not (layers th
 read images) is refused by name.
 """
 
+import contextlib
 import copy
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers.cache_utils import (
     LinearAttentionAndSlidingWindowAttentionLayer,
     LinearAttentionLayer,
 )
+from transformers.utils import logging
 
 from ..errors import UserError, reason_of
 from ..modeling.attention.base import require
@@ -140,30 +143,43 @@ class StockArchitecture:
         return " and ".join(parts)
 
 
-def stock_architecture(config: PreTrainedConfig, whole: PreTrainedConfig | None = None) -> StockArchitecture:
+def stock_architecture(config: PreTrainedConfig, tied: bool, nested: bool = False) -> StockArchitecture:
     """Return what the stock model of a text decoder's config costs.
 
     Args:
         config: of the decoder alone; it is left as it is.
-        whole: the config that it is a part of, which decides whether the output projection is the embedding.
+        tied: whether the output projection is the embedding; the config of the whole model decides it.
+        nested: whether it was found in the config of a model of more than text.
 
     Raises:
         UserError: no decoder, or one of which this cannot be said, by its model_type.
     """
     config = copy.deepcopy(config)
     config.quantization_config = None  # says how numbers are stored, not how many there are
-    if whole is not None:
-        config.tie_word_embeddings = whole.tie_word_embeddings
+    config.tie_word_embeddings = tied
     check_attention(config)
     try:
-        model = skeleton_of(config)
-        cache = read_tokens(model)
-        check_cache(config, cache)
-        return counted(config, model, cache)
+        with quiet():
+            model = skeleton_of(config, nested)
+            cache = tokens_read(model)
+            check_cache(config, cache)
+            return counted(config, model, cache)
     except UserError:
         raise
     except Exception as error:  # whatever a stock model may raise about a config that it was not made for
         raise refusal(config, error) from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what stock models say of being run to themselves: nothing of theirs is used but shapes."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def check_attention(config: PreTrainedConfig) -> None:
@@ -187,13 +203,15 @@ def refusal(config: PreTrainedConfig, error: Exception) -> UserError:
     )
 
 
-def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:
+def skeleton_of(config: PreTrainedConfig, nested: bool) -> PreTrainedModel:
     """Return the stock model without memory for its weights; without an output projection where there is no such kind.
 
     Raises:
         UserError: no model of text.
     """
-    kinds = [kind for kind in (AutoModelForCausalLM, AutoModel) if type(config) in kind._model_mapping]
+    of_text = nested or getattr(config, "base_config_key", "") == "text_config"
+    kinds = (AutoModelForCausalLM, AutoModel) if of_text else (AutoModelForCausalLM,)
+    kinds = [kind for kind in kinds if type(config) in kind._model_mapping]
     require(
         kinds and hasattr(config, "vocab_size"),
         f"model_type={config.model_type} is no language model of transformers; decoders of text can be planned",
@@ -204,7 +222,7 @@ def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def read_tokens(model: PreTrainedModel) -> object:
+def tokens_read(model: PreTrainedModel) -> object:
     """Return the cache of two tokens, or None where the model keeps none."""
     with torch.device("meta"):
         return model(input_ids=torch.zeros(1, READ, dtype=torch.long), use_cache=True).get("past_key_values")
@@ -226,7 +244,7 @@ def check_cache(config: PreTrainedConfig, cache: object) -> None:
     """
     kind = f"model_type={config.model_type}"
     if cache is None:
-        raise refusal(config, ValueError("it keeps no cache that transformers shows"))
+        raise UserError(f"{kind} keeps no cache of a text that transformers shows; decoders of text can be planned")
     require(type(cache) is DynamicCache, f"{kind} keeps a {type(cache).__name__}, whose growth is not known here")
     for number, layer in enumerate(cache.layers):
         filled = bool(kept_by(layer))

@@ -23,7 +23,7 @@ from .attention.base import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import has_rotary_rows, interleaved, native_config, stock_config
-from .shards import checked_shards, copy_shards, rewrite
+from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
 # what a config.json may call a number that must be positive; others are left to transformers
@@ -78,6 +78,7 @@ def export_checkpoint(
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
     """Write a stock Llama, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
 
+    Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
     Arguments and errors are those of `export_checkpoint`; returns our config.
     """
     source, target = Path(source), Path(target)
@@ -86,10 +87,16 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
         raise UserError(f"model={source} is a model of ours already; nothing needs to be imported")
     config = native_config(stock)
     config.architectures = [DecoderForCausalLM.__name__]
-    shards = checked_shards(source, shapes_of(config))
+    left_out = prediction_layers(source, stock.num_hidden_layers, getattr(stock, "num_mtp_layers", 0))
+    shards = checked_shards(source, shapes_of(config), left_out)
     with output_folder(target, source, overwrite) as scratch:
-        copy_shards(shards, scratch)
+        copy_shards(shards, scratch, left_out)
         save_around_weights(source, scratch, config)
+    if left_out:
+        print(
+            f"left out: {', '.join(f'{layer}*' for layer in left_out)}; num_mtp_layers={stock.num_mtp_layers}, layers "
+            "that predict tokens further ahead, which decoding here does not use"
+        )
     return config
 
 

@@ -9,11 +9,12 @@ from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
 from ..modeling.attention import MLA
 from ..modeling.attention.base import require, require_whole
-from ..modeling.export import native_config
+from ..modeling.export import LATENT_MODELS, native_config
 from .core import flops as absorbed_flops
 from .costs import BACKWARD, cache_elements_per_token, num_parameters, skeleton, training_flops_per_token
 from .stock import StockArchitecture, stock_architecture
 
+OURS = ("llama", *LATENT_MODELS)  # as transformers calls what our decoder can be
 EXPERT_FIELDS = ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
@@ -118,10 +119,17 @@ def architecture_from(config: PreTrainedConfig) -> Architecture | StockArchitect
     text = decoder_of(config)
     nested = text is not config
     notes = (f"only the text decoder ({text.model_type}) of {config.model_type} is counted",) if nested else ()
+    tied = is_tied(config, text)
     try:
-        return replace(counted_once(as_ours(text, is_tied(config, text))), notes=notes)
-    except UserError:  # a feature that ours does not have; what is wrong in itself is said below
-        return replace(stock_architecture(text, is_tied(config, text), nested), notes=notes)
+        return replace(counted_once(as_ours(text, tied)), notes=notes)
+    except UserError as error:  # a feature that ours does not have, or a value that no model can have
+        refused = error
+    try:
+        return replace(stock_architecture(text, tied, nested), notes=notes)
+    except UserError:
+        if text.model_type in OURS:
+            raise refused from None  # names the field
+        raise
 
 
 def is_tied(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:

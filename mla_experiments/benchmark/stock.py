@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
@@ -156,7 +157,7 @@ def stock_architecture(config: PreTrainedConfig, tied: bool, nested: bool = Fals
     """
     config = copy.deepcopy(config)
     config.quantization_config = None  # says how numbers are stored, not how many there are
-    config.tie_word_embeddings = tied
+    config.tie_word_embeddings, config.return_dict = tied, True
     check_attention(config)
     try:
         with quiet():
@@ -172,14 +173,16 @@ def stock_architecture(config: PreTrainedConfig, tied: bool, nested: bool = Fals
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what stock models say of being run to themselves: nothing of theirs is used but shapes."""
-    level = logging.get_verbosity()
+    """Keep what stock models say to themselves, and distributions from looking at numbers: only shapes are there."""
+    level, checked = logging.get_verbosity(), Distribution._validate_args
     logging.set_verbosity(logging.CRITICAL)
+    Distribution.set_default_validate_args(False)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.set_verbosity(level)
+        Distribution.set_default_validate_args(checked)
 
 
 def check_attention(config: PreTrainedConfig) -> None:
@@ -218,7 +221,9 @@ def skeleton_of(config: PreTrainedConfig, nested: bool) -> PreTrainedModel:
     )
     with torch.device("meta"):  # and of experts, multiply by those of a token only
         options = {"attn_implementation": "eager", "experts_implementation": "batched_mm", "dtype": torch.float32}
-        return kinds[0].from_config(config, **options).eval()
+        model = kinds[0].from_config(config, **options).eval()
+    model.config.pad_token_id = None  # some would look for padding, which takes numbers
+    return model
 
 
 @torch.no_grad()

@@ -26,12 +26,14 @@ from .export import has_rotary_rows, interleaved, native_config, stock_config
 from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
-# what a config.json may call a number that must be positive; others are left to transformers
+# what a config.json may call a number that must be positive
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
     "n_embd", "n_head", "d_model", "num_heads", "max_position_embeddings", *LAYER_COUNTS,
 )  # fmt: skip
+SIZES_BY_ENDING = ("_size", "_dim", "_heads", "_rank", "_experts", "_per_tok")  # these may be 0 where there is nothing
+LARGEST = 10**9
 MOST_LAYERS = 1000  # no model has as many; a config that asks for more would be built for hours
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of these
 
@@ -87,14 +89,16 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
         raise UserError(f"model={source} is a model of ours already; nothing needs to be imported")
     config = native_config(stock)
     config.architectures = [DecoderForCausalLM.__name__]
-    left_out = prediction_layers(source, stock.num_hidden_layers, getattr(stock, "num_mtp_layers", 0))
+    more = getattr(stock, "num_mtp_layers", 0)
+    require(type(more) is int and 0 <= more <= MOST_LAYERS, f"num_mtp_layers={more} of {source} is no number of layers")
+    left_out = prediction_layers(source, stock.num_hidden_layers, more)
     shards = checked_shards(source, shapes_of(config), left_out)
     with output_folder(target, source, overwrite) as scratch:
         copy_shards(shards, scratch, left_out)
         save_around_weights(source, scratch, config)
     if left_out:
         print(
-            f"left out: {', '.join(f'{layer}*' for layer in left_out)}; num_mtp_layers={stock.num_mtp_layers}, layers "
+            f"left out: {', '.join(f'{layer}*' for layer in left_out)}; num_mtp_layers={more}, layers "
             "that predict tokens further ahead, which decoding here does not use"
         )
     return config
@@ -127,8 +131,8 @@ def check_description(path: Path, described: object) -> None:
         own = "; auto_map names code of its own, which is never run here" if "auto_map" in described else ""
         raise UserError(f"{path}: model_type={kind} is none that transformers {transformers.__version__} knows{own}")
     for name, value in sizes_in(described):
-        require(value > 0, f"{path}: {name}={value} must be positive")
-        require(value <= MOST_LAYERS or name not in LAYER_COUNTS, f"{path}: {name}={value} is more than {MOST_LAYERS}")
+        least, most = int(name in SIZES), MOST_LAYERS if name in LAYER_COUNTS else LARGEST
+        require(least <= value <= most, f"{path}: {name}={value} must lie between {least} and {most:,}")
     width, heads = described.get("hidden_size"), described.get("num_attention_heads")
     if kind == "llama" and isinstance(width, int) and isinstance(heads, int) and width % heads:
         raise UserError(
@@ -142,7 +146,7 @@ def sizes_in(described: dict) -> Iterator[tuple[str, float]]:
     for name, value in described.items():
         if isinstance(value, dict):
             yield from sizes_in(value)
-        elif name in SIZES:
+        elif name != "chunk_size" and (name in SIZES or name.endswith(SIZES_BY_ENDING)):
             for one in value if isinstance(value, list) else [value]:
                 if isinstance(one, int | float) and not isinstance(one, bool):
                     yield name, one

@@ -9,7 +9,7 @@ from .costs import cache_elements_per_token
 from .decode import cache_bytes, decode_step
 from .measure import flag, interleaved, spread
 from .parts import measure_parts
-from .plan import changed, weights_read
+from .plan import changed
 from .training import MECHANISMS
 
 FIGURE = None
@@ -39,7 +39,7 @@ def measure(given: Arguments) -> list[dict]:
                 step, cache = decode_step(model, batch, context)
                 row = {"attention": name, "batch": batch, "context": context}
                 row |= spread(interleaved({"step": step}, given.rounds)["step"])
-                weights, layers = weights_read(architecture, batch), architecture.config.num_hidden_layers
+                weights, layers = architecture.weights_read(batch), architecture.config.num_hidden_layers
                 row["ms expected"] = 1e3 * parts.step(weights, layers, context)
                 row["measured / expected"] = row["ms"] / row["ms expected"]
                 expected = 4 * batch * context * cache_elements_per_token(architecture.config)

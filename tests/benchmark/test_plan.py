@@ -88,7 +88,7 @@ def test_what_is_given_stands_in_place_of_the_hardwares_own(capsys):
     assert main(["plan", "mistral-7b", *given, "--contexts", "8192", "--batch-sizes", "1"]) == 0
     said = capsys.readouterr().out
     fits = (40 * 2**30 - 2 * 7_241_732_096) // (131_072 * 8192)
-    assert f"| {fits} " in said and "in 40 GiB" in said and "fewer than 100 FLOPs a byte" in said
+    assert f" {fits} |" in said and "in 40 GiB" in said and "fewer than 100 FLOPs a byte" in said
 
 
 def test_a_published_config_of_experts_is_read_as_the_shape_of_that_name(tmp_path):

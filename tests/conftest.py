@@ -7,8 +7,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU; to be said before they are imported
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # commands that tests start buffer what they say, as a user's do
+
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +32,18 @@ def command(*words: str, **flags) -> list[str]:
     for name, value in flags.items():
         argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return argv
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_signals():
+    """Hear signals, and have what is started hear them, also where the tests themselves run in the background."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

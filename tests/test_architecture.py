@@ -48,6 +48,11 @@ def test_attention_files_stay_readable(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 200
 
 
+def test_the_name_of_a_file_says_which_it_is():
+    names = [path.name for path in modules() if path.parent.name != "cli" and not path.name.startswith("__")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_nothing_unpickles():
     for path in modules():
         assert not re.search(

@@ -18,6 +18,11 @@ def make_any_terminal_do() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def refusal(reason: object) -> str:
+    """Return the sentence of an error, on one line: line breaks and controls in what somebody typed are escaped."""
+    return "error: " + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(reason))
+
+
 def wrote(what: Path | str, details: str, following: str, say_next: bool = True) -> None:
     """Say what was written and what to run next."""
     print(f"Wrote {what} ({details})." + (f"\nNext: {following}" if say_next else ""))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .parsing import parse
-from .saying import wrote
+from .saying import refusal, wrote
 
 
 @dataclass
@@ -40,5 +40,5 @@ def run(argv: list[str]) -> int:
     if outcome.left:
         print(outcome.left)
     for failure in outcome.failures:
-        print(f"error: {failure}", file=sys.stderr)
+        print(refusal(failure), file=sys.stderr)
     return 1 if outcome.failures else 0

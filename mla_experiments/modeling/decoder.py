@@ -181,7 +181,7 @@ class DecoderModel(DecoderPreTrainedModel):
         hidden_states = []
         for layer in self.layers[: self.config.num_hidden_layers]:  # of which an early exit leaves some out
             hidden_states.append(x)
-            x = layer(x, position_embeddings, mask, attentions, **by_name(cache))
+            x = layer(x, position_embeddings, mask, attentions, cache)  # by name, a checkpointing layer would drop it
         x = self.norm(x)
         output = DecoderOutput(
             last_hidden_state=x,

@@ -258,7 +258,7 @@ def test_bfloat16_weights_stay_so(tmp_path):
         (lambda: llama(attention_bias=True), "attention_bias=True"),
         (lambda: llama(mlp_bias=True), "mlp_bias=True"),
         (lambda: llama(hidden_act="gelu"), "hidden_act=gelu"),
-        (lambda: llama(rope_parameters={**LINEAR, "rope_type": "dynamic"}), "rope_type='dynamic'"),
+        (lambda: llama(rope_parameters={**LINEAR, "partial_rotary_factor": 0.5}), "partial_rotary_factor=0.5"),
         (lambda: deepseek_v3(q_lora_rank=4, attention_bias=True), "attention_bias=True"),
         (
             lambda: deepseek_v3(first_k_dense_replace=1, n_routed_experts=4, num_experts_per_tok=2, n_group=1,

@@ -8,7 +8,16 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "mla_experiments"
 ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
-SHARED = {"errors", "manifest", "run_files", "markdown", "allocator", "stopping", ""}  # what any part may use
+SHARED = {
+    "errors",
+    "manifest",
+    "run_files",
+    "markdown",
+    "allocator",
+    "stopping",
+    "threads",
+    "",
+}  # what any part may use
 
 
 def modules():

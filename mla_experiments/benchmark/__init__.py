@@ -6,5 +6,5 @@ which columns of the rows are its axes, lines and panels (see `report.figures.dr
 
 MEASUREMENTS = (
     "training", "prefill", "decode", "generation", "core", "crossover", "cache", "packing", "conversion", "prediction",
-    "parallel",
+    "parallel", "load",
 )  # fmt: skip

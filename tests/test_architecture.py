@@ -8,7 +8,9 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "mla_experiments"
 ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
-SHARED = {"errors", "manifest", "run_files", "markdown", "allocator", "stopping", ""}  # what any part may use
+SHARED = {  # what any part may use
+    "errors", "manifest", "run_files", "markdown", "allocator", "stopping", "threads", "versions", "registration", "",
+}  # fmt: skip
 
 
 def modules():

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from ..manifest import library_versions, write_json
 
 
-def flag(default, said: str):
-    """Return a field of `Arguments`: its default, of which lists are copied, and what `--help` says of it."""
-    return field(default_factory=lambda: copy(default), metadata={"help": said})
+def flag(default, said: str, above: int = 0):
+    """Return a field of `Arguments`: its default, of which lists are copied, what `--help` says, and its range."""
+    return field(default_factory=lambda: copy(default), metadata={"help": said, "above": above})
 
 
 def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:

@@ -8,12 +8,13 @@ import sys
 import tempfile
 import traceback
 
-from .. import registration, versions
+from .. import registration, threads, versions
 from ..errors import Missing, Stopped, UserError, lacks_memory, reason_of
 from .installing import install
 from .saying import make_any_terminal_do, refusal, say_last
 
 registration.leave_to_commands()
+threads.share_cores_with_others()  # before torch is loaded
 
 COMMANDS = {  # its name: the file beside this one
     "data": "data", "train": "train", "eval": "evaluate", "generate": "generate", "export": "export",

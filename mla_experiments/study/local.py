@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from ..errors import Stopped
+from ..threads import environment_with
 from .executors import Executor
 
 
@@ -95,15 +96,3 @@ def deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def environment_with(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for processes started meanwhile: once they have imported torch it is too late."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

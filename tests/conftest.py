@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 
 from mla_experiments.cli import main
 from mla_experiments.data import prepare_corpus, prepare_tokenizer, prepare_tokens
+from mla_experiments.versions import release
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIKITEXT = REPOSITORY.parent / "shared" / "data"  # real WikiText-2 text, where somebody has put it
@@ -44,6 +46,17 @@ def _own_signals():
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def needs_transformers(version: str, fault: str) -> None:
+    """Skip where stock transformers, to which ours is held or which does the work, has a fault of its own.
+
+    Args:
+        version: the first one without it.
+        fault: the rest of a sentence that begins with older versions.
+    """
+    if release(transformers.__version__, 2) < release(version, 2):
+        pytest.skip(f"transformers before {version} {fault}")
 
 
 @pytest.fixture(autouse=True)

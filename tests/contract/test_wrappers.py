@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import needs_transformers
+from conftest import needs_a_library_without
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -167,7 +167,7 @@ def products():
 
 
 def test_a_traced_step_is_the_step(attention, tokens):
-    needs_transformers("5.10", "traces no model, its own neither")
+    needs_a_library_without("it traces no model, its own neither")
 
     class Step(torch.nn.Module):
         def __init__(self):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import needs_a_library_without
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -166,6 +167,8 @@ def products():
 
 
 def test_a_traced_step_is_the_step(attention, tokens):
+    needs_a_library_without("it traces no model, its own neither")
+
     class Step(torch.nn.Module):
         def __init__(self):
             super().__init__()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from conftest import synthetic_articles
+from conftest import needs_a_library_without, synthetic_articles
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -167,6 +167,8 @@ IMPORTED = {
 
 @pytest.mark.parametrize("kind", IMPORTED)
 def test_an_imported_checkpoint_gives_its_own_logits_near_zero_and_near_the_limit(tmp_path, kind):
+    if kind == "deepseek-v2, yarn":
+        needs_a_library_without("its DeepSeek-V2 leaves out YaRN's mscale_all_dim")
     set_seed(2)
     stock = IMPORTED[kind]().eval()
     stock.save_pretrained(tmp_path / "stock", max_shard_size="20KB")

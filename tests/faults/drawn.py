@@ -90,14 +90,15 @@ JSONS = [
 ]  # fmt: skip
 ABSURD = [
     "", " ", "-", "--", "=", "a\nb", "a\r\nb\x1b[31m", "\udcff", "é", "日本", "💥", "\u202ex", "x" * 3000, "%s",
-    "%(x)s", "{x}", "${HOME}", "~", "None", "null", "1,2", "1 2", "0x10", "1_000", "٣", "1e3", "1.0", "True", "'", '"', "\\",
-    "*", "hub:", "hub:a/b", "hub:::", "file:///x", "https://x", "s3://x/y", "local:0", "local:x", "1/0", "0/1", "2/1",
-    "a/b", "auto", "all", "none", "mla", "mha gqa", "MLA", "..mla", "constructor", "this",
+    "%(x)s", "{x}", "${HOME}", "~", "None", "null", "1,2", "1 2", "0x10", "1_000", "٣", "1e3", "1.0", "True", "'", '"',
+    "\\", "*", "hub:", "hub:a/b", "hub:::", "file:///x", "https://x", "s3://x/y", "local:0", "local:x", "1/0", "0/1",
+    "2/1", "a/b", "auto", "all", "none", "mla", "mha gqa", "MLA", "..mla", "constructor", "this",
 ]  # fmt: skip
 PLACES = [
     "absent", "absent/inner", "text.txt/inner", "text.txt", ".", "..", "./weights/../data", "data", "weights", "new",
     "new/inner", "", "empty", "empty.txt", "loop", "dangling", "a\nb.txt", "\udcff.txt", "weights/mla", "stock",
-    "llama", "studies/tiny", "tiny.yaml", "weights/mla/config.json", "x" * 300, "data/corpus", "weights/half/mla", "shards",
+    "llama", "studies/tiny", "tiny.yaml", "weights/mla/config.json", "x" * 300, "data/corpus", "weights/half/mla",
+    "shards",
 ]  # fmt: skip
 ODD = [
     None, True, False, 0, -1, 1.5, float("nan"), float("inf"), 10**30, 10**400, "", "x", "a\0b", "a\nb", "\ud800", "8",

@@ -11,6 +11,20 @@ from ..kernels.latent import force_backend
 from ..modeling import DecoderForCausalLM
 from .results import find_models, load_with_tokenizer
 
+COLDEST = 1e-6  # what logits are divided by without becoming infinite
+
+
+class AfterPrompt(TextStreamer):
+    """Prints the prompt as it was typed, once it is taken, and then what is made, token by token."""
+
+    prompt = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take tokens, those of the prompt first."""
+        if self.next_tokens_are_prompt:
+            print(self.prompt, end="", flush=True)
+        super().put(value)
+
 
 def print_continuation(
     model: str,
@@ -35,16 +49,15 @@ def print_continuation(
         weights_dir: holds the trained models.
 
     Raises:
-        UserError: a prompt that is no Unicode text, no such model, prompt and continuation beyond its context, or a
-            backend that cannot run here.
+        UserError: a prompt that is no Unicode text, no such model, prompt and continuation beyond its context, a
+            backend that cannot run here, or a temperature next to 0.
     """
     whole_text(prompt, "prompt")
     force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
     decoder, tokenizer = load_with_tokenizer(folder)
-    prompt_tokens(decoder, tokenizer, prompt, max_new_tokens)  # refuses before anything is said
-    print(prompt, end="", flush=True)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = AfterPrompt(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.prompt = prompt
     continuation(decoder, tokenizer, prompt, max_new_tokens, temperature, top_k, seed, streamer)
 
 
@@ -59,27 +72,11 @@ def continuation(
     streamer: TextStreamer | None = None,
 ) -> str:
     """Return what a model says after a prompt; arguments and errors are those of `print_continuation`."""
-    tokens = prompt_tokens(decoder, tokenizer, prompt, max_new_tokens)
-    set_seed(seed)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
-    )
-    inputs = torch.tensor([tokens], device=decoder.device)
-    output = decoder.generate(inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
-    return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
-
-
-def prompt_tokens(
-    decoder: DecoderForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, max_new_tokens: int
-) -> list[int]:
-    """Return the tokens of a prompt, that of the beginning of a text first.
-
-    Raises:
-        UserError: a prompt that is no Unicode text, or that goes beyond the context with what is to follow it.
-    """
     whole_text(prompt, "prompt")
     tokens = [beginning_of_text(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     context = decoder.config.max_position_embeddings
+    if 0 < temperature < COLDEST:
+        raise UserError(f"temperature={temperature} must be 0, which takes the likeliest token, or at least {COLDEST}")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if len(tokens) + max_new_tokens > context:
@@ -87,4 +84,10 @@ def prompt_tokens(
             f"max_new_tokens={max_new_tokens} after a prompt of {len(tokens)} tokens is more than the context of the "
             f"model, {context}; shorten one of them"
         )
-    return tokens
+    set_seed(seed)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    )
+    inputs = torch.tensor([tokens], device=decoder.device)
+    output = decoder.generate(inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)

@@ -12,7 +12,8 @@ from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
 from .core import flops as absorbed_flops
 from .costs import BACKWARD, cache_elements_per_token, num_parameters, skeleton, training_flops_per_token
-from .stock import StockArchitecture, stock_architecture
+from .counting import stock_architecture
+from .stock import StockArchitecture
 
 OURS = ("llama", *LATENT_MODELS)  # as transformers calls what our decoder can be
 EXPERT_FIELDS = ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size")

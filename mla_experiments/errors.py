@@ -35,3 +35,9 @@ def unknown(field: str, name: object, known: Iterable[str]) -> UserError:
 def reason_of(error: BaseException) -> str:
     """Return what an exception of a library says, short and on one line, to be quoted in a sentence of ours."""
     return (" ".join(str(error).split()) or type(error).__name__)[:160]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an exception says that there is not enough memory, in whichever way a library says so."""
+    names = {kind.__name__ for kind in type(error).__mro__}  # torch, which has its own, need not be imported for that
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..threads import WAITING, environment_with
 from .decode import decode_step
-from .measure import in_fresh_process
+from .measure import flag, in_fresh_process
 from .training import SHAPE, training_step
 
 FIGURE = None
@@ -35,16 +35,16 @@ SPINNING = "system's"  # what OpenMP does untold
 class Arguments:
     """Tokens per second of training and decoding beside busy processes, by threads and by how they wait."""
 
-    attention: str = field(default="mla", metadata={"help": "the mechanism: mha gqa mqa mla"})
-    threads: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "threads of the process"})
-    waits: list[str] = field(
-        default_factory=lambda: [SPINNING, "passive", "1000", "10000"],
-        metadata={"help": f"how threads wait: {SPINNING}, passive, or a number of spins before they sleep"},
+    attention: str = flag("mla", "the mechanism: mha gqa mqa mla")
+    threads: list[int] = flag([1, 2], "threads of the process")
+    waits: list[str] = flag(
+        [SPINNING, "passive", "1000", "10000"],
+        f"how threads wait: {SPINNING}, passive, or a number of spins before they sleep",
     )
-    busy: list[int] = field(default_factory=lambda: [1, 4], metadata={"help": "busy processes at a time"})
-    niceness: list[int] = field(default_factory=lambda: [10, 0], metadata={"help": "of the busy processes"})
-    seconds: int = field(default=4, metadata={"help": "of each measurement"})
-    rounds: int = field(default=3, metadata={"help": "processes of each contestant, in turns"})
+    busy: list[int] = flag([1, 4], "busy processes at a time")
+    niceness: list[int] = flag([10, 0], "of the busy processes", above=-1)
+    seconds: int = flag(4, "of each measurement")
+    rounds: int = flag(3, "processes of each contestant, in turns")
 
 
 def measure(given: Arguments) -> list[dict]:

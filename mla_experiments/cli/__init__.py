@@ -8,12 +8,13 @@ import sys
 import tempfile
 import traceback
 
-from .. import registration, versions
-from ..errors import Missing, Stopped, UserError, reason_of
+from .. import registration, threads, versions
+from ..errors import Missing, Stopped, UserError, lacks_memory, reason_of
 from .installing import install
-from .saying import make_any_terminal_do, say_last
+from .saying import make_any_terminal_do, refusal, say_last
 
 registration.leave_to_commands()
+threads.share_cores_with_others()  # before torch is loaded
 
 COMMANDS = {  # its name: the file beside this one
     "data": "data", "train": "train", "eval": "evaluate", "generate": "generate", "export": "export",
@@ -63,20 +64,22 @@ def ended(argv: list[str], may_install: bool) -> tuple[int, str]:
                 print(f"Note: {warning}", file=sys.stderr)
         return run(argv[0], argv[1:], may_install) or 0, ""
     except UserError as error:
-        return 2, f"error: {error}"
+        return 2, refusal(error)
     except ModuleNotFoundError as error:
-        return 2, f"error: {error.name} is not installed; pip install {error.name}"
+        return 2, refusal(f"{error.name} is not installed; pip install {error.name}")
     except BrokenPipeError:
         return 141, ""  # as a program ends by SIGPIPE
     except OSError as error:
         what, reason = error.filename or "a file", error.strerror or reason_of(error)
-        return 2, f"error: {what} cannot be read or written ({reason}); mend that; what was whole is kept"
+        return 2, refusal(f"{what} cannot be read or written ({reason}); mend that; what was whole is kept")
     except Stopped as stopped:
         return 130, str(stopped)
     except KeyboardInterrupt:
         return 130, "\nStopped at once. A training run goes on from its last checkpoint with --resume."
     except Exception as error:
-        return UNEXPECTED, f"error: {unexpected(error)}"
+        if lacks_memory(error):
+            return 2, refusal(f"there is not enough memory for that ({reason_of(error)}); give a smaller size or batch")
+        return UNEXPECTED, refusal(unexpected(error))
 
 
 def run(name: str, argv: list[str], may_install: bool) -> int | None:

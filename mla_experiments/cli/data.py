@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from .parsing import parse
+from .parsing import LARGEST_SEED, parse
 from .saying import wrote
 
 
@@ -34,7 +34,9 @@ class DataArguments:
     )
     vocab_size: int = field(default=10_000, metadata={"help": "entries of the tokenizer, all included", "minimum": 1})
     sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row", "minimum": 1})
-    shuffle_seed: int = field(default=0, metadata={"help": "of the order of training rows", "minimum": 0})
+    shuffle_seed: int = field(
+        default=0, metadata={"help": "of the order of training rows", "minimum": 0, "maximum": LARGEST_SEED}
+    )
     data_dir: str = field(default="data", metadata={"help": "folder for corpus/, tokenizer/ and tokens/"})
 
 

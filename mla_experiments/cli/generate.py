@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .parsing import parse
+from .parsing import LARGEST_SEED, parse
 
 
 @dataclass
@@ -14,7 +14,7 @@ class GenerationArguments:
     max_new_tokens: int = field(default=100, metadata={"help": "length of the continuation in tokens", "minimum": 1})
     temperature: float = field(default=0.8, metadata={"help": "0 always takes the likeliest token", "minimum": 0})
     top_k: int = field(default=50, metadata={"help": "sample among this many likeliest tokens", "minimum": 1})
-    seed: int = field(default=0, metadata={"help": "of the sampling", "minimum": 0})
+    seed: int = field(default=0, metadata={"help": "of the sampling", "minimum": 0, "maximum": LARGEST_SEED})
     backend: str | None = field(
         default=None, metadata={"help": "of MLA's decoding (`mla-experiments kernels`); by default the fastest"}
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import UserError, reason_of
 
 TRUTH = {**dict.fromkeys(("true", "yes", "t", "y", "1"), True), **dict.fromkeys(("false", "no", "f", "n", "0"), False)}
+LARGEST, LARGEST_SEED = 2**63 - 1, 2**32 - 1  # whole numbers that torch's and NumPy's are
 
 
 @dataclass
@@ -39,7 +40,7 @@ def parse(
 
     Args:
         classes: dataclasses whose fields are the flags. The metadata of a field say its `help`, and for a number what
-            it must be at least (`minimum`) or more than (`above`).
+            it must be at least (`minimum`), at most (`maximum`) or more than (`above`).
         argv: the command line after the sub-command; `--config FILE` in it is replaced by the file's flags.
         command: the sub-command, for the messages.
         description: what it does, for `--help`.
@@ -145,12 +146,14 @@ def check_ranges(cls: type, given: dict, above: float | None = None) -> None:
 
 
 def check_range(name: str, number: float, stated: dict) -> None:
-    """Refuse a number that is not finite, less than the `minimum` that is stated, or not `above` what is."""
-    minimum, above = stated.get("minimum"), stated.get("above")
+    """Refuse a number that is not finite, or not `above`, from `minimum` or up to `maximum` as is stated."""
+    minimum, maximum, above = stated.get("minimum"), stated.get("maximum", LARGEST), stated.get("above")
     if isinstance(number, float) and not math.isfinite(number):
         raise UserError(f"{name}={number} must be a finite number")
     if minimum is not None and number < minimum:
         raise UserError(f"{name}={number} must be at least {minimum}")
+    if number > maximum:
+        raise UserError(f"{name}={number} must be at most {maximum}")
     if above is not None and not number > above:
         raise UserError(f"{name}={number} must be {'positive' if above == 0 else f'above {above}'}")
 

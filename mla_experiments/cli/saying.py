@@ -18,6 +18,11 @@ def make_any_terminal_do() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def refusal(reason: object) -> str:
+    """Return the sentence of an error, on one line: line breaks and controls in what somebody typed are escaped."""
+    return "error: " + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(reason))
+
+
 def say_last(sentence: str, code: int, is_error: bool) -> int:
     """Say how a command ended, and return its exit code, which is 2 where its output could not be written.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..stopping import say_how_to_stop
 from .parsing import parse
-from .saying import wrote
+from .saying import refusal, wrote
 
 
 @dataclass
@@ -42,5 +42,5 @@ def run(argv: list[str]) -> int:
     if outcome.left:
         print(outcome.left)
     for failure in outcome.failures:
-        print(f"error: {failure}", file=sys.stderr)
+        print(refusal(failure), file=sys.stderr)
     return 1 if outcome.failures else 0

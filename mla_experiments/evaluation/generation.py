@@ -42,6 +42,7 @@ def print_continuation(
     force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
     decoder, tokenizer = load_with_tokenizer(folder)
+    prompt_tokens(decoder, tokenizer, prompt, max_new_tokens)  # refuses before anything is said
     print(prompt, end="", flush=True)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     continuation(decoder, tokenizer, prompt, max_new_tokens, temperature, top_k, seed, streamer)
@@ -58,6 +59,24 @@ def continuation(
     streamer: TextStreamer | None = None,
 ) -> str:
     """Return what a model says after a prompt; arguments and errors are those of `print_continuation`."""
+    tokens = prompt_tokens(decoder, tokenizer, prompt, max_new_tokens)
+    set_seed(seed)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
+    )
+    inputs = torch.tensor([tokens], device=decoder.device)
+    output = decoder.generate(inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
+    return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
+
+
+def prompt_tokens(
+    decoder: DecoderForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt: str, max_new_tokens: int
+) -> list[int]:
+    """Return the tokens of a prompt, that of the beginning of a text first.
+
+    Raises:
+        UserError: a prompt that is no Unicode text, or that goes beyond the context with what is to follow it.
+    """
     whole_text(prompt, "prompt")
     tokens = [beginning_of_text(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
     context = decoder.config.max_position_embeddings
@@ -68,10 +87,4 @@ def continuation(
             f"max_new_tokens={max_new_tokens} after a prompt of {len(tokens)} tokens is more than the context of the "
             f"model, {context}; shorten one of them"
         )
-    set_seed(seed)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {"do_sample": False}
-    )
-    inputs = torch.tensor([tokens], device=decoder.device)
-    output = decoder.generate(inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
-    return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
+    return tokens

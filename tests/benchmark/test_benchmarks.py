@@ -6,7 +6,17 @@ import math
 import pytest
 import torch
 
-from mla_experiments.benchmark import cache, conversion, core, crossover, decode, generation, measure, parallel, prefill
+from mla_experiments.benchmark import (
+    cache_size,
+    conversion_memory,
+    core,
+    crossover,
+    decode,
+    generation_time,
+    measure,
+    parallel,
+    prefill,
+)
 from mla_experiments.cli import main
 from mla_experiments.kernels import latent
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
@@ -19,7 +29,7 @@ FLOAT32, LAYERS = 4, 8
     ("attention", "numbers"), [("mha", 2 * 512), ("gqa", 2 * 4 * 32), ("mqa", 2 * 32), ("mla", 128 + 16)]
 )
 def test_cache_counts_the_bytes_of_the_tensors_and_the_largest_batch(attention, numbers):
-    row = cache.decode_in_memory(attention, context=96, budget_gib=1.0)
+    row = cache_size.decode_in_memory(attention, context=96, budget_gib=1.0)
     assert row["bytes/token"] == row["formula"] == numbers * FLOAT32 * LAYERS
     assert row["with room to grow"] >= row["cache MiB"] == numbers * FLOAT32 * LAYERS * 96 / 2**20
     weights = row["weights MiB"] * 2**20
@@ -74,13 +84,15 @@ def test_both_ways_that_the_crossover_compares_give_one_answer(shape):
 def test_prefill_and_generation_measure_every_contestant():
     rows = prefill.measure(prefill.Arguments(attention=["mqa"], prompts=[16], rounds=1))
     assert [row["prompt"] for row in rows] == [16] * len(rows) and len({row["model"] for row in rows}) == len(rows) > 1
-    given = generation.Arguments(attention=["mqa"], prompts=[8], new_tokens=[2], rounds=1)
-    names = {row["model"] for row in generation.measure(given)}
+    given = generation_time.Arguments(attention=["mqa"], prompts=[8], new_tokens=[2], rounds=1)
+    names = {row["model"] for row in generation_time.measure(given)}
     assert {"mqa, ours, cache", "mqa, ours, none"} <= names
 
 
 def test_conversion_measures_processes_of_their_own():
-    (row,) = conversion.measure(conversion.Arguments(attention=["mla"], hidden_size=64, num_hidden_layers=1))
+    (row,) = conversion_memory.measure(
+        conversion_memory.Arguments(attention=["mla"], hidden_size=64, num_hidden_layers=1)
+    )
     config = DecoderConfig(vocab_size=32_000, hidden_size=64, num_hidden_layers=1)
     parameters = DecoderForCausalLM(config).num_parameters()
     assert row["parameters"] == f"{parameters:,}"

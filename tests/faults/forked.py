@@ -4,6 +4,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,8 @@ class Ended:
     said: str
 
 
-def start(argv: list[str], folder: Path, log: Path) -> int:
-    """Run a command in a folder, in a fork of this process; return the process's number."""
+def start(argv: list[str], folder: Path, log: Path, prepared: Callable[[], object] = lambda: None) -> int:
+    """Run a command in a folder, in a fork of this process, `prepared` there first; return the process's number."""
     sys.stdout.flush()
     sys.stderr.flush()
     if child := os.fork():
@@ -45,7 +46,10 @@ def start(argv: list[str], folder: Path, log: Path) -> int:
             os.dup2(output.fileno(), 2)
         os.chdir(folder)
         torch.set_num_threads(1)
+        prepared()
         code = main(argv)
+    except SystemExit as ended:  # argparse's, after --help
+        code = ended.code
     except BaseException:  # as Python itself would end
         traceback.print_exc()
     finally:

@@ -120,12 +120,12 @@ def steps_per_second(step: Callable, seconds: float) -> float:
 
 
 @contextmanager
-def busy_processes(count: int, niceness: int) -> Iterator[None]:
+def busy_processes(count: int, niceness: int) -> Iterator[list[subprocess.Popen]]:
     """Keep cores busy meanwhile."""
     code = f"import os; os.nice({niceness})\nwhile True: pass"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     try:
-        yield
+        yield processes
     finally:
         for process in processes:
             process.kill()

@@ -13,6 +13,7 @@ from mla_experiments.benchmark import (
     crossover,
     decode,
     generation_time,
+    load,
     measure,
     parallel,
     prefill,
@@ -141,6 +142,7 @@ def test_rows_become_one_panel_a_value(tmp_path):
         (["bench", "luck"], "bench luck is unknown; choose one of training"),
         (["bench", "core", "--backend", "abacus"], "backend=abacus is unknown"),
         (["bench", "core", "--shapes", "C"], "shape=C is unknown"),
+        (["bench", "load", "--waits", "sleepily"], "waits=sleepily is unknown"),
         (["bench", "decode", "--modes", "guess"], "decode_mode=guess is unknown"),
         (["bench", "decode", "--attention", "mhq"], "mhq"),
         (["bench", "decode", "--contexts", "0"], "contexts=0"),
@@ -164,6 +166,16 @@ def test_processes_share_a_batch_and_each_pays_for_its_optimiser():
     for row in rows:
         assert row["from"] <= row["ms"] <= row["to"] and 0 < row["ms of optimiser"] < row["ms"]
     assert rows[0]["times one thread"] == 1
+
+
+@pytest.mark.slow
+def test_busy_processes_are_there_while_speeds_beside_them_are_measured_and_gone_afterwards():
+    rows = load.measure(load.Arguments(threads=[1], busy=[1], niceness=[0], seconds=1, rounds=1))
+    assert [(row["task"], row["threads"], row["wait"]) for row in rows] == [("training", 1, ""), ("decoding", 1, "")]
+    assert all(row["tokens/s alone"] > 0 and row["% beside 1 of nice 0"] > 0 for row in rows)
+    with load.busy_processes(2, 10) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.poll() is not None for process in processes)
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(capsys):

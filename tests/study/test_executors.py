@@ -22,6 +22,7 @@ from processes import PATIENCE, in_background, started, wait_for
 from safetensors.torch import load_file
 
 from mla_experiments.cli import main
+from mla_experiments.errors import Stopped
 from mla_experiments.study import executors, local, read_study, record, shard_of, work
 from mla_experiments.study.runner import prepare_data
 from mla_experiments.study.trials import Task, Trials
@@ -254,6 +255,33 @@ def test_a_stop_saves_the_runs_under_way_and_leaves_no_process(folder, executor,
     assert "Stopped. The same command goes on." in log.read_text() and "Traceback" not in log.read_text()
     saved = [checkpoints.in_order(path) for path in runs.iterdir() if path.is_dir()]
     assert len(saved) == 2 and all(checkpoints.is_whole(folder) for (folder,) in saved)
+
+
+def test_a_second_sigterm_leaves_the_runs_under_way_the_time_to_save():
+    before = signal.getsignal(signal.SIGTERM)
+    with executors.sigterm_as_interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_study_that_nobody_reads_any_more_is_stopped_as_any_other(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+    with pytest.raises(Stopped), executors.executor_of("serial", None, lambda *_: None, lambda *_: None) as pool:
+        pool.running["a run"] = "a run"
+        monkeypatch.setattr(sys, "stdout", Gone())
+        raise KeyboardInterrupt
+
+
+def test_a_process_is_deaf_to_ctrl_c_from_its_start_and_its_parent_hears_it_afterwards():
+    with pytest.raises(KeyboardInterrupt), local.deaf_to_ctrl_c():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert signal.SIGINT in pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, []))
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(folder, reference, capsys):

@@ -53,7 +53,7 @@ def test_two_processes_equal_one_and_each_resumes_what_the_other_began(train, tm
     one, two = (read_metrics(tmp_path / "weights" / run / "mla") for run in ("one", "two"))
     assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
     assert [entry["tokens"] for entry in one] == [entry["tokens"] for entry in two]
-    assert values(two, "loss") == pytest.approx(values(one, "loss"), rel=1e-6)
+    assert values(two, "loss") == pytest.approx(values(one, "loss"), rel=1e-5)
     weights = [load_file(tmp_path / "weights" / run / "mla/model.safetensors") for run in ("one", "two")]
     assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-5 for name in weights[0])
     shutil.copytree(tmp_path / "weights/one", tmp_path / "weights/from-one")
@@ -65,8 +65,8 @@ def test_two_processes_equal_one_and_each_resumes_what_the_other_began(train, tm
                  eval_steps=4) == 0  # fmt: skip
     for run in ("from-one", "from-two"):
         resumed = read_metrics(tmp_path / "weights" / run / "mla")
-        assert values(resumed, "loss") == pytest.approx(values(one, "loss"), rel=1e-6)
-        assert values(resumed, "eval_loss") == pytest.approx(values(one, "eval_loss"), rel=1e-6)
+        assert values(resumed, "loss") == pytest.approx(values(one, "loss"), rel=1e-5)
+        assert values(resumed, "eval_loss") == pytest.approx(values(one, "eval_loss"), rel=1e-5)
 
 
 @pytest.mark.slow

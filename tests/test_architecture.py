@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "mla_experiments"
 ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
-SHARED = {"errors", "manifest", "run_files", "markdown", "allocator", ""}  # what any part may use
+SHARED = {"errors", "manifest", "run_files", "markdown", "allocator", "yaml_files", ""}  # what any part may use
 
 
 def modules():

@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/mla-experiments
 DEMO := --config experiments/demo.yaml
 
-.PHONY: help demo test clean
+.PHONY: help demo test test-versions clean
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 demo: $(VENV)/.installed  ## prepare the sample, train and compare four mechanisms (minutes on 2 cores)
 	$(RUN) data $(DEMO)
@@ -19,8 +19,11 @@ test: $(VENV)/.installed-dev  ## lint and the whole test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest --quiet -n 2
 
-clean:  ## remove the virtual environment
-	rm -rf $(VENV)
+test-versions: $(VENV)/.installed-dev  ## contract, generation, training, export at the oldest and newest libraries
+	$(BIN)/python tests/versions.py
+
+clean:  ## remove the virtual environments
+	rm -rf $(VENV) .venv-versions
 
 # torch first and pinned: its plain name would bring gigabytes of CUDA to a machine without a GPU
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -7,10 +7,10 @@ from importlib import metadata
 
 # library: the oldest and the newest release that tests have passed on, as far as they are written
 TESTED = {
-    "torch": ("2.11", "2.14"),
-    "transformers": ("5.17", "5.24"),
-    "accelerate": ("1.10", "1.15"),
-    "datasets": ("4.0", "5.2"),
+    "torch": ("2.6", "2.14"),
+    "transformers": ("5.4", "5.24"),
+    "accelerate": ("1.3", "1.15"),
+    "datasets": ("4.2", "5.2"),
 }
 
 

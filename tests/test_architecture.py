@@ -8,7 +8,10 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "mla_experiments"
 ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
-SHARED = {"errors", "manifest", "run_files", "markdown", "allocator", "yaml_files", ""}  # what any part may use
+SHARED = {  # what any part may use
+    "errors", "manifest", "run_files", "markdown", "allocator", "stopping", "threads", "versions", "registration",
+    "yaml_files", "",
+}  # fmt: skip
 
 
 def modules():
@@ -46,6 +49,11 @@ def test_a_mechanism_imports_only_its_neighbours_and_is_imported_by_the_registry
 @pytest.mark.parametrize("path", sorted((PACKAGE / "modeling/attention").glob("*.py")), ids=lambda path: path.name)
 def test_attention_files_stay_readable(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_name_of_a_file_says_which_it_is():
+    names = [path.name for path in modules() if path.parent.name != "cli" and not path.name.startswith("__")]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_nothing_unpickles():

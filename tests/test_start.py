@@ -9,7 +9,7 @@ import tomllib
 import pytest
 from conftest import REPOSITORY, synthetic_articles
 
-from mla_experiments import cli, versions
+from mla_experiments import cli, threads, versions
 from mla_experiments.cli import COMMANDS, installing, main
 from mla_experiments.errors import Missing, UserError
 
@@ -224,6 +224,19 @@ class TestInstalling:
         for script in scripts:
             assert "may_install=True" in script.read_text(encoding="utf-8")
         assert 'mla-experiments = "mla_experiments.cli:main"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=str,
+)
+def test_threads_sleep_soon_unless_somebody_chose_how_they_wait(monkeypatch, chosen, spins):
+    """As the OpenMP that torch brings has understood it."""
+    for name in threads.WAITING:
+        monkeypatch.delenv(name, raising=False)
+    done = python("-c", "import mla_experiments.cli, torch", OMP_DISPLAY_ENV="VERBOSE", **chosen)
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr.decode()
 
 
 def test_every_command_says_what_it_is_for(capsys):

@@ -4,7 +4,8 @@ Each has `Arguments` (its flags), `measure(Arguments) -> rows` and, where a figu
 which columns of the rows are its axes, lines and panels (see `report.figures.draw_rows`).
 """
 
-MEASUREMENTS = (
-    "training", "prefill", "decode", "generation", "core", "crossover", "cache", "packing", "conversion", "prediction",
-    "parallel",
-)  # fmt: skip
+MEASUREMENTS = {  # what is measured, as the command line calls it, and the file that measures it
+    "training": "training", "prefill": "prefill", "decode": "decode", "generation": "generation_time", "core": "core",
+    "crossover": "crossover", "cache": "cache_size", "packing": "preparation", "conversion": "conversion_memory",
+    "prediction": "prediction", "parallel": "parallel", "load": "load",
+}  # fmt: skip

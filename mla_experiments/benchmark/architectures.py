@@ -1,13 +1,22 @@
-"""Shapes of well-known models, from their published `config.json` files."""
+"""Shapes of well-known models, from their published `config.json` files, and of any other from its own."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
+from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
-from ..modeling.export import native_config
-from .costs import num_parameters
+from ..modeling.attention import MLA
+from ..modeling.attention.checks import require, require_whole
+from ..modeling.export import LATENT_MODELS, native_config
+from .core import flops as absorbed_flops
+from .costs import BACKWARD, cache_elements_per_token, num_parameters, skeleton, training_flops_per_token
+from .counting import stock_architecture
+from .stock import StockArchitecture
+
+OURS = ("llama", *LATENT_MODELS)  # as transformers calls what our decoder can be
+EXPERT_FIELDS = ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -23,10 +32,11 @@ class Experts:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder of ours, and what a published one has beyond it."""
+    """A decoder of ours, and what a published one has beyond it; `notes` say what a reader of numbers must know."""
 
     config: DecoderConfig
     experts: Experts | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -38,6 +48,54 @@ class Architecture:
         """Parameters that one token's forward pass uses."""
         return self._with_experts(lambda experts: experts.active + experts.shared)
 
+    @property
+    def longest(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.config.max_position_embeddings
+
+    def cached_numbers(self, context: int) -> int:
+        """Return how many numbers a sequence of `context` tokens keeps."""
+        return context * cache_elements_per_token(self.config)
+
+    def decoding_flops(self, context: int) -> int:
+        """Return the FLOPs of decoding one token after `context` tokens; MLA absorbs."""
+        config, attention = self.config, skeleton(self.config).model.layers[0].self_attn
+        if isinstance(attention, MLA):
+            layer = attention.flops(1, 0) + absorbed_flops(attention, 1, context)
+        else:
+            layer = attention.flops(1, context)
+        in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers
+        norms = config.hidden_size * (2 * config.num_hidden_layers + 1)  # those outside attention
+        others = self.active_parameters - in_attention - self._table - norms
+        return config.num_hidden_layers * layer + 2 * others
+
+    def training_flops(self) -> float:
+        """Return training FLOPs per token of the longest sequence; experts count as far as a token uses them."""
+        dense = replace(self, experts=None)
+        in_experts = (1 + BACKWARD) * 2 * (self.active_parameters - dense.parameters)
+        return training_flops_per_token(self.config, self.longest) + in_experts
+
+    def weights_read(self, batch: int) -> int:
+        """Return how many weights a step reads; with experts those of each token, up to all, and of a table one row."""
+        if not self.experts:
+            return self.parameters - self._table
+        return min(self.parameters, batch * self.active_parameters) - self._table
+
+    def described(self) -> str:
+        """Return the mechanism and its options."""
+        options = self.config.attention_options.items()
+        return f"{self.config.attention}: {', '.join(f'{k} {v}' for k, v in options if v is not None)}"
+
+    def cache_described(self, size: int) -> str:
+        """Return what the cache takes, at `size` bytes a number."""
+        numbers = self.cached_numbers(1)
+        each = numbers // self.config.num_hidden_layers
+        return f"{numbers * size:,} bytes a token, {each:,} numbers a token and layer"
+
+    @property
+    def _table(self) -> int:
+        return 0 if self.config.tie_word_embeddings else self.config.vocab_size * self.config.hidden_size
+
     def _with_experts(self, count) -> int:
         dense = num_parameters(self.config)
         if self.experts is None:
@@ -48,22 +106,87 @@ class Architecture:
         return dense + layers * (mixture - mlp)
 
 
-def architecture_from(config: PreTrainedConfig) -> Architecture:
-    """Return the architecture of a config, ours or stock; its layers may be mixtures of experts, as DeepSeek's are.
+def architecture_from(config: PreTrainedConfig) -> Architecture | StockArchitecture:
+    """Return the architecture of a config, ours or stock; of one around a text decoder's, that of the decoder.
+
+    Llama and DeepSeek are read as ours, mixtures of experts included, so that another mechanism can be asked for; what
+    our decoder does not have is counted as transformers builds it.
+
+    Raises:
+        UserError: no decoder of text, or one that cannot be counted, by its model_type or field.
+    """
+    if isinstance(config, DecoderConfig):
+        return counted_once(Architecture(config))
+    text = decoder_of(config)
+    nested = text is not config
+    notes = (f"only the text decoder ({text.model_type}) of {config.model_type} is counted",) if nested else ()
+    tied = is_tied(config, text)
+    try:
+        return replace(counted_once(as_ours(text, tied)), notes=notes)
+    except UserError as error:  # a feature that ours does not have, or a value that no model can have
+        refused = error
+    try:
+        return replace(stock_architecture(text, tied, nested), notes=notes)
+    except UserError:
+        if text.model_type in OURS:
+            raise refused from None  # names the field
+        raise
+
+
+def is_tied(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:
+    """Whether a text decoder's output projection is its embedding: the config around it decides where it says so."""
+    return bool(getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False)))
+
+
+def decoder_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of the text decoder in a stock config, or the config itself.
+
+    Raises:
+        UserError: an encoder and a decoder, or more decoders than one.
+    """
+    kind = f"model_type={config.model_type}"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{kind} with is_encoder_decoder=True has an encoder too; plan counts decoders alone")
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise UserError(f"{kind} has no single text decoder to plan ({reason_of(error)})") from None
+
+
+def counted_once(architecture: Architecture) -> Architecture:
+    """Return an architecture after its parameters could be counted.
+
+    Raises:
+        UserError: its sizes are beyond what can be counted.
+    """
+    try:
+        architecture.parameters  # noqa: B018 - sizes of a config are not yet sizes of a model
+    except RuntimeError as error:
+        raise UserError(f"a decoder of these sizes cannot be planned ({reason_of(error)})") from None
+    return architecture
+
+
+def as_ours(config: PreTrainedConfig, tied: bool) -> Architecture:
+    """Return the architecture of a stock config as a decoder of ours; its layers may be mixtures, as DeepSeek's are.
 
     Raises:
         UserError: a model that differs from ours in more than that.
     """
-    if isinstance(config, DecoderConfig):
-        return Architecture(config)
-    dense, layers = copy.deepcopy(config), config.num_hidden_layers
+    dense, layers = copy.deepcopy(config), getattr(config, "num_hidden_layers", None)
     dense.quantization_config = None  # says how numbers are stored, not how many there are
+    dense.tie_word_embeddings = tied
     first = getattr(config, "first_k_dense_replace", layers)
+    require(isinstance(layers, int) and isinstance(first, int), f"first_k_dense_replace={first} is not a number")
     if first >= layers:
         return Architecture(native_config(dense))
     dense.first_k_dense_replace = layers
-    shape = config.n_routed_experts, config.n_shared_experts, config.num_experts_per_tok, config.moe_intermediate_size
-    return Architecture(native_config(dense), Experts(first, *shape))
+    native = native_config(dense)
+    shape = {name: getattr(config, name) for name in EXPERT_FIELDS}
+    for name, value in shape.items():
+        require_whole(name, value)
+    routed, _, active, _ = shape.values()
+    require(active <= routed, f"num_experts_per_tok={active} is more than n_routed_experts={routed}")
+    return Architecture(native, Experts(first, *shape.values()))
 
 
 def _grouped(vocab_size, hidden_size, intermediate_size, layers, heads, groups, context):

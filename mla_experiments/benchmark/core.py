@@ -3,7 +3,7 @@
 Its ceiling is the slower of two: its matrix products at the machine's best rate, and one reading of the latents.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..kernels import latent
 from ..modeling.attention import MLA
 from ..modeling.attention.absorb import absorbed
-from .measure import ceilings, interleaved, roofline, spread
+from .measure import ceilings, flag, interleaved, roofline, spread
 
 FIGURE = None
 # one layer each: the reference shape, and 16 heads of DeepSeek-V2's own widths
@@ -27,14 +27,11 @@ SHAPES = {
 class Arguments:
     """MLA's decoding core against the machine's rates."""
 
-    shapes: list[str] = field(
-        default_factory=lambda: list(SHAPES),
-        metadata={"help": "A: d_c 128, d_R 16, d_h 32; B: d_c 512, d_R 64, d_h 128"},
-    )
-    contexts: list[int] = field(default_factory=lambda: [2048, 8192, 32768], metadata={"help": "tokens in the cache"})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "sequences decoded together"})
-    backend: str | None = field(default=None, metadata={"help": "of MLA's decoding (`mla-experiments kernels`)"})
-    rounds: int = field(default=30, metadata={"help": "timed turns, after two to warm up"})
+    shapes: list[str] = flag(list(SHAPES), "A: d_c 128, d_R 16, d_h 32; B: d_c 512, d_R 64, d_h 128")
+    contexts: list[int] = flag([2048, 8192, 32768], "tokens in the cache")
+    batch_sizes: list[int] = flag([1, 8], "sequences decoded together")
+    backend: str | None = flag(None, "of MLA's decoding (`mla-experiments kernels`)")
+    rounds: int = flag(30, "timed turns, after two to warm up")
 
 
 @torch.inference_mode()

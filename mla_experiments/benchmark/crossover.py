@@ -4,7 +4,7 @@ The model (`modeling.attention.absorb.is_cheaper_absorbed`) counts multiply-adds
 curves cross, where they cost the same, but what the choice of the model costs beside the better one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -12,7 +12,7 @@ from ..allocator import keep_freed_memory
 from ..kernels import attend
 from ..modeling.attention import MLA
 from .core import SHAPES, absorb, inputs, layer
-from .measure import interleaved, spread
+from .measure import flag, interleaved, spread
 
 FIGURE = {"x": "new tokens", "y": "absorb / expand", "line": "context", "panel": "shape"}
 
@@ -21,12 +21,10 @@ FIGURE = {"x": "new tokens", "y": "absorb / expand", "line": "context", "panel":
 class Arguments:
     """Absorbed against expanded attention, for several new tokens in a step."""
 
-    shapes: list[str] = field(default_factory=lambda: list(SHAPES), metadata={"help": "see `bench core --help`"})
-    contexts: list[int] = field(default_factory=lambda: [64, 1024, 8192], metadata={"help": "tokens, the new included"})
-    new_tokens: list[int] = field(
-        default_factory=lambda: [1, 4, 16, 32, 48, 64, 96, 128, 192, 256], metadata={"help": "tokens of a step"}
-    )
-    rounds: int = field(default=9, metadata={"help": "timed turns of each, after two to warm up"})
+    shapes: list[str] = flag(list(SHAPES), "see `bench core --help`")
+    contexts: list[int] = flag([64, 1024, 8192], "tokens, the new included")
+    new_tokens: list[int] = flag([1, 4, 16, 32, 48, 64, 96, 128, 192, 256], "tokens of a step")
+    rounds: int = flag(9, "timed turns of each, after two to warm up")
 
 
 @torch.inference_mode()

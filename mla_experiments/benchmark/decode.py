@@ -5,7 +5,7 @@ all steps are alike. Contestants take turns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
@@ -16,8 +16,8 @@ from ..modeling import DecoderForCausalLM
 from ..modeling.attention import set_decode_mode
 from ..modeling.cache import growing
 from ..modeling.cache_name import by_name, cache_of
-from .measure import ceilings, flops_of, interleaved, roofline, spread
-from .training import contestants
+from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
+from .training import MECHANISMS, contestants
 
 FIGURE = {"x": "context", "y": "ms", "line": "model", "panel": "batch"}
 
@@ -26,21 +26,13 @@ FIGURE = {"x": "context", "y": "ms", "line": "model", "panel": "batch"}
 class Arguments:
     """Milliseconds of a decoding step against context and batch size, ours and transformers'."""
 
-    attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
-    )
-    contexts: list[int] = field(
-        default_factory=lambda: [128, 512, 2048, 8192, 32768, 65536], metadata={"help": "tokens in the cache"}
-    )
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "sequences decoded together"})
-    modes: list[str] = field(
-        default_factory=lambda: ["auto"], metadata={"help": "how MLA decodes: auto, absorb, expand, full"}
-    )
-    budget_gib: float = field(
-        default=16.0, metadata={"help": "leave out a context whose caches of all contestants together are larger"}
-    )
-    backend: str | None = field(default=None, metadata={"help": "of MLA's decoding (`mla-experiments kernels`)"})
-    rounds: int = field(default=9, metadata={"help": "timed turns of each contestant, after two to warm up"})
+    attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
+    contexts: list[int] = flag([128, 512, 2048, 8192, 32768, 65536], "tokens in the cache")
+    batch_sizes: list[int] = flag([1, 8], "sequences decoded together")
+    modes: list[str] = flag(["auto"], "how MLA decodes: auto, absorb, expand, full")
+    budget_gib: float = flag(16.0, "leave out a context whose caches of all contestants together are larger")
+    backend: str | None = flag(None, "of MLA's decoding (`mla-experiments kernels`)")
+    rounds: int = flag(9, "timed turns of each contestant, after two to warm up")
 
 
 def measure(given: Arguments) -> list[dict]:

@@ -6,14 +6,22 @@ import os
 import platform
 import re
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from copy import copy
+from dataclasses import field
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..manifest import library_versions, write_json
+
+
+def flag(default, said: str, above: int = 0):
+    """Return a field of `Arguments`: its default, of which lists are copied, what `--help` says, and its range."""
+    return field(default_factory=lambda: copy(default), metadata={"help": said, "above": above})
 
 
 def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
@@ -115,21 +123,6 @@ def machine() -> dict:
     }
 
 
-def table(rows: list[dict]) -> str:
-    """Return rows with equal keys as a Markdown table."""
-    cells = [list(rows[0]), *([_show(value) for value in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-             for line in cells]  # fmt: skip
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def _show(value) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def save(name: str, content: dict, folder: Path) -> Path:
     """Write a result as JSON, named by what was measured, the date and the hardware."""
     facts = machine()
@@ -138,3 +131,33 @@ def save(name: str, content: dict, folder: Path) -> Path:
     path = folder / f"{facts['date']}-{hardware}-{name}.json"
     write_json(path, {"measured": name, "machine": facts, **content})
     return path
+
+
+def memory_of(process: int | str, kind: str) -> int:
+    """Return the bytes that `/proc/PROCESS/status` names; 0 where it does not (Linux)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(kind)), 0)
+
+
+class PeakMemory:
+    """Samples the anonymous memory of this process while the block runs; `peak` is in bytes (Linux)."""
+
+    def __enter__(self):
+        self.peak, self.done = self.now(), threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        """Sample until the block ends."""
+        while not self.done.wait(0.02):
+            self.peak = max(self.peak, self.now())
+
+    @staticmethod
+    def now(process: int | str = "self") -> int:
+        """Return the bytes of anonymous memory that a process, by default this one, holds now."""
+        return memory_of(process, "RssAnon")
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()

@@ -9,7 +9,7 @@ import multiprocessing
 import tempfile
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..allocator import keep_freed_memory
 from ..errors import UserError
 from ..modeling import DecoderConfig, DecoderForCausalLM
-from .measure import interleaved, spread
+from .measure import flag, interleaved, spread
 from .training import SHAPE
 
 FIGURE = None
@@ -30,13 +30,11 @@ ROUNDS, WARMUP = 3, 2  # of steps in a process
 class Arguments:
     """Milliseconds of a training step in one process and in several, on the same batch."""
 
-    attention: str = field(default="mla", metadata={"help": "the mechanism: mha gqa mqa mla"})
-    processes: int = field(
-        default=2, metadata={"help": "processes of one thread each; one process has so many threads"}
-    )
-    sequence_length: int = field(default=512, metadata={"help": "tokens of a sequence"})
-    batch_size: int = field(default=4, metadata={"help": "sequences in a step, over all processes"})
-    rounds: int = field(default=3, metadata={"help": "turns of each contestant, in new processes, of three steps each"})
+    attention: str = flag("mla", "the mechanism: mha gqa mqa mla")
+    processes: int = flag(2, "processes of one thread each; one process has so many threads")
+    sequence_length: int = flag(512, "tokens of a sequence")
+    batch_size: int = flag(4, "sequences in a step, over all processes")
+    rounds: int = flag(3, "turns of each contestant, in new processes, of three steps each")
 
 
 def measure(given: Arguments) -> list[dict]:

@@ -5,25 +5,28 @@ arithmetic at the best rate. What runs is slower; on the machine at hand, its pa
 is expected stands beside the bound.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import unknown
+from transformers import PreTrainedConfig
+
+from ..errors import UserError, unknown
 from ..modeling import DecoderConfig
-from ..modeling.attention import MLA
 from ..modeling.conversion import read_config
 from .architectures import ARCHITECTURES, Architecture, architecture_from
-from .core import flops as absorbed_flops
-from .costs import cache_elements_per_token, skeleton, training_flops_per_token
 from .hardware import Hardware
 from .parts import measure_parts
+from .stock import StockArchitecture
+
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
-def architecture_of(model: str) -> Architecture:
+def architecture_of(model: str) -> Architecture | StockArchitecture:
     """Return a well-known model by name, or that of a `config.json` (its folder serves too).
 
     Raises:
-        UserError: neither, with the nearest name, or a config of another architecture.
+        UserError: neither, with the nearest name, or a config of no decoder that can be counted.
     """
     if model.lower() in ARCHITECTURES:
         return ARCHITECTURES[model.lower()]
@@ -31,17 +34,50 @@ def architecture_of(model: str) -> Architecture:
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise unknown("model", model, [*ARCHITECTURES, "a folder with config.json"])
-    return architecture_from(read_config(folder))
+    config = read_config(folder)
+    architecture = architecture_from(config)
+    if missing := left_out(json.loads((folder / "config.json").read_text(encoding="utf-8")), config):
+        said = f"config.json leaves out {', '.join(missing)}: what transformers takes in their place is counted"
+        architecture = replace(architecture, notes=(*architecture.notes, said))
+    return architecture
 
 
-def changed(architecture: Architecture, attention: str | None, options: dict[str, int]) -> Architecture:
+def left_out(described: dict, config: PreTrainedConfig) -> list[str]:
+    """Return the sizes of the text decoder that a parsed config.json does not state, under any name it may have."""
+    text = config.get_text_config(decoder=True)
+    stated = part_of(described, config, text)
+    names = {name: text.attribute_map.get(name, name) for name in SIZES if hasattr(text, name)}
+    return [name for name, alias in names.items() if not {name, alias} & stated.keys()]
+
+
+def part_of(described: dict, config: PreTrainedConfig, inner: PreTrainedConfig) -> dict:
+    """Return the part of a parsed config.json that a config inside its config was made from; all where it is flat."""
+    for name in config.sub_configs if inner is not config else ():
+        part, given = getattr(config, name, None), described.get(name)
+        if (
+            isinstance(part, PreTrainedConfig)
+            and part.get_text_config(decoder=True) is inner
+            and isinstance(given, dict)
+        ):
+            return part_of(given, part, inner)
+    return described
+
+
+def changed(
+    architecture: Architecture | StockArchitecture, attention: str | None, options: dict[str, int]
+) -> Architecture | StockArchitecture:
     """Return the same model with another mechanism, or other options of its own.
 
     Raises:
-        UserError: an option that the mechanism does not know, or cannot have.
+        UserError: a model that is not like ours, or an option that the mechanism does not know, or cannot have.
     """
     if attention is None and not options:
         return architecture
+    if isinstance(architecture, StockArchitecture):
+        raise UserError(
+            f"attention cannot be changed in {architecture.name}, which is counted as transformers builds it; only in "
+            "Llama, DeepSeek and models of ours"
+        )
     old = architecture.config
     same = attention in (None, old.attention)
     values = old.to_dict() | {"attention": attention or old.attention}
@@ -49,38 +85,28 @@ def changed(architecture: Architecture, attention: str | None, options: dict[str
     return replace(architecture, config=DecoderConfig.from_dict(values))
 
 
-def decoding_flops(architecture: Architecture, context: int) -> int:
-    """Return the FLOPs of decoding one token after `context` tokens; MLA absorbs."""
-    config, attention = architecture.config, skeleton(architecture.config).model.layers[0].self_attn
-    if isinstance(attention, MLA):
-        layer = attention.flops(1, 0) + absorbed_flops(attention, 1, context)
-    else:
-        layer = attention.flops(1, context)
-    in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers
-    norms = config.hidden_size * (2 * config.num_hidden_layers + 1)  # those outside attention
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return config.num_hidden_layers * layer + 2 * (architecture.active_parameters - in_attention - embedding - norms)
-
-
-def plan(architecture: Architecture, hardware: Hardware, contexts: list[int], batches: list[int]) -> list[dict]:
+def plan(
+    architecture: Architecture | StockArchitecture, hardware: Hardware, contexts: list[int], batches: list[int]
+) -> list[dict]:
     """Return a row per context and batch: cache, what fits, intensity, and the bound of a decoding step.
 
-    On the CPU at hand there is also what is expected, from its measured parts.
+    On the CPU at hand there is also what is expected of a decoder of ours, from its measured parts.
     """
-    parts = {batch: measure_parts(architecture.config, batch) for batch in batches if hardware.device == "cpu"}
+    measured = hardware.device == "cpu" and isinstance(architecture, Architecture)
+    parts = {batch: measure_parts(architecture.config, batch) for batch in batches if measured}
     size, rows = hardware.bytes_per_number, []
-    per_token = cache_elements_per_token(architecture.config) * size
     free = hardware.memory_gib * 2**30 - architecture.parameters * size
     for context in contexts:
+        cache, step = architecture.cached_numbers(context) * size, architecture.decoding_flops(context)
         for batch in batches:
-            weights = weights_read(architecture, batch)
-            moved, flops = weights * size + batch * context * per_token, batch * decoding_flops(architecture, context)
+            weights = architecture.weights_read(batch)
+            moved, flops = weights * size + batch * cache, batch * step
             reading, computing = moved / hardware.gb_per_second / 1e9, flops / hardware.tflop_per_second / 1e12
             row = {
                 "context": context,
                 "batch": batch,
-                "cache GiB": batch * context * per_token / 2**30,
-                "largest batch": max(0, int(free // (context * per_token))),
+                "cache GiB": batch * cache / 2**30,
+                "largest batch": max(0, int(free // cache)),
                 "FLOPs/byte": flops / moved,
                 "bound by": "memory" if reading >= computing else "arithmetic",
                 "ms/step at best": 1e3 * max(reading, computing),
@@ -93,43 +119,48 @@ def plan(architecture: Architecture, hardware: Hardware, contexts: list[int], ba
     return rows
 
 
-def weights_read(architecture: Architecture, batch: int) -> int:
-    """Return how many weights a step reads; with experts those of each token, up to all, and of a table one row."""
-    config = architecture.config
-    table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    if not architecture.experts:
-        return architecture.parameters - table
-    return min(architecture.parameters, batch * architecture.active_parameters) - table
-
-
-def facts(architecture: Architecture, hardware: Hardware) -> list[str]:
+def facts(architecture: Architecture | StockArchitecture, hardware: Hardware) -> list[str]:
     """Return what does not depend on context or batch, in sentences."""
-    config, size = architecture.config, hardware.bytes_per_number
-    elements = cache_elements_per_token(config)
-    shared = f", {counted(architecture.active_parameters)} of them for a token" if architecture.experts else ""
+    size, longest = hardware.bytes_per_number, longest_context(architecture, hardware)
+    some = architecture.active_parameters < architecture.parameters
+    shared = f", {counted(architecture.active_parameters)} of them for a token" if some else ""
     ridge = 1e3 * hardware.tflop_per_second / hardware.gb_per_second
-    longest = int((hardware.memory_gib * 2**30 - architecture.parameters * size) // (elements * size))
-    gib, gflop = architecture.parameters * size / 2**30, training_flops(architecture) / 1e9
+    said = [
+        *architecture.notes,
+        architecture.described(),
+        f"{counted(architecture.parameters)} parameters{shared}; {architecture.parameters * size / 2**30:,.2f} GiB of "
+        f"weights at {size} bytes",
+        f"cache: {architecture.cache_described(size)}",
+    ]
+    if architecture.longest:
+        gflop = architecture.training_flops() / 1e9
+        said.append(f"training: {gflop:.3g} GFLOP a token at {architecture.longest:,} tokens")
     return [
-        f"{config.attention}: {', '.join(f'{k} {v}' for k, v in config.attention_options.items() if v is not None)}",
-        f"{counted(architecture.parameters)} parameters{shared}; {gib:,.2f} GiB of weights at {size} bytes",
-        f"cache: {elements * size:,} bytes a token, {elements // config.num_hidden_layers:,} numbers a token and layer",
-        f"training: {gflop:.3g} GFLOP a token at {config.max_position_embeddings:,} tokens",
-        f"the longest context of one sequence in {hardware.memory_gib:.0f} GiB: {max(0, longest):,} tokens"
-        + ("" if longest > 0 else " (the weights alone do not fit)"),
+        *said,
+        f"the longest context of one sequence in {hardware.memory_gib:.0f} GiB: "
+        + ("any" if longest is None else f"{longest:,} tokens")
+        + (" (the weights alone do not fit)" if longest == 0 else ""),
         f"the roofline: {hardware.gb_per_second:,.4g} GB/s and {hardware.tflop_per_second:,.3g} TFLOP/s; memory "
         f"binds a step of fewer than {ridge:,.3g} FLOPs a byte",
     ]
 
 
+def longest_context(architecture: Architecture | StockArchitecture, hardware: Hardware) -> int | None:
+    """Return the longest context of one sequence that memory has room for; None where no length fills it."""
+    size = hardware.bytes_per_number
+    free = hardware.memory_gib * 2**30 - architecture.parameters * size
+    fits, fails = 0, 2**50
+    if architecture.cached_numbers(fails) * size <= free:
+        return None
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if architecture.cached_numbers(middle) * size <= free:
+            fits = middle
+        else:
+            fails = middle
+    return fits
+
+
 def counted(number: int) -> str:
     """Return a number of parameters, in billions or millions."""
     return f"{number / 1e9:,.3f} G" if number >= 1e9 else f"{number / 1e6:,.3f} M"
-
-
-def training_flops(architecture: Architecture) -> float:
-    """Return training FLOPs per token; experts count as far as a token uses them."""
-    config = architecture.config
-    flops = training_flops_per_token(config, config.max_position_embeddings)
-    dense = replace(architecture, experts=None)
-    return flops + 6 * (architecture.active_parameters - dense.parameters)

@@ -1,15 +1,16 @@
 """The planner against the clock: what `plan --hardware this` expects of a decoding step and its cache, and what is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..allocator import keep_freed_memory
 from ..modeling import DecoderForCausalLM
 from .architectures import ARCHITECTURES
 from .costs import cache_elements_per_token
 from .decode import cache_bytes, decode_step
-from .measure import interleaved, spread
+from .measure import flag, interleaved, spread
 from .parts import measure_parts
-from .plan import changed, weights_read
+from .plan import changed
+from .training import MECHANISMS
 
 FIGURE = None
 
@@ -18,12 +19,10 @@ FIGURE = None
 class Arguments:
     """Expected and measured milliseconds of a decoding step of the reference shape."""
 
-    attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
-    )
-    contexts: list[int] = field(default_factory=lambda: [4096, 8192, 32768], metadata={"help": "tokens in the cache"})
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 8], metadata={"help": "sequences decoded together"})
-    rounds: int = field(default=9, metadata={"help": "timed turns, after two to warm up"})
+    attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
+    contexts: list[int] = flag([4096, 8192, 32768], "tokens in the cache")
+    batch_sizes: list[int] = flag([1, 8], "sequences decoded together")
+    rounds: int = flag(9, "timed turns, after two to warm up")
 
 
 def measure(given: Arguments) -> list[dict]:
@@ -40,7 +39,7 @@ def measure(given: Arguments) -> list[dict]:
                 step, cache = decode_step(model, batch, context)
                 row = {"attention": name, "batch": batch, "context": context}
                 row |= spread(interleaved({"step": step}, given.rounds)["step"])
-                weights, layers = weights_read(architecture, batch), architecture.config.num_hidden_layers
+                weights, layers = architecture.weights_read(batch), architecture.config.num_hidden_layers
                 row["ms expected"] = 1e3 * parts.step(weights, layers, context)
                 row["measured / expected"] = row["ms"] / row["ms expected"]
                 expected = 4 * batch * context * cache_elements_per_token(architecture.config)

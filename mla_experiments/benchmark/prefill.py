@@ -1,12 +1,12 @@
 """Prefill: how fast a prompt goes through the model and into the cache, beside transformers' models."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..allocator import keep_freed_memory
-from .measure import ceilings, flops_of, interleaved, roofline, spread
-from .training import contestants
+from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
+from .training import MECHANISMS, contestants
 
 FIGURE = {"x": "prompt", "y": "tokens/s", "line": "model", "panel": None}
 
@@ -15,11 +15,9 @@ FIGURE = {"x": "prompt", "y": "tokens/s", "line": "model", "panel": None}
 class Arguments:
     """Prompt tokens per second, ours and transformers'."""
 
-    attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
-    )
-    prompts: list[int] = field(default_factory=lambda: [512, 2048, 8192], metadata={"help": "tokens of the prompt"})
-    rounds: int = field(default=5, metadata={"help": "timed turns of each contestant, after two to warm up"})
+    attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
+    prompts: list[int] = flag([512, 2048, 8192], "tokens of the prompt")
+    rounds: int = flag(5, "timed turns of each contestant, after one to warm up")
 
 
 def measure(given: Arguments) -> list[dict]:

@@ -4,18 +4,17 @@ Two questions. With the same allocator settings for both sides, taking turns in 
 as a user starts it, each side in a process of its own with its own defaults: what does one get?
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..allocator import keep_freed_memory
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.export import stock_model
-from .measure import in_fresh_process, interleaved, rates
+from .measure import flag, in_fresh_process, interleaved, rates
 
+MECHANISMS = ["mha", "gqa", "mqa", "mla"]
 SHAPE = {"vocab_size": 10_000, "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8}
-
-
 FIGURE = None
 
 
@@ -23,12 +22,10 @@ FIGURE = None
 class Arguments:
     """Tokens per second of a training step, ours and transformers'."""
 
-    attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
-    )
-    sequence_length: int = field(default=512, metadata={"help": "tokens of a sequence"})
-    batch_size: int = field(default=4, metadata={"help": "sequences in a step"})
-    rounds: int = field(default=9, metadata={"help": "timed turns of each contestant, after two to warm up"})
+    attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
+    sequence_length: int = flag(512, "tokens of a sequence")
+    batch_size: int = flag(4, "sequences in a step")
+    rounds: int = flag(9, "timed turns of each contestant, after two to warm up")
 
 
 def measure(given: Arguments) -> list[dict]:

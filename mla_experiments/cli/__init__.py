@@ -4,17 +4,17 @@ Nothing heavy is imported before a command runs: the list of commands and most o
 """
 
 import importlib
-import os
 import sys
 import tempfile
 import traceback
 
-from .. import registration, versions
+from .. import registration, threads, versions
 from ..errors import Missing, Stopped, UserError, lacks_memory, reason_of
 from .installing import install
-from .saying import make_any_terminal_do, refusal
+from .saying import make_any_terminal_do, refusal, say_last
 
 registration.leave_to_commands()
+threads.share_cores_with_others()  # before torch is loaded
 
 COMMANDS = {  # its name: the file beside this one
     "data": "data", "train": "train", "eval": "evaluate", "generate": "generate", "export": "export",
@@ -34,13 +34,7 @@ def main(argv: list[str] | None = None, may_install: bool = False) -> int:
     argv = sys.argv[1:] if argv is None else argv
     make_any_terminal_do()
     code, said = (0, overview()) if not argv or argv[0] in ("-h", "--help") else ended(argv, may_install)
-    try:
-        if said:
-            print(said, file=sys.stderr if code in (2, UNEXPECTED) else sys.stdout)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has gone, as `| head` does: nothing more is said to them
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return code
+    return say_last(said, code, is_error=code in (2, UNEXPECTED))
 
 
 def overview() -> str:

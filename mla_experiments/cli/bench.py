@@ -19,10 +19,12 @@ class BenchmarkOutput:
 def run(argv: list[str]) -> None:
     """Run it."""
     from ..benchmark import MEASUREMENTS
-    from ..benchmark.measure import save, table
+    from ..benchmark.measure import save
+    from ..markdown import table
     from ..report.figures import draw_rows
 
-    modules = {name: importlib.import_module(f"..benchmark.{name}", __package__) for name in MEASUREMENTS}
+    files = MEASUREMENTS.items()
+    modules = {name: importlib.import_module(f"..benchmark.{file}", __package__) for name, file in files}
     if argv and argv[0] in ("-h", "--help"):
         print("usage: mla-experiments bench WHAT [--flag VALUE ...]\n\n" + (__doc__ or "") + "\n")
         for name, module in modules.items():

@@ -54,9 +54,9 @@ def run(argv: list[str]) -> None:
 
 def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
     """Run tasks of lm-evaluation-harness and write `harness.json`."""
-    from ..benchmark.measure import table
     from ..evaluation.harness import evaluate_tasks
     from ..manifest import library_versions, write_json
+    from ..markdown import table
 
     rows = evaluate_tasks(tasks, limit=limit, **given)
     print(table([row | {"value": f"{row['value']:,.4f}"} for row in rows]))

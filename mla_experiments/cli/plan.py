@@ -30,8 +30,8 @@ class PlanArguments:
 def run(argv: list[str]) -> None:
     """Run it."""
     from ..benchmark.hardware import hardware_of
-    from ..benchmark.measure import table
     from ..benchmark.plan import architecture_of, changed, facts, plan
+    from ..markdown import table
     from ..modeling.attention import ATTENTION
     from ..study import read_study, study_plan
 

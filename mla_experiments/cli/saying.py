@@ -23,6 +23,28 @@ def refusal(reason: object) -> str:
     return "error: " + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(reason))
 
 
+def say_last(sentence: str, code: int, is_error: bool) -> int:
+    """Say how a command ended, and return its exit code, which is 2 where its output could not be written.
+
+    Whoever read it may have gone, as `| head` does, which is no fault: nothing more is said to them. What waits to be
+    written then goes nowhere; Python would try once more while it ends, and make the exit code 120.
+    """
+    lost = None
+    for stream, said in ((sys.stdout, "" if is_error else sentence), (sys.stderr, sentence if is_error else "")):
+        try:
+            if said:
+                print(said, file=stream)
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            lost = error if stream is sys.stdout and not isinstance(error, BrokenPipeError) else lost
+    if lost and code == 0:
+        return say_last(
+            f"error: the output cannot be written ({lost.strerror}); give it another place", 2, is_error=True
+        )
+    return code
+
+
 def wrote(what: Path | str, details: str, following: str, say_next: bool = True) -> None:
     """Say what was written and what to run next."""
     print(f"Wrote {what} ({details})." + (f"\nNext: {following}" if say_next else ""))

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..stopping import say_how_to_stop
 from .parsing import parse
 from .saying import refusal, wrote
 
@@ -35,6 +36,7 @@ def run(argv: list[str]) -> int:
 
     logging.disable_progress_bar()  # one bar at a time: the run's own
     given |= {"root": Path(given.pop("studies_dir")), "shard": shard_of(given["shard"])}
+    say_how_to_stop()
     outcome = run_study(read_study(Path(where["FILE"])), **given)
     wrote(outcome.folder, f"{len(outcome.failures)} failed runs", f"mla-experiments report {outcome.folder}")
     if outcome.left:

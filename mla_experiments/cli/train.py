@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from ..stopping import say_how_to_stop
 from .parsing import parse
 from .saying import wrote
 
@@ -18,6 +19,7 @@ def run(argv: list[str]) -> None:
     from ..training import PRESETS, RunArguments, train, trainer_defaults
     from ..training.settings import preset_name
 
+    speaks = int(os.environ.get("RANK", 0)) == 0  # of several processes one speaks for all
     classes = [RunArguments, TrainingArguments]
     first, _ = parse(classes, argv, "train", __doc__, trainer_defaults())
     preset = preset_name(first["preset"])
@@ -27,10 +29,12 @@ def run(argv: list[str]) -> None:
     run_values, trainer_flags = parse(classes, argv, "train", __doc__, defaults)
     arguments = RunArguments(**run_values)
     logging.disable_progress_bar()  # one bar at a time: the run's own
+    if speaks:
+        say_how_to_stop()
     runs = Path(arguments.weights_dir) / arguments.run
     figures = Path(arguments.figures_dir) / arguments.run
     folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
-    if int(os.environ.get("RANK", 0)) > 0:  # of several processes one speaks for all
+    if not speaks:
         return
     draw_curves(runs, figures)
     for folder in folders:

@@ -17,6 +17,7 @@ from ..errors import UserError, reason_of
 from .results import find_models, held_out_texts, load_with_tokenizer, shown_name
 
 DOCUMENTS = "documents"  # our held-out documents, as a task
+PLAIN = {"bootstrap_iters": 0, "log_samples": False}  # values alone
 
 
 def evaluate_tasks(
@@ -41,38 +42,57 @@ def evaluate_tasks(
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} must be at least 1; leave it out for all documents")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    names = {task: name_in(Path(task)) if task.endswith((".yaml", ".yml")) else task for task in tasks}
-    manager = TaskManager(
-        include_path=[str(Path(task).resolve().parent) for task, name in names.items() if task != name] or None,
-        include_defaults=set(tasks) != {DOCUMENTS},  # thousands of files to read
-    )
-    if unknown := [name for task, name in names.items() if task != DOCUMENTS and name not in manager.all_tasks]:
-        raise UserError(f"tasks={unknown[0]} is unknown to lm-evaluation-harness; `lm-eval ls tasks` lists what it has")
-    described: list = [name for task, name in names.items() if task != DOCUMENTS]
+    manager, described = known_tasks([task for task in tasks if task != DOCUMENTS])
     if DOCUMENTS in tasks:
         _, splits = held_out_texts(corpus, text_column, Path(data_dir))
         described.append(documents_task(next(reversed(splits.values()))))
     rows = []
     for folder in find_models(models, Path(weights_dir)):
-        model, tokenizer = load_with_tokenizer(folder)
-        # its cache of logits takes windows of one text that repeats itself for each other
-        scored = HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=8, logits_cache=False)
+        model = harness_model(folder)
         try:
-            found = simple_evaluate(
-                scored, tasks=list(described), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=False
-            )
+            found = simple_evaluate(model, tasks=list(described), task_manager=manager, limit=limit, **PLAIN)
         except UserError:
             raise
         except Exception as error:  # a task is a file with code and templates in it
             raise UserError(
                 f"tasks={' '.join(tasks)} cannot be run ({reason_of(error)}); see that their data can be had and fits"
             ) from None
-        for task, metrics in found["results"].items():
-            for name, value in metrics.items():
-                if isinstance(value, int | float) and "stderr" not in name and "," in name:
-                    row = {"model": shown_name(folder, Path(weights_dir)), "task": task}
-                    rows.append(row | {"metric": name.split(",")[0], "value": value})
+        name = shown_name(folder, Path(weights_dir))
+        rows += [{"model": name, **row} for row in values_of(found["results"])]
     return rows
+
+
+def known_tasks(tasks: list[str]) -> tuple[TaskManager, list]:
+    """Return what loads the harness's tasks and those in YAML files, and the names of those asked for.
+
+    Raises:
+        UserError: one that there is not.
+    """
+    names = {task: name_in(Path(task)) if task.endswith((".yaml", ".yml")) else task for task in tasks}
+    manager = TaskManager(
+        include_path=[str(Path(task).resolve().parent) for task, name in names.items() if task != name] or None,
+        include_defaults=bool(tasks),  # thousands of files to read
+    )
+    if unknown := [name for name in names.values() if name not in manager.all_tasks]:
+        raise UserError(f"tasks={unknown[0]} is unknown to lm-evaluation-harness; `lm-eval ls tasks` lists what it has")
+    return manager, list(names.values())
+
+
+def harness_model(folder: Path) -> HFLM:
+    """Return the model in a folder as the harness takes it."""
+    model, tokenizer = load_with_tokenizer(folder)
+    # its cache of logits takes windows of one text that repeats itself for each other
+    return HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=8, logits_cache=False)
+
+
+def values_of(results: dict[str, dict]) -> list[dict]:
+    """Return a row per task and metric, without what the harness says beside them."""
+    return [
+        {"task": task, "metric": name.split(",")[0], "value": value}
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and "stderr" not in name and "," in name
+    ]
 
 
 class NameLoader(yaml.SafeLoader):

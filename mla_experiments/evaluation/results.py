@@ -13,23 +13,24 @@ from ..data import TEXT_COLUMN, Reading, load_corpus, load_tokenizer, read_docum
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
 from ..errors import UserError
 from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
-from ..markdown import escaped
+from ..markdown import escaped, in_cell, table
 from ..modeling import DecoderForCausalLM, device, device_name, load_model
 from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import read_scores, texts_hash, write_scores
 
 HELD_OUT = ("validation", "test")
-COLUMNS = (  # heading, key, format
-    ("model", "model", "{}"),
-    ("parameters", "parameters", "{:,}"),
-    ("split", "split", "{}"),
-    ("ppl/token", "perplexity_per_token", "{:.2f}"),
-    ("ppl/word", "perplexity_per_word", "{:.2f}"),
-    ("bits/byte", "bits_per_byte", "{:.4f}"),
-    ("cache bytes/token", "cache_bytes_per_token", "{:,.0f}"),
-    ("training tokens/s", "train_tokens_per_second", "{:,.0f}"),
-)
+COLUMNS = {  # key of a row and format, by heading
+    "model": ("model", "{}"),
+    "corpus": ("corpus", "{}"),
+    "parameters": ("parameters", "{:,}"),
+    "split": ("split", "{}"),
+    "ppl/token": ("perplexity_per_token", "{:.2f}"),
+    "ppl/word": ("perplexity_per_word", "{:.2f}"),
+    "bits/byte": ("bits_per_byte", "{:.4f}"),
+    "cache bytes/token": ("cache_bytes_per_token", "{:,.0f}"),
+    "training tokens/s": ("train_tokens_per_second", "{:,.0f}"),
+}
 
 
 @dataclass
@@ -40,25 +41,14 @@ class Results:
     context: dict
     run_folders: list[Path]
 
-    def table(self, name: Callable[[str], str] = str) -> str:
-        """Return the rows as a Markdown table, aligned so that it reads well on a terminal too.
-
-        Args:
-            name: how the name of a model is shown; in files `escaped`.
+    def table(self, as_text: Callable[[str], str] = in_cell) -> str:
+        """Return the rows as a Markdown table; `as_text` is how text is shown, in files `escaped`.
 
         Tokens of different tokenizers do not compare: perplexity per token is left out then, and it is said why.
         """
         mixed = len({row["tokenizer_sha256"] for row in self.rows}) > 1
-        columns = [column for column in COLUMNS if not (mixed and column[1] == "perplexity_per_token")]
-        cells = [[heading for heading, _, _ in columns]]
-        shown = [{**row, "model": name(row["model"])} for row in self.rows]
-        cells += [[_show(row.get(key), form) for _, key, form in columns] for row in shown]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(columns))]
-        lines = ["| " + " | ".join(_pad(c, w, i) for i, (c, w) in enumerate(zip(line, widths, strict=True))) + " |"
-                 for line in cells]  # fmt: skip
-        rule = "|" + "|".join("-" * (w + 1) + ("-" if _is_text(i) else ":") for i, w in enumerate(widths)) + "|"
-        reason = ["", "Tokenizers differ, so perplexities per token would not compare."] if mixed else []
-        return "\n".join([lines[0], rule, *lines[1:], *reason])
+        shown = table(with_headings(self.rows, but={"corpus", *(["ppl/token"] if mixed else [])}), as_text)
+        return shown + ("\n\nTokenizers differ, so perplexities per token would not compare." if mixed else "")
 
     def save(self, folder: Path) -> list[Path]:
         """Write `results.json` and `results.md`; return their paths."""
@@ -71,16 +61,13 @@ class Results:
         return [folder / "results.json", folder / "results.md"]
 
 
-def _is_text(column: int) -> bool:
-    return COLUMNS[column][1] in ("model", "split")
-
-
-def _pad(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if _is_text(column) else cell.rjust(width)
-
-
-def _show(value, form: str) -> str:
-    return "" if value is None else form.format(value)
+def with_headings(rows: list[dict], but: set[str]) -> list[dict[str, str | None]]:
+    """Return rows of evaluation as they are shown, by heading, but for some headings; None for what is not known."""
+    chosen = {heading: column for heading, column in COLUMNS.items() if heading not in but}
+    return [
+        {heading: None if row.get(key) is None else form.format(row[key]) for heading, (key, form) in chosen.items()}
+        for row in rows
+    ]
 
 
 def evaluate_models(
@@ -102,30 +89,37 @@ def evaluate_models(
     folders = find_models(models, Path(weights_dir))
     name, splits = held_out_texts(corpus, text_column, Path(data_dir))
     earlier = {(row["weights_sha256"], row["text_sha256"]): row for row in known}
-    corpus_is_prepared = splits.keys() == set(HELD_OUT)
-    text_hashes = {split: texts_hash(texts) for split, texts in splits.items()}
+    hashes = {split: texts_hash(texts) for split, texts in splits.items()}
     rows, run_folders = [], []
     for folder in tqdm(folders, "evaluating models", unit=" models"):
-        model, tokenizer = load_with_tokenizer(folder)
-        shown = shown_name(folder, Path(weights_dir))
-        weights = weights_hash(folder)
-        own, scored = [], {}
-        is_run = (folder / RUN_FILE).is_file()
-        unscored = is_run and corpus_is_prepared and read_scores(folder) is None
-        for split, texts in splits.items():
-            if unscored or (row := earlier.get((weights, text_hashes[split]))) is None:
-                score = score_documents(model, tokenizer, texts, description=f"{shown} on {split}")
-                scored[split] = (texts, score)
-                row = {**_row(folder, model, score), "weights_sha256": weights, "text_sha256": text_hashes[split]}
-            tokenizer_hash = file_hash(folder / "tokenizer.json")
-            own.append({**row, "model": shown, "corpus": name, "split": split, "tokenizer_sha256": tokenizer_hash})
-        if is_run:
+        names = {"model": shown_name(folder, Path(weights_dir)), "corpus": name}
+        own, scored = evaluate_model(folder, names, splits, hashes, earlier)
+        if (folder / RUN_FILE).is_file():
             record_in_run(folder, own)
-            if corpus_is_prepared and scored.keys() == splits.keys():
+            if scored.keys() == set(HELD_OUT):
                 write_scores(folder, scored)
             run_folders.append(folder)
         rows += own
     return Results(rows, {"corpus": name, "device": device_name(), "versions": library_versions()}, run_folders)
+
+
+def evaluate_model(folder: Path, names: dict, splits: dict, hashes: dict, earlier: dict) -> tuple[list[dict], dict]:
+    """Return a row with `names` for each split, and texts and scores of those splits that were not known.
+
+    A row of `earlier`, by hashes of weights and text, is no help to a run that has no scores of its documents.
+    """
+    model, tokenizer = load_with_tokenizer(folder)
+    weights, tokenizer_hash = weights_hash(folder), file_hash(folder / "tokenizer.json")
+    unscored = (folder / RUN_FILE).is_file() and splits.keys() == set(HELD_OUT) and read_scores(folder) is None
+    rows, scored = [], {}
+    for split, texts in splits.items():
+        row = None if unscored else earlier.get((weights, hashes[split]))
+        if row is None:
+            score = score_documents(model, tokenizer, texts, description=f"{names['model']} on {split}")
+            scored[split] = (texts, score)
+            row = {**_row(folder, model, score), "weights_sha256": weights, "text_sha256": hashes[split]}
+        rows.append({**row, **names, "split": split, "tokenizer_sha256": tokenizer_hash})
+    return rows, scored
 
 
 def record_in_run(folder: Path, rows: list[dict]) -> None:

@@ -7,13 +7,16 @@ buffer with room to spare, so that a token costs its own bytes. A full buffer do
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers import cache_utils
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, QuantizedLayer
 
 from ..allocator import prefer_large_pages
 from ..kernels.plain import is_plain
 
 PAGE = 64  # tokens: capacities are multiples of it, so that kernels which read pages (`kernels/paged.py`) read in place
 LARGEST_ROOM = 2 << 20  # bytes a buffer: beyond it, memory that stands empty would cost more than copying saves
+
+QUANTISED = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)  # which older versions lack
 
 
 @dataclass
@@ -103,3 +106,8 @@ def growing(cache: Cache) -> Cache:
         for index in fresh:
             cache.layers[index] = GrowingLayer()
     return cache
+
+
+def quantised_in(layer: CacheLayerMixin | None) -> int | None:
+    """Return how many numbers a quantising layer of a cache scales together (1 if it says none), None for others."""
+    return getattr(layer, "q_group_size", 1) if isinstance(layer, QUANTISED) else None

@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+from functools import cache
 
 import transformers
 from packaging.version import Version
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import UserError
@@ -19,8 +20,9 @@ logger = logging.get_logger(__name__)
 # what transformers' PreTrainedConfig takes out of other fields, or lets any config carry
 TAKEN_BY_THE_LIBRARY = (
     "torch_dtype", "name_or_path", "num_labels", "attn_implementation", "experts_implementation", "output_attentions",
-    "rope_theta", "rope_scaling", "per_layer_config", "transformers_version", "quantization_config", "auto_map",
+    "rope_theta", "rope_scaling", "model_type", "transformers_version", "quantization_config", "auto_map",
 )  # fmt: skip
+SET_BY_OTHERS = "set_by_others"  # in a saved configuration: the names of attributes that are no field of ours
 POSITIONS = ("rope", "learned")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
@@ -99,29 +101,30 @@ class DecoderConfig(PreTrainedConfig):
         ):
             require(described is None or isinstance(described, dict), f"{name}={described!r} must be a dictionary.")
         self._refuse_unknown(kwargs)
+        require(not self.is_encoder_decoder, "is_encoder_decoder=True: there is no encoder here.")
         super().__post_init__(**kwargs)
         rotary_dim = ATTENTION[self.attention].rotary_dim(self.attention_options)
         check_rope(self.rope_parameters, rotary_dim, self.max_position_embeddings)
 
-    def _refuse_unknown(self, fields: dict) -> None:
-        """Refuse fields that neither this class nor the library knows, unless a newer library wrote them."""
-        known = {
-            *vars(PreTrainedConfig()),
-            *dir(PreTrainedConfig),
-            *GenerationConfig().to_dict(),
-            *TAKEN_BY_THE_LIBRARY,
-        }
-        unknown = sorted(name for name in fields if name not in known and not name.startswith("_"))
+    def to_dict(self) -> dict:
+        """Return all fields; what others have set on it beside them is named, so that it is read back, not refused."""
+        fields = super().to_dict()
+        others = sorted(name for name in fields if name not in _known_fields() and not name.startswith("_"))
+        return fields | ({SET_BY_OTHERS: others} if others else {})
+
+    def _refuse_unknown(self, given: dict) -> None:
+        """Refuse fields that nobody knows, unless they were set by others or a newer library wrote them."""
+        known = {*_known_fields(), *(given.pop(SET_BY_OTHERS, None) or ())}
+        unknown = sorted(name for name in given if name not in known and not name.startswith("_"))
         if not unknown:
             return
         writer = str(self.transformers_version or transformers.__version__)
         if Version(writer) > Version(transformers.__version__):
             logger.warning_once(f"transformers {writer} wrote fields that {transformers.__version__} lacks: {unknown}")
             return
-        names = [f.name for f in dataclasses.fields(self)]
-        near = difflib.get_close_matches(unknown[0], names, n=1)
+        near = difflib.get_close_matches(unknown[0], [field.name for field in dataclasses.fields(self)], n=1)
         hint = f"did you mean {near[0]}?" if near else "options of the mechanism belong in attention_options."
-        raise UserError(f"{unknown[0]}={fields[unknown[0]]!r} is no field of a decoder's configuration; {hint}")
+        raise UserError(f"{unknown[0]}={given[unknown[0]]!r} is no field of a decoder's configuration; {hint}")
 
     def _resolve_attention(self) -> dict:
         require(
@@ -138,3 +141,10 @@ class DecoderConfig(PreTrainedConfig):
                 f"it knows {', '.join(sorted(known))}."
             )
         return mechanism.resolve(self.hidden_size, self.num_attention_heads, rotary=self.positions == "rope", **given)
+
+
+@cache
+def _known_fields() -> frozenset[str]:
+    """The names of our fields, and of those that the library gives to any configuration."""
+    own = (field.name for field in dataclasses.fields(DecoderConfig))
+    return frozenset((*own, *vars(PreTrainedConfig()), *TAKEN_BY_THE_LIBRARY))

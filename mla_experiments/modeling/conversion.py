@@ -5,24 +5,36 @@ are interleaved in the copy, see `export.interleaved`.
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import UserError, reason_of
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
+from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import has_rotary_rows, interleaved, native_config, stock_config
-from .shards import checked_shards, copy_shards, rewrite
+from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
+# what a config.json may call a number that must be positive
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "n_embd", "n_head", "d_model", "num_heads", "max_position_embeddings", *LAYER_COUNTS,
+)  # fmt: skip
+SIZES_BY_ENDING = ("_size", "_dim", "_heads", "_rank", "_experts", "_per_tok")  # these may be 0 where there is nothing
+LARGEST = 10**9
+MOST_LAYERS = 1000  # no model has as many; a config that asks for more would be built for hours
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of these
 
 
@@ -68,6 +80,7 @@ def export_checkpoint(
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
     """Write a stock Llama, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
 
+    Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
     Arguments and errors are those of `export_checkpoint`; returns our config.
     """
     source, target = Path(source), Path(target)
@@ -76,19 +89,67 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
         raise UserError(f"model={source} is a model of ours already; nothing needs to be imported")
     config = native_config(stock)
     config.architectures = [DecoderForCausalLM.__name__]
-    shards = checked_shards(source, shapes_of(config))
+    more = getattr(stock, "num_mtp_layers", 0)
+    require(type(more) is int and 0 <= more <= MOST_LAYERS, f"num_mtp_layers={more} of {source} is no number of layers")
+    left_out = prediction_layers(source, stock.num_hidden_layers, more)
+    shards = checked_shards(source, shapes_of(config), left_out)
     with output_folder(target, source, overwrite) as scratch:
-        copy_shards(shards, scratch)
+        copy_shards(shards, scratch, left_out)
         save_around_weights(source, scratch, config)
+    if left_out:
+        print(
+            f"left out: {', '.join(f'{layer}*' for layer in left_out)}; num_mtp_layers={more}, layers "
+            "that predict tokens further ahead, which decoding here does not use"
+        )
     return config
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """Return the config in a folder; code that a folder may bring is never run."""
+    """Return the config in a folder; code that a folder may bring is never run.
+
+    Raises:
+        UserError: no config.json, none that can be read, of a model that transformers does not know, or of sizes that
+            no model has.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"model={folder} holds no config.json; give the folder of a checkpoint")
+    check_description(path, read(path, lambda: json.loads(path.read_text(encoding="utf-8"))))
     return read(path, AutoConfig.from_pretrained, folder, trust_remote_code=False)
+
+
+def check_description(path: Path, described: object) -> None:
+    """Refuse by its field what transformers would say badly, or not at all, of a parsed config.json.
+
+    Raises:
+        UserError: no dictionary, an unknown model_type, a size that is not positive, far too many layers, heads that a
+            Llama cannot have.
+    """
+    require(isinstance(described, dict), f"{path} holds no dictionary; copy it again")
+    kind = described.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        own = "; auto_map names code of its own, which is never run here" if "auto_map" in described else ""
+        raise UserError(f"{path}: model_type={kind} is none that transformers {transformers.__version__} knows{own}")
+    for name, value in sizes_in(described):
+        least, most = int(name in SIZES), MOST_LAYERS if name in LAYER_COUNTS else LARGEST
+        require(least <= value <= most, f"{path}: {name}={value} must lie between {least} and {most:,}")
+    width, heads = described.get("hidden_size"), described.get("num_attention_heads")
+    if kind == "llama" and isinstance(width, int) and isinstance(heads, int) and width % heads:
+        raise UserError(
+            f"{path}: hidden_size={width} is not a multiple of num_attention_heads={heads}; transformers makes no such "
+            "Llama, whatever its head_dim"
+        )
+
+
+def sizes_in(described: dict) -> Iterator[tuple[str, float]]:
+    """Yield name and value of every size in a parsed config.json and the configs nested in it."""
+    for name, value in described.items():
+        if isinstance(value, dict):
+            yield from sizes_in(value)
+        elif name != "chunk_size" and (name in SIZES or name.endswith(SIZES_BY_ENDING)):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, int | float) and not isinstance(one, bool):
+                    yield name, one
 
 
 def shapes_of(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -35,7 +35,10 @@ from .self_check import check_decoding, untested
 
 logger = logging.get_logger(__name__)
 
-OF_THE_LOSS = ("shift_labels", "num_items_in_batch")  # what transformers' Trainer and our rows tell the loss
+# What the Trainer and our rows tell the loss. In the signature, the Trainer would take whatever has "label" in its name
+# for something that every row must have.
+OF_THE_LOSS = {"shift_labels", "num_items_in_batch"}
+IMPLEMENTATIONS = ("eager", "sdpa")  # fused is the second's name, whichever kernel serves it
 
 
 class DecoderOutput(EitherName, BaseModelOutputWithPast):
@@ -91,7 +94,7 @@ class DecoderPreTrainedModel(PreTrainedModel):
     config: DecoderConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # the Trainer then says by how many tokens to divide
+    accepts_loss_kwargs = False
     _no_split_modules = ("DecoderBlock",)
     _skip_keys_device_placement = NAMES
     _supports_sdpa = True
@@ -130,7 +133,7 @@ class DecoderModel(DecoderPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         return_dict: bool | None = None,
     ) -> DecoderOutput | tuple:
         """Return the last hidden states `[B, T, D]`, the cache if one is used, and what else is asked for.
@@ -143,16 +146,21 @@ class DecoderModel(DecoderPreTrainedModel):
             inputs_embeds: see `input_ids`.
             use_cache: whether to make a cache when none is given; by default not while training.
             output_attentions: whether to return every layer's probabilities `[B, H, T, S]`, which are then made.
-            output_hidden_states: whether to return the embeddings and what each block gave, the last one normed.
+            output_hidden_states: whether to return the embeddings and what each block gave, the last one normed; or
+                the places of those to return, with None in the others.
             return_dict: False returns a tuple of what there is.
 
         Raises:
-            UserError: no tokens, more than `max_position_embeddings`, or a cache that another model filled.
+            UserError: no tokens, more than `max_position_embeddings`, a cache that another model filled or that could
+                not be filled, or a configuration that was changed to what is not computed here.
         """
+        self._check_changed()
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("input_ids and inputs_embeds are two forms of one argument; give exactly one of them")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if cache is None and self._wants_cache(use_cache):
+        if self._checkpoints():
+            require(cache is None, "a cache cannot be filled while gradients are checkpointed; pass none.")
+        elif cache is None and self._wants_cache(use_cache):
             cache = DynamicCache(config=self.config)
         past = 0 if cache is None else growing(cache).get_seq_length()
         if untested() and cache is not None and past > 0:
@@ -173,27 +181,37 @@ class DecoderModel(DecoderPreTrainedModel):
         hidden_states = []
         for layer in self.layers[: self.config.num_hidden_layers]:  # of which an early exit leaves some out
             hidden_states.append(x)
-            x = layer(x, position_embeddings, mask, attentions, **by_name(cache))
+            x = layer(x, position_embeddings, mask, attentions, cache)  # by name, a checkpointing layer would drop it
         x = self.norm(x)
         output = DecoderOutput(
             last_hidden_state=x,
-            hidden_states=(*hidden_states, x) if asked["hidden_states"] else None,
+            hidden_states=_selected((*hidden_states, x), asked["hidden_states"]),
             attentions=tuple(attentions) if asked["attentions"] else None,
             **by_name(cache),
         )
         return self._returned(output, return_dict)
 
+    def _check_changed(self):
+        """What anybody may have set on the configuration since it was made."""
+        chosen = self.config._attn_implementation
+        require(
+            chosen in IMPLEMENTATIONS,
+            f"attn_implementation={chosen!r} is not known here; choose {' or '.join(IMPLEMENTATIONS)}.",
+        )
+        require(getattr(self.config, "is_causal", True) is not False, "is_causal=False: all attention here is causal.")
+
+    def _checkpoints(self):
+        """Whether blocks are run a second time, which would write a second time to a cache."""
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+
     def _wants_cache(self, use_cache):
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return False  # blocks are run a second time, which would write a second time
         return self.config.use_cache and not self.training if use_cache is None else use_cache
 
     def _asked(self, attentions, hidden_states):
         """What is to be returned beside the last hidden state: as told, or as the configuration says."""
         given = {"attentions": attentions, "hidden_states": hidden_states}
         return {
-            name: bool(getattr(self.config, f"output_{name}") if value is None else value)
-            for name, value in given.items()
+            name: getattr(self.config, f"output_{name}") if value is None else value for name, value in given.items()
         }
 
     def _returned(self, output, return_dict):
@@ -215,10 +233,19 @@ class DecoderModel(DecoderPreTrainedModel):
         return torch.arange(length, device=x.device).unsqueeze(0) + past
 
 
+def _selected(states, places):
+    """All of `states`, none, or those at `places`, as `output_hidden_states` says."""
+    if places is None or isinstance(places, bool):
+        return states if places else None
+    wanted = {places} if isinstance(places, int) else set(places)
+    return tuple(state if {i, i - len(states)} & wanted else None for i, state in enumerate(states))
+
+
 class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
     """The decoder with its output projection: next-token logits, a loss, and transformers' `generate()`."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    accepts_loss_kwargs = True  # the Trainer then says by how many tokens to divide
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
@@ -238,28 +265,32 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **of_the_loss: Any,
     ) -> CausalLMOutput | tuple:
-        """Return logits `[B, T, vocabulary]`; with `labels` `[B, T]` also the mean cross-entropy in nats.
+        """Return logits `[B, T, vocabulary]`; with labels `[B, T]` also the mean cross-entropy in nats.
 
-        Labels follow transformers' convention: they are the inputs themselves and are shifted here; -100 is left
-        out. `logits_to_keep` computes the logits of the last so many positions only (0 for all). Of other arguments,
-        `shift_labels` and `num_items_in_batch` go to the loss, and the rest to `DecoderModel.forward`.
+        Labels follow transformers' convention: `labels` are the inputs themselves and are shifted here, `shift_labels`
+        (in `of_the_loss`) have been shifted; -100 is left out. The sum is divided by `num_items_in_batch` (there too).
+        `logits_to_keep` is the number of last positions whose logits to compute (0 for all), or the positions: `[N]`,
+        `[B, N]`, or `[B, T]` of booleans. All else as in `DecoderModel.forward`.
         """
-        of_the_loss = {name: kwargs.pop(name) for name in OF_THE_LOSS if name in kwargs}
+        if unknown := sorted(of_the_loss.keys() - OF_THE_LOSS):
+            raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
         outputs = self.model(
-            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, return_dict=True, **kwargs
-        )
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, output_attentions,
+            output_hidden_states, return_dict=True,
+        )  # fmt: skip
         hidden_states = outputs.last_hidden_state
         if outputs.cache is not None and is_plain(hidden_states.detach()) and hidden_states.device.type != "meta":
             require(
                 bool(hidden_states.isfinite().all()),
                 "the cache or the weights hold NaN or infinity: the output is not finite; use a new cache",
             )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = project(self.lm_head, hidden_states[:, kept])
+        logits = project(self.lm_head, _kept(hidden_states, logits_to_keep))
         loss = None
-        if labels is not None:
+        if labels is not None or of_the_loss.get("shift_labels") is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **of_the_loss)
         output = CausalLMOutput(
             loss=loss,
@@ -274,6 +305,25 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         """Continue prompts: transformers' own; beyond the tested versions, only where a miniature decodes rightly."""
         check_decoding(self.config.attention)
         return super().generate(*args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse transformers' `generate_batch` and its kin: they want attention over a cache of pages.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("continuous batching is not served here; generate() takes a batch of padded prompts")
+
+
+def _kept(hidden_states, positions):
+    """The hidden states whose logits are asked for, as `logits_to_keep` says."""
+    if isinstance(positions, int):
+        return hidden_states[:, -positions:] if positions else hidden_states
+    if positions.dim() < 2:
+        return hidden_states[:, positions]
+    if positions.dtype == torch.bool:
+        return hidden_states[positions]
+    return hidden_states.take_along_dim(positions.unsqueeze(-1), dim=1)
 
 
 class DecoderForSequenceClassification(GenericForSequenceClassification, DecoderPreTrainedModel):

@@ -109,7 +109,7 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
     so a field that a later transformers invents is refused where a checkpoint uses it.
     """
     require(
-        not getattr(stock, "is_heterogeneous", False),
+        not getattr(stock, "is_heterogeneous", hasattr(stock, "per_layer_config")),  # before 5.13 a field as any other
         "per_layer_config makes layers differ, which they do not here; it cannot be imported",
     )
     layers = stock.num_hidden_layers

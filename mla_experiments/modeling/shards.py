@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from ..errors import UserError, reason_of
 from ..manifest import is_inside, write_json
@@ -17,12 +18,13 @@ from ..manifest import is_inside, write_json
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def checked_shards(folder: Path, expected: dict[str, tuple[int, ...]]) -> list[Path]:
+def checked_shards(folder: Path, expected: dict[str, tuple[int, ...]], left_out: tuple[str, ...] = ()) -> list[Path]:
     """Return the weight files of a folder, after a look at their headers.
 
     Args:
         folder: of the checkpoint.
         expected: shape of every weight that there must be, by its name.
+        left_out: how the names of weights begin that may be there without use.
 
     Raises:
         UserError: a file is missing or damaged, or weights have other names or shapes than expected.
@@ -34,7 +36,7 @@ def checked_shards(folder: Path, expected: dict[str, tuple[int, ...]]) -> list[P
             wanted = lacking.pop(name, None)
             if wanted != shape and wanted is not None:
                 raise UserError(f"{shard} holds {name} of shape {shape}, but config.json asks for {wanted}; mend one")
-            if wanted is None and not ignorable(name):
+            if wanted is None and not ignorable(name) and not name.startswith(left_out):
                 raise UserError(f"{shard} holds {name}, which config.json does not ask for; mend one of them")
     if lacking:
         raise UserError(f"model={folder} lacks {next(iter(lacking))} ({len(lacking)} weights in all); copy it again")
@@ -73,18 +75,52 @@ def shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{shard} is damaged ({reason_of(error)}); copy it again") from None
 
 
-def copy_shards(shards: list[Path], target: Path) -> list[Path]:
-    """Copy weight files under the names that every loader looks for, several with an index; return the copies."""
+def prediction_layers(folder: Path, num_layers: int, num_more: int) -> tuple[str, ...]:
+    """Return how the names of weights begin that predict tokens further ahead (MTP, DeepSeek-V3 §2.2).
+
+    Args:
+        folder: of the checkpoint.
+        num_layers: of the decoder proper.
+        num_more: how many layers after them the config says are there to predict.
+    """
+    wanted = [f"model.layers.{number}." for number in range(num_layers, num_layers + num_more)]
+    names = {name for shard in shard_paths(folder) for name in shapes_in(shard)} if wanted else set()
+    return tuple(layer for layer in wanted if f"{layer}eh_proj.weight" in names)  # no layer of a decoder has one
+
+
+def copy_shards(shards: list[Path], target: Path, left_out: tuple[str, ...] = ()) -> list[Path]:
+    """Copy weight files under the names that every loader looks for, several with an index; return the copies.
+
+    Args:
+        shards: the files.
+        target: the folder to copy to.
+        left_out: how the names of weights begin that are not copied.
+    """
+    kept = {shard: [name for name in shapes_in(shard) if not name.startswith(left_out)] for shard in shards}
+    shards = [shard for shard in shards if kept[shard]]
     count = len(shards)
     names = [WEIGHTS] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     copies = [target / name for name in names]
     for shard, copy in zip(shards, copies, strict=True):
-        shutil.copyfile(shard, copy)
+        if len(kept[shard]) == len(shapes_in(shard)):
+            shutil.copyfile(shard, copy)
+        else:
+            _copy_some(shard, copy, kept[shard])
     if count > 1:
         size = sum(copy.stat().st_size - _header(copy)[1] for copy in copies)
         places = {name: copy.name for copy in copies for name in shapes_in(copy)}
         write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
     return copies
+
+
+def _copy_some(shard: Path, copy: Path, names: list[str]) -> None:
+    """Copy weights of a file, by their names."""
+    with safe_open(shard, "pt") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in names}, file.metadata()
+    try:
+        save_file(weights, copy, metadata)
+    except SafetensorError as error:  # how it says that the disk is full
+        raise OSError(reason_of(error)) from None
 
 
 def rewrite(path: Path, changes: Callable[[str], bool], changed: Callable[[str, torch.Tensor], torch.Tensor]) -> None:

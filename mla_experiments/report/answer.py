@@ -3,7 +3,9 @@
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
 from .findings import Findings, Row
-from .tables import shown
+from .study_tables import shown
+
+Pairs = dict[str, Comparison]  # by what the one is called that the other is compared with
 
 
 def answer(found: Findings) -> list[str]:
@@ -25,29 +27,38 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     best, *others = sorted(rows, key=lambda row: row.bits.mean)
     if not others:
         return [f"{best.mechanism} reaches {shown(best.bits, 4)} bits per byte."]
-    pairs = {row.mechanism: pair(found, best.name, row.name) for row in others}
-    told = {name: c for name, c in pairs.items() if c.is_told}
-    tied = {name: c for name, c in pairs.items() if c.p is not None and not c.is_told}
-    untested = {name: c for name, c in pairs.items() if c.p is None}
+    told, tied, untested = sorted_out({row.mechanism: pair(found, best.name, row.name) for row in others})
     if not told and not tied:
         return [f"{best.mechanism} came out lowest, but {only(untested)} is no verdict."]
     level = joined([best.mechanism, *tied])
-    if not told:
-        said = [f"No difference is told between {level}."]
-    else:
+    if told:
         said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told)}."]
+    else:
+        said = [f"No difference is told between {level}."]
     if tied:
-        room = max(abs(end) for c in tied.values() for end in c.interval)
-        said.append(
-            f"Between those not told apart, the intervals leave room for {room:.4f} bits per byte "
-            f"({100 * room / best.bits.mean:.1f} %)."
-        )
+        said.append(room_between(tied, best))
     if untested:
         said.append(f"There is no verdict on {joined(list(untested))}: {only(untested)}.")
     return said
 
 
-def behind(told: dict[str, Comparison]) -> str:
+def sorted_out(pairs: Pairs) -> tuple[Pairs, Pairs, Pairs]:
+    """Return those pairs whose difference is told, those whose is not, and those that could not be tested."""
+    told = {name: c for name, c in pairs.items() if c.is_told}
+    untested = {name: c for name, c in pairs.items() if c.p is None}
+    return told, {name: c for name, c in pairs.items() if name not in told | untested}, untested
+
+
+def room_between(tied: Pairs, best: Row) -> str:
+    """Say how large a difference may be that was not told."""
+    room = max(abs(end) for c in tied.values() for end in c.interval)
+    return (
+        f"Between those not told apart, the intervals leave room for {room:.4f} bits per byte "
+        f"({100 * room / best.bits.mean:.1f} %)."
+    )
+
+
+def behind(told: Pairs) -> str:
     """Say by how much some variants are behind the best, with intervals where they are few."""
     if len(told) > 3:
         amounts = [abs(c.difference) for c in told.values()]
@@ -61,7 +72,7 @@ def behind(told: dict[str, Comparison]) -> str:
     return joined(parts)
 
 
-def only(pairs: dict[str, Comparison]) -> str:
+def only(pairs: Pairs) -> str:
     """Say of what there is one, where two are needed for an interval."""
     return "one seed" if any(c.over_seeds is None for c in pairs.values()) else "one document"
 
@@ -86,19 +97,17 @@ def costs(found: Findings, rows: list[Row]) -> list[str]:
 def between(found: Findings, first: str, second: str) -> list[str]:
     """Say how one setting compares with another, mechanism by mechanism, where they differ in one field."""
     row = {row.name: row for row in found.rows}
-    pairs = [c for c in found.comparisons if (row[c.a].setting, row[c.b].setting) == (first, second)]
+    of_both = [c for c in found.comparisons if (row[c.a].setting, row[c.b].setting) == (first, second)]
+    told, tied, untested = sorted_out({row[c.a].mechanism: c for c in of_both})
+    by = {name: f"{name} (by {abs(c.difference):.4f})" for name, c in told.items()}
     kinds = {
-        "worse": [c for c in pairs if c.is_told and c.difference > 0],
-        "better": [c for c in pairs if c.is_told and c.difference < 0],
-        "not told apart": [c for c in pairs if c.p is not None and not c.is_told],
-        "no verdict": [c for c in pairs if c.p is None],
+        "worse": [by[name] for name, c in told.items() if c.difference > 0],
+        "better": [by[name] for name, c in told.items() if c.difference < 0],
+        "not told apart": list(tied),
+        "no verdict": list(untested),
     }
-    parts = []
-    for kind, chosen in kinds.items():
-        amounts = [f" (by {abs(c.difference):.4f})" if c.is_told else "" for c in chosen]
-        names = [row[c.a].mechanism + amount for c, amount in zip(chosen, amounts, strict=True)]
-        parts += [f"{kind} with {joined(names)}"] if names else []
-    return [f"{second} against {first}: {'; '.join(parts)}."] if parts else []
+    said = "; ".join(f"{kind} with {joined(names)}" for kind, names in kinds.items() if names)
+    return [f"{second} against {first}: {said}."] if said else []
 
 
 def pair(found: Findings, a: str, b: str) -> Comparison:

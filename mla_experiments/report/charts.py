@@ -1,9 +1,9 @@
 """A chart as data, drawn twice: by matplotlib for files, by plotly for the page."""
 
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
 
@@ -11,6 +11,7 @@ from .figures import new_figure, save
 from .styles import LINE_WIDTH, Style
 
 LOOKS = {"line": "lines+markers", "points": "markers", "curve": "lines", "star": "markers"}  # plotly's modes
+POINTED_AT = Markup("<b>{}</b><br>%{{x:.4~s}}, %{{y:.4~f}}<extra></extra>")
 
 
 @dataclass
@@ -137,7 +138,7 @@ def _traces(series: Series) -> list[dict]:
         "line": {"dash": look.pixels.replace(",", "px,") + "px" if look.dash else "solid", "width": LINE_WIDTH},
         "marker": {"size": {"star": 15, "points": 10}.get(series.look, 8), "maxdisplayed": 12,
                    "symbol": "star" if series.look == "star" else look.mark[1]},
-        "hovertemplate": f"<b>{escape(series.name)}</b><br>%{{x:.4~s}}, %{{y:.4~f}}<extra></extra>",
+        "hovertemplate": POINTED_AT.format(series.name),
     }  # fmt: skip
     if spread:
         trace |= {

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from ..benchmark.costs import cache_elements_per_token, num_parameters
-from ..benchmark.measure import table
 from ..errors import UserError
 from ..evaluation.scores import SplitScores, read_scores
 from ..manifest import file_hash
+from ..markdown import table
 from ..modeling import DecoderConfig
 from ..run_files import RUN_FILE, read_run
 from ..study.record import STUDY
 from ..study.statistics import bits_per_byte, compare, estimate, perplexity_per_word
 from .findings import Runs, read_findings
-from .tables import shown
+from .study_tables import shown
 from .text import HOW_TOLD_APART
 
 
@@ -37,6 +37,12 @@ class Contestant:
         return read_run(self.first)["corpus"]
 
     @property
+    def training_tokens(self) -> int:
+        """How many tokens it was trained on, repeats counted."""
+        told = read_run(self.first)["identity"]
+        return told["steps"] * told["batch_size"] * told["sequence_length"]
+
+    @property
     def tests(self) -> dict[int, SplitScores]:
         """The scores of the test split, by seed."""
         return {seed: read_scores(folder)["test"] for seed, folder in self.runs.items()}
@@ -53,7 +59,18 @@ def compared(places: list[str], weights_dir: Path) -> str:
         UserError: something else stands there, runs without scores, or runs scored on different texts.
     """
     contestants = [one for place in dict.fromkeys(places) for one in contestants_of(place, weights_dir)]
-    texts = {}
+    check_texts(contestants)
+    tokenizers = {file_hash(folder / "tokenizer.json") for one in contestants for folder in one.runs.values()}
+    rows = [row(one, per_word=len(tokenizers) == 1) for one in contestants]
+    nats = {one.name: {seed: test.nats for seed, test in one.tests.items()} for one in contestants}
+    differences = compare(nats, next(iter(contestants[0].tests.values())).bytes)
+    said = [*reservations(contestants, len(tokenizers)), *(f"- {difference.sentence}" for difference in differences)]
+    return "\n".join([table(rows), "", *said, *([HOW_TOLD_APART] if differences else [])])
+
+
+def check_texts(contestants: list[Contestant]) -> None:
+    """Refuse what was scored on different texts."""
+    texts: dict[str, Contestant] = {}
     for one in contestants:
         for test in one.tests.values():
             texts.setdefault(test.text_sha256, one)
@@ -63,15 +80,19 @@ def compared(places: list[str], weights_dir: Path) -> str:
             f"{a.name} (trained on {a.corpus}) and {b.name} (trained on {b.corpus}) were scored on different texts, "
             "which does not compare; score both on one: mla-experiments eval A B --corpus FILE"
         )
-    tokenizers = {file_hash(folder / "tokenizer.json") for one in contestants for folder in one.runs.values()}
-    rows = [row(one, per_word=len(tokenizers) == 1) for one in contestants]
-    lines = [table(rows), ""]
-    if len(tokenizers) > 1:
-        lines.append("Tokenizers differ: bits per byte alone are shown, which do not depend on how text is cut.")
-    nats = {one.name: {seed: test.nats for seed, test in one.tests.items()} for one in contestants}
-    differences = compare(nats, next(iter(contestants[0].tests.values())).bytes)
-    lines += [f"- {difference.sentence}" for difference in differences]
-    return "\n".join([*lines, HOW_TOLD_APART] if differences else lines)
+
+
+def reservations(contestants: list[Contestant], num_tokenizers: int) -> list[str]:
+    """Say what makes a comparison less than one of mechanisms."""
+    said, budgets = [], {one.training_tokens for one in contestants}
+    if num_tokenizers > 1:
+        said.append("Tokenizers differ: bits per byte alone are shown, which do not depend on how text is cut.")
+    if len(budgets) > 1:
+        said.append(
+            f"Training differs, from {min(budgets):,} to {max(budgets):,} tokens: what follows compares budgets, not "
+            "mechanisms alone."
+        )
+    return said
 
 
 def contestants_of(place: str, weights_dir: Path) -> list[Contestant]:
@@ -96,11 +117,12 @@ def row(one: Contestant, per_word: bool) -> dict:
         "name": one.name,
         "attention": config.attention,
         "trained on": one.corpus,
-        "parameters": f"{num_parameters(config):,}",
+        "training tokens": one.training_tokens,
+        "parameters": num_parameters(config),
         "seeds": len(tests),
     }
     if per_word:
         values["ppl/word"] = shown(estimate(perplexity_per_word(nats, tests[0].words).tolist()), 1)
     values["bits/byte"] = shown(estimate(bits_per_byte(nats, tests[0].bytes).tolist()), 4)
-    values["cache numbers/token"] = f"{cache_elements_per_token(config):,}"
+    values["cache numbers/token"] = cache_elements_per_token(config)
     return values

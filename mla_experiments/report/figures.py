@@ -1,8 +1,9 @@
 """What all figures share: styles that can be told apart without colour, and lines drawn from the rows of a table."""
 
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -44,24 +45,32 @@ def draw_rows(rows: list[dict], path: Path, *, x: str, y: str, line: str, panel:
         title: above all panels.
     """
     panels = list(dict.fromkeys(row[panel] for row in rows)) if panel else [None]
-    lines = list(dict.fromkeys(row[line] for row in rows))
-    styles = dict(zip(lines, islice(cycle(STYLES), len(lines)), strict=True))
+    styles = dict(zip(dict.fromkeys(row[line] for row in rows), cycle(STYLES), strict=False))
     figure = new_figure(2.2 + 4.2 * len(panels), 4.2)
     for axes, value in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         chosen = [row for row in rows if panel is None or row[panel] == value]
-        for name in lines:
-            points = [row for row in chosen if row[line] == name]
-            where = [row[x] for row in points]
-            axes.plot(where, [row[y] for row in points], label=str(name), markersize=4, linewidth=1.2, **styles[name])
-            if y in ("ms", "s"):
-                ranges = [row["from"] for row in points], [row["to"] for row in points]
-                axes.fill_between(where, *ranges, color=styles[name]["color"], alpha=0.12, linewidth=0)
-        ticks = sorted({row[x] for row in chosen})
-        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=f"{panel} {value}" if panel else "")
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, fontsize="small")
-        axes.set_xticks([], minor=True)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.grid(alpha=0.3)
+        for name, look in styles.items():
+            _draw_line(axes, [row for row in chosen if row[line] == name], x, y, str(name), look)
+        _set_logarithmic(axes, sorted({row[x] for row in chosen}))
+        axes.set(xlabel=x, ylabel=y, title=f"{panel} {value}" if panel else "")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize="small", title=line)
     figure.suptitle(title)
     return save(figure, path)
+
+
+def _draw_line(axes: Axes, points: list[dict], x: str, y: str, name: str, look: dict) -> None:
+    """Draw a line through points, on the range of what was timed."""
+    where = [point[x] for point in points]
+    axes.plot(where, [point[y] for point in points], label=name, markersize=4, linewidth=1.2, **look)
+    if y in ("ms", "s"):
+        ranges = ([point[end] for point in points] for end in ("from", "to"))
+        axes.fill_between(where, *ranges, color=look["color"], alpha=0.12, linewidth=0)
+
+
+def _set_logarithmic(axes: Axes, ticks: list[float]) -> None:
+    """Have logarithmic axes, with these values named on the horizontal one."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, fontsize="small")
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(alpha=0.3)

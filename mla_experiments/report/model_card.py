@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..evaluation.results import known_rows
-from ..markdown import escaped
+from ..evaluation.results import known_rows, with_headings
+from ..markdown import escaped, table
 from ..run_files import RUN_FILE, read_run
 
 MECHANISMS = {
@@ -115,12 +115,5 @@ def describe_training(run: dict, has_record: bool) -> str:
 
 def describe_results(rows: list[dict]) -> str:
     """Show the evaluations as a table."""
-    if not rows:
-        return ""
-    lines = [
-        f"| {escaped(row['corpus'])} | {row['split']} | {row['perplexity_per_token']:.2f} | "
-        f"{row['perplexity_per_word']:.2f} | {row['bits_per_byte']:.4f} | {row['cache_bytes_per_token']:,.0f} |"
-        for row in rows
-    ]
-    head = "| corpus | split | ppl/token | ppl/word | bits/byte | cache bytes/token |\n|---|---|--:|--:|--:|--:|"
-    return "## Evaluation\n\n" + "\n".join([head, *lines])
+    shown = with_headings(rows, but={"model", "parameters", "training tokens/s"})
+    return f"## Evaluation\n\n{table(shown, escaped)}" if rows else ""

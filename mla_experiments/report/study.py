@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from .charts import draw
+from .charts import Chart, draw
 from .findings import read_findings
-from .markdown import to_markdown
 from .page import write_page
 from .study_charts import charts, looks
-from .text import text_of
+from .templates import fill
+from .text import HOW_TOLD_APART, Text, text_of
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -27,3 +27,8 @@ def write_report(folder: Path) -> list[Path]:
     markdown.write_text(to_markdown(text, drawn), encoding="utf-8")
     variants = dict(zip([row.name for row in found.rows], looks(found.rows), strict=True))
     return [write_page(folder / "report.html", text, drawn, variants), markdown, *files]
+
+
+def to_markdown(text: Text, charts: dict[str, list[Chart]]) -> str:
+    """Return `report.md`, which shows the figures in `figures/`."""
+    return fill("report.md", text=text, charts=charts, told_apart=HOW_TOLD_APART)

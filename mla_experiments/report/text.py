@@ -8,7 +8,7 @@ from ..study.matching import SIZES
 from ..study.record import PROMPT
 from .answer import answer
 from .findings import Findings
-from .tables import Table, differences, rates, results
+from .study_tables import Table, differences, rates, results
 
 HOW_TOLD_APART = (
     "A difference counts at 5 %, after Holm's correction for the number of pairs. Its interval, not corrected, is for "

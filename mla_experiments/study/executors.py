@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import Stopped, UserError
+from ..stopping import say_stopping
 
 ATTEMPTS = 3  # of a task whose process is lost; a run that fails is not tried again
 
@@ -117,7 +118,7 @@ def executor_of(name: str, address: str | None, here: Callable, apart: Callable)
             yield executor
         except KeyboardInterrupt:
             if executor.running:
-                print("\nStopping: the runs under way are being saved; press Ctrl-C again to stop at once.", flush=True)
+                say_stopping("the runs under way are being saved")
             raise Stopped("Stopped") from None
         finally:
             executor.stop()
@@ -125,11 +126,19 @@ def executor_of(name: str, address: str | None, here: Callable, apart: Callable)
 
 @contextlib.contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does; signals reach the main thread alone."""
+    """Have the first SIGTERM raise KeyboardInterrupt, as Ctrl-C does; signals reach the main thread alone.
+
+    It often comes twice, as `timeout` sends it to a process and to its group: no reason to leave the runs unsaved.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def interrupt(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

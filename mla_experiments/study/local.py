@@ -5,11 +5,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 import torch
 
 from ..errors import Stopped
+from ..threads import environment_with
 from .executors import Executor
 
 
@@ -32,7 +34,7 @@ class Local(Executor):
         place = min(set(range(self.width)) - {place for _, place in self.processes.values()})
         connection, its_end = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(target=_serve, args=(its_end, self.work))
-        with environment_with(environment_of(place, self.width)):
+        with environment_with(environment_of(place, self.width)), deaf_to_ctrl_c():
             process.start()
         its_end.close()
         self.processes[connection] = process, place
@@ -67,7 +69,7 @@ class Local(Executor):
 
 def _serve(connection: Connection, work: Callable) -> None:
     """Do tasks as they come, until there is none any more or somebody asks to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which sends SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its group's Ctrl-C reaches the parent too, which sends SIGTERM
     with contextlib.suppress(EOFError, ConnectionError, Stopped):
         while True:
             connection.send(work(*connection.recv()))
@@ -83,12 +85,14 @@ def environment_of(place: int, count: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def environment_with(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for processes started meanwhile: once they have imported torch it is too late."""
-    before = dict(os.environ)
-    os.environ.update(values)
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Have processes that are started meanwhile not hear Ctrl-C from their very start; this one hears it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which would be started meanwhile, and unblocks Ctrl-C once it is
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

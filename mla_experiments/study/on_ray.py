@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable
 
 from ..errors import Stopped, UserError, reason_of
@@ -78,6 +80,11 @@ def check_answer(address: str | None) -> None:
 
 
 def _work_or_stop(work: Callable, task, attempt: int):
-    """Return None, as for a lost process, where the task was asked to stop."""
+    """Return None, as for a lost process, where the task was asked to stop.
+
+    Ray asks by Ctrl-C, to which a cluster that was started in the background would be deaf.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(Stopped, KeyboardInterrupt):
         return work(task, attempt)

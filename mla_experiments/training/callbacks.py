@@ -12,18 +12,20 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from ..stopping import ignores_ctrl_c, say_stopping
+
 
 class Bar(tqdm):
     """A bar that does not mind when nobody reads it any more, as after Ctrl-C in `train_model.py 2>&1 | tee log`."""
 
     def display(self, *args, **kwargs):
-        """Show it."""
-        with contextlib.suppress(BrokenPipeError):
+        """Show it, where that can be: a run does not end for its bar."""
+        with contextlib.suppress(OSError):
             super().display(*args, **kwargs)
 
     def close(self):
         """Leave it as it stands."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             super().close()
 
 
@@ -129,7 +131,10 @@ class StopAskedFor(Exception):  # noqa: N818 - not an error
 
 
 class StopInGoodOrder(TrainerCallback):
-    """On Ctrl-C or SIGTERM: leave the step, save a checkpoint, stop. A second Ctrl-C ends at once."""
+    """On Ctrl-C or SIGTERM: leave the step, save a checkpoint, stop. A second Ctrl-C ends at once.
+
+    Ctrl-C is left ignored where it is: it is meant for another process.
+    """
 
     def __init__(self):
         self.asked = False
@@ -137,7 +142,7 @@ class StopInGoodOrder(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Listen, where this is the main thread (a notebook's is)."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGTERM,) if ignores_ctrl_c() else (signal.SIGINT, signal.SIGTERM):
             try:
                 self.previous[number] = signal.signal(number, self.ask)
             except ValueError:
@@ -151,8 +156,7 @@ class StopInGoodOrder(TrainerCallback):
         first, self.asked = not self.asked, True
         self.restore([signal.SIGINT])  # before anything is said: the next signal may follow at once
         if first:
-            with contextlib.suppress(RuntimeError, OSError):  # in the middle of another print; nobody reads any more
-                print("\nStopping and saving a checkpoint; press Ctrl-C again to stop at once.", flush=True)
+            say_stopping("a checkpoint is being saved")
 
     def restore(self, numbers=(signal.SIGINT, signal.SIGTERM)):
         """Put the handlers back that were there before."""

@@ -21,6 +21,20 @@ ON_THE_MODEL = (*CHOOSE_LAYERS, "lomo", "adalomo")  # optimizers that no stand-i
 DICTIONARIES = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 
 
+class StreamTrainingArguments(TrainingArguments):
+    """TrainingArguments whose CPU is "cpu" in every process.
+
+    accelerate numbers the CPUs of several processes, and torch.load restores nothing to "cpu:1"; transformers before
+    5.23 asks it to where several processes resume.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
 def training_arguments(flags: dict) -> TrainingArguments:
     """Return TrainingArguments that will do.
 
@@ -62,7 +76,7 @@ def check_dictionary(name: str, value: object) -> None:
 def made(flags: dict) -> TrainingArguments:
     """Return TrainingArguments of flags, or say which of them it refuses, and why."""
     try:
-        return TrainingArguments(**flags)
+        return StreamTrainingArguments(**flags)
     except Exception as error:  # whatever a library makes of what somebody typed
         at_fault = [f"{name}={value}" for name, value in flags.items() if is_at_fault(name, flags)]
         what = f"{at_fault[-1]} cannot be" if at_fault else "training arguments do not fit together"

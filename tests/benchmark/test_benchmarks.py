@@ -6,7 +6,18 @@ import math
 import pytest
 import torch
 
-from mla_experiments.benchmark import cache, conversion, core, crossover, decode, generation, measure, parallel, prefill
+from mla_experiments.benchmark import (
+    cache_size,
+    conversion_memory,
+    core,
+    crossover,
+    decode,
+    generation_time,
+    load,
+    measure,
+    parallel,
+    prefill,
+)
 from mla_experiments.cli import main
 from mla_experiments.kernels import latent
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
@@ -19,7 +30,7 @@ FLOAT32, LAYERS = 4, 8
     ("attention", "numbers"), [("mha", 2 * 512), ("gqa", 2 * 4 * 32), ("mqa", 2 * 32), ("mla", 128 + 16)]
 )
 def test_cache_counts_the_bytes_of_the_tensors_and_the_largest_batch(attention, numbers):
-    row = cache.decode_in_memory(attention, context=96, budget_gib=1.0)
+    row = cache_size.decode_in_memory(attention, context=96, budget_gib=1.0)
     assert row["bytes/token"] == row["formula"] == numbers * FLOAT32 * LAYERS
     assert row["with room to grow"] >= row["cache MiB"] == numbers * FLOAT32 * LAYERS * 96 / 2**20
     weights = row["weights MiB"] * 2**20
@@ -74,13 +85,15 @@ def test_both_ways_that_the_crossover_compares_give_one_answer(shape):
 def test_prefill_and_generation_measure_every_contestant():
     rows = prefill.measure(prefill.Arguments(attention=["mqa"], prompts=[16], rounds=1))
     assert [row["prompt"] for row in rows] == [16] * len(rows) and len({row["model"] for row in rows}) == len(rows) > 1
-    given = generation.Arguments(attention=["mqa"], prompts=[8], new_tokens=[2], rounds=1)
-    names = {row["model"] for row in generation.measure(given)}
+    given = generation_time.Arguments(attention=["mqa"], prompts=[8], new_tokens=[2], rounds=1)
+    names = {row["model"] for row in generation_time.measure(given)}
     assert {"mqa, ours, cache", "mqa, ours, none"} <= names
 
 
 def test_conversion_measures_processes_of_their_own():
-    (row,) = conversion.measure(conversion.Arguments(attention=["mla"], hidden_size=64, num_hidden_layers=1))
+    (row,) = conversion_memory.measure(
+        conversion_memory.Arguments(attention=["mla"], hidden_size=64, num_hidden_layers=1)
+    )
     config = DecoderConfig(vocab_size=32_000, hidden_size=64, num_hidden_layers=1)
     parameters = DecoderForCausalLM(config).num_parameters()
     assert row["parameters"] == f"{parameters:,}"
@@ -129,6 +142,7 @@ def test_rows_become_one_panel_a_value(tmp_path):
         (["bench", "luck"], "bench luck is unknown; choose one of training"),
         (["bench", "core", "--backend", "abacus"], "backend=abacus is unknown"),
         (["bench", "core", "--shapes", "C"], "shape=C is unknown"),
+        (["bench", "load", "--waits", "sleepily"], "waits=sleepily is unknown"),
         (["bench", "decode", "--modes", "guess"], "decode_mode=guess is unknown"),
         (["bench", "decode", "--attention", "mhq"], "mhq"),
         (["bench", "decode", "--contexts", "0"], "contexts=0"),
@@ -152,6 +166,16 @@ def test_processes_share_a_batch_and_each_pays_for_its_optimiser():
     for row in rows:
         assert row["from"] <= row["ms"] <= row["to"] and 0 < row["ms of optimiser"] < row["ms"]
     assert rows[0]["times one thread"] == 1
+
+
+@pytest.mark.slow
+def test_busy_processes_are_there_while_speeds_beside_them_are_measured_and_gone_afterwards():
+    rows = load.measure(load.Arguments(threads=[1], busy=[1], niceness=[0], seconds=1, rounds=1))
+    assert [(row["task"], row["threads"], row["wait"]) for row in rows] == [("training", 1, ""), ("decoding", 1, "")]
+    assert all(row["tokens/s alone"] > 0 and row["% beside 1 of nice 0"] > 0 for row in rows)
+    with load.busy_processes(2, 10) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.poll() is not None for process in processes)
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused(capsys):

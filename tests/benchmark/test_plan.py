@@ -11,7 +11,7 @@ from mla_experiments.benchmark.architectures import ARCHITECTURES, Architecture
 from mla_experiments.benchmark.costs import cache_elements_per_token, training_flops_per_token
 from mla_experiments.benchmark.hardware import HARDWARE, Hardware, this_machine
 from mla_experiments.benchmark.parts import Parts, measure_parts
-from mla_experiments.benchmark.plan import architecture_of, changed, decoding_flops, facts, plan
+from mla_experiments.benchmark.plan import architecture_of, changed, facts, plan
 from mla_experiments.cli import main
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.modeling.attention import set_decode_mode
@@ -54,7 +54,7 @@ def test_decoding_flops_are_those_that_are_done(attention, tied):
             model(torch.zeros(1, 1, dtype=torch.long), attention_mask=mask, past_key_values=cache)
     padding = 2 * 2 * 4 * 11 * config.attention_options["qk_rope_head_dim"] if attention == "mla" else 0
     # the fused attention's values are as wide as its keys
-    assert counter.get_total_flops() == decoding_flops(Architecture(config), 11) + padding
+    assert counter.get_total_flops() == Architecture(config).decoding_flops(11) + padding
 
 
 @pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
@@ -80,7 +80,7 @@ def test_the_bound_is_the_slower_of_memory_and_arithmetic():
     moved = 4 * (architecture.parameters - table + 1024 * cache_elements_per_token(architecture.config))
     assert first["bound by"] == "memory" and first["ms/step at best"] == pytest.approx(moved / 1e9 * 1e3)
     assert second["bound by"] == "arithmetic"
-    assert second["ms/step at best"] == pytest.approx(decoding_flops(architecture, 1024) / 1e9 * 1e3)
+    assert second["ms/step at best"] == pytest.approx(architecture.decoding_flops(1024) / 1e9 * 1e3)
 
 
 def test_what_is_given_stands_in_place_of_the_hardwares_own(capsys):
@@ -88,7 +88,7 @@ def test_what_is_given_stands_in_place_of_the_hardwares_own(capsys):
     assert main(["plan", "mistral-7b", *given, "--contexts", "8192", "--batch-sizes", "1"]) == 0
     said = capsys.readouterr().out
     fits = (40 * 2**30 - 2 * 7_241_732_096) // (131_072 * 8192)
-    assert f"| {fits} " in said and "in 40 GiB" in said and "fewer than 100 FLOPs a byte" in said
+    assert f" {fits} |" in said and "in 40 GiB" in said and "fewer than 100 FLOPs a byte" in said
 
 
 def test_a_published_config_of_experts_is_read_as_the_shape_of_that_name(tmp_path):

@@ -4,7 +4,11 @@ import copy
 
 import pytest
 import torch
+from conftest import needs_a_library_without
 from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
@@ -51,6 +55,33 @@ def test_absorption_is_refused_where_the_matrix_is_not_known(name, tokens):
     set_decode_mode(model, "absorb")
     with pytest.raises(UserError, match="decode_mode=absorb needs kv_b_proj as a plain matrix"):
         token_by_token(model, tokens)
+
+
+@pytest.fixture
+def mesh():
+    """One process, as the first of many."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["sharded", "tensor parallel", "replicated"])
+def test_parallel_models_decode_what_they_compute(attention, tokens, mesh, how):
+    model = make(attention)
+    expected = whole_pass(model, tokens)
+    if how == "sharded":
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
+        model = fully_shard(model, mesh=mesh)
+    elif how == "tensor parallel":
+        up = "kv_b_proj" if attention == "mla" else "q_proj"
+        for layer in model.model.layers:
+            parallelize_module(layer.self_attn, mesh, {up: ColwiseParallel(), "o_proj": RowwiseParallel()})
+    else:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    torch.testing.assert_close(whole_pass(model, tokens), expected)
+    torch.testing.assert_close(token_by_token(model, tokens), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_step_is_mapped_over_models_and_prompts_as_a_loop_does(attention, tokens):
@@ -136,6 +167,8 @@ def products():
 
 
 def test_a_traced_step_is_the_step(attention, tokens):
+    needs_a_library_without("it traces no model, its own neither")
+
     class Step(torch.nn.Module):
         def __init__(self):
             super().__init__()

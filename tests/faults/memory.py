@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from conftest import command, synthetic_articles  # noqa: E402 - once it can be found
 from faults.forked import TRAINING, prepare  # noqa: E402
 
-from mla_experiments.benchmark.packing import PeakMemory  # noqa: E402
+from mla_experiments.benchmark.measure import PeakMemory  # noqa: E402
 
 TENTHS = 10
 

@@ -54,3 +54,12 @@ def test_parts_whose_scores_are_far_apart_do_not_overflow(extreme):
         output = attend(query, key, key, None, 1.0)
     torch.set_num_threads(1)
     torch.testing.assert_close(output.double(), formula(query, key, key, 1.0), atol=1e-3, rtol=1e-4)
+
+
+def test_values_wider_than_keys_are_served_where_a_long_context_would_be_shared_out():
+    query, key, value = torch.randn(1, 4, 1, 8), torch.randn(1, 1, 8192, 8), torch.randn(1, 1, 8192, 24)
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        output = attend(query, key, value, None, 0.3)
+    torch.set_num_threads(1)
+    torch.testing.assert_close(output.double(), formula(query, key, value, 0.3), atol=1e-5, rtol=1e-5)

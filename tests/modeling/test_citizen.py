@@ -4,7 +4,9 @@ import warnings
 
 import pytest
 import torch
+from conftest import needs_a_library_without
 from transformers import (
+    AttentionInterface,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -12,6 +14,8 @@ from transformers import (
     AutoModelForTokenClassification,
     DynamicCache,
     StaticCache,
+    Trainer,
+    TrainingArguments,
 )
 from transformers.utils import logging
 
@@ -85,12 +89,36 @@ def test_a_configuration_of_a_later_library_is_read_and_one_of_this_library_not(
         DecoderConfig(invented_later=1, transformers_version="5.0.0")
 
 
+@pytest.mark.parametrize("fields", [
+    {"temperature": 0.3}, {"to_dict": 1}, {"is_encoder_decoder": True}, {"per_layer_config": {"0": {"hidden_size": 8}}},
+], ids=str)  # fmt: skip
+def test_a_field_without_effect_here_is_refused(fields):
+    with pytest.raises(UserError, match=next(iter(fields))):
+        DecoderConfig(**fields)
+
+
+def test_what_others_set_on_a_configuration_is_kept_in_its_file(tmp_path):
+    """As quantisers, adapters and transformers' own tests do."""
+    config = configuration("mla")
+    config.batch_norm_eps, config.notes = 1.0, {"by": "somebody"}
+    config.save_pretrained(tmp_path)
+    config = DecoderConfig.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    read = DecoderConfig.from_pretrained(tmp_path)
+    assert (read.batch_norm_eps, read.notes) == (1.0, {"by": "somebody"})
+    assert DecoderConfig(**read.to_diff_dict()).notes == read.notes
+    with pytest.raises(UserError, match="hiden_size=3"):
+        DecoderConfig(**{**read.to_dict(), "hiden_size": 3})
+
+
 @pytest.mark.parametrize("settings", [
     {}, {"use_cache": False}, {"num_beams": 3}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2},
     {"do_sample": True, "top_k": 1}, {"assistant": True}, {"assistant_early_exit": 1},
 ], ids=str)  # fmt: skip
 def test_generation_writes_what_repeated_whole_passes_write(model, tokens, settings):
     settings = dict(settings)
+    if "prompt_lookup_num_tokens" in settings:
+        needs_a_library_without("it looks nothing up for a model without eos_token_id")
     if settings.pop("assistant", False):
         settings["assistant_model"] = DecoderForCausalLM(model.config).eval()
     prompt = tokens[:1]
@@ -100,15 +128,18 @@ def test_generation_writes_what_repeated_whole_passes_write(model, tokens, setti
         expected = prompt
         for _ in range(6):
             expected = torch.cat((expected, model(expected, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
+    unwritten = next(token for token in range(40) if token not in expected)  # to end with, which old versions want
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert (
-            model.generate(prompt, max_new_tokens=6, **{"do_sample": False, **settings}).tolist() == expected.tolist()
+        written = model.generate(
+            prompt, max_new_tokens=6, **{"do_sample": False, "eos_token_id": unwritten, **settings}
         )
+    assert written.tolist() == expected.tolist()
 
 
 def test_no_call_of_ours_is_deprecated(model, tokens, caplog):
     logging.enable_propagation()
+    type(logging.get_logger()).warning_once.cache_clear()  # what was said in another test is to be said again
     logging.set_verbosity_warning()
     try:
         with warnings.catch_warnings():
@@ -134,6 +165,54 @@ def test_hidden_states_and_attentions_are_those_that_were_computed(model, tokens
         assert probabilities.triu(1).abs().max() == 0
     step = model(tokens[:, :1], cache=model(tokens[:, 1:], use_cache=True).cache, output_attentions=True)
     assert step.attentions[0].shape == (2, 4, 1, 9)
+
+
+@pytest.mark.parametrize("places", [0, -1, [0, -1], [1, 7], []], ids=str)
+def test_hidden_states_come_from_the_places_that_are_named(model, tokens, places):
+    every = model(tokens, output_hidden_states=True).hidden_states
+    named = model(tokens, output_hidden_states=places).hidden_states
+    wanted = {places % 3} if isinstance(places, int) else {place % 3 for place in places if place < 3}
+    assert len(named) == 3
+    for place, (one, other) in enumerate(zip(named, every, strict=True)):
+        assert torch.equal(one, other) if place in wanted else one is None
+
+
+def test_logits_are_those_of_the_positions_that_are_named(model, tokens):
+    every = model(tokens).logits
+    seen = torch.rand(2, 9) > 0.5
+    rows = torch.tensor([[0, 3], [8, 1]])
+    for positions, expected in (
+        (0, every), (2, every[:, -2:]), (torch.tensor([1, 4]), every[:, [1, 4]]), (seen, every[seen]),
+        (rows, torch.stack([every[0, [0, 3]], every[1, [8, 1]]])),
+    ):  # fmt: skip
+        torch.testing.assert_close(model(tokens, logits_to_keep=positions).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_that_is_not_computed_here_is_refused(model, tokens):
+    for name in ("flash_attention_2", "flex_attention", "nonsense"):
+        with pytest.raises((ValueError, ImportError)):
+            model.set_attn_implementation(name)
+    AttentionInterface.register("of-somebody", lambda *args, **kwargs: None)
+    model.set_attn_implementation("of-somebody")
+    with pytest.raises(UserError, match="attn_implementation='of-somebody' is not known here; choose eager or sdpa"):
+        model(tokens)
+    model.set_attn_implementation("sdpa")
+    model.config.is_causal = False
+    with pytest.raises(UserError, match="is_causal=False"):
+        model(tokens)
+
+
+def test_continuous_batching_is_refused_before_it_starts(model, tokens):
+    with pytest.raises(UserError, match="continuous batching"):
+        model.generate_batch(tokens.tolist())
+
+
+def test_the_loss_is_divided_and_its_labels_shifted_as_told(model, tokens):
+    expected = model(tokens, labels=tokens).loss
+    shifted = torch.nn.functional.pad(tokens[:, 1:], (0, 1), value=-100)
+    for labels in ({"shift_labels": shifted}, {"labels": tokens, "shift_labels": shifted}, {"labels": tokens}):
+        torch.testing.assert_close(model(tokens, **labels).loss, expected)
+        torch.testing.assert_close(model(tokens, **labels, num_items_in_batch=4).loss, expected * 16 / 4)
 
 
 def test_retained_gradients_reach_hidden_states_and_attentions(model, tokens):
@@ -192,6 +271,15 @@ def test_checkpointed_gradients_are_the_gradients(model, tokens, reentrant):
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)
 
 
+def test_a_cache_is_refused_where_gradients_are_checkpointed_and_serves_without_them(model, tokens):
+    model.train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(UserError, match="a cache cannot be filled while gradients are checkpointed"):
+        model(tokens, cache=DynamicCache(config=model.config))
+    expected = model.eval().generate(tokens, max_new_tokens=4, do_sample=False)
+    assert torch.equal(model.train().generate(tokens, max_new_tokens=4, do_sample=False), expected)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("size", [33, 55])
 def test_embeddings_are_resized_and_the_rest_is_kept(tokens, tied, size):
@@ -220,6 +308,26 @@ def test_the_library_s_heads_and_auto_classes_know_it(model, tokens, tmp_path):
         assert headed(tokens).logits.shape == shape
         torch.testing.assert_close(headed.model(tokens)[0], base(tokens)[0])
     assert AutoModelForQuestionAnswering.from_pretrained(tmp_path)(tokens).start_logits.shape == (2, 9)
+
+
+@pytest.mark.parametrize("kind, labels", [
+    (AutoModelForCausalLM, {"labels": [3, 4, 5]}),
+    (AutoModelForSequenceClassification, {"labels": 1}),
+    (AutoModelForTokenClassification, {"labels": [0, 1, 0]}),
+    (AutoModelForQuestionAnswering, {"start_positions": 0, "end_positions": 2}),
+])  # fmt: skip
+def test_the_library_s_trainer_trains_every_head(kind, labels, tmp_path):
+    model = kind.from_config(configuration("mla"))
+    before = model.model.embed_tokens.weight.clone()
+    settings = TrainingArguments(
+        str(tmp_path), max_steps=1, gradient_accumulation_steps=2, report_to="none", save_strategy="no",
+        disable_tqdm=True, use_cpu=True, gradient_checkpointing=True,
+    )  # fmt: skip
+    rows = [{"input_ids": [3, 4, 5], "attention_mask": [1, 1, 1], **labels}] * 16
+    trainer = Trainer(model, settings, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert not torch.equal(model.model.embed_tokens.weight, before)
+    assert trainer.evaluate()["eval_loss"] > 0
 
 
 ROPES = (

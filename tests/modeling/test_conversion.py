@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from conftest import synthetic_articles
+from conftest import needs_a_library_without, synthetic_articles
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -167,6 +167,8 @@ IMPORTED = {
 
 @pytest.mark.parametrize("kind", IMPORTED)
 def test_an_imported_checkpoint_gives_its_own_logits_near_zero_and_near_the_limit(tmp_path, kind):
+    if kind == "deepseek-v2, yarn":
+        needs_a_library_without("its DeepSeek-V2 leaves out YaRN's mscale_all_dim")
     set_seed(2)
     stock = IMPORTED[kind]().eval()
     stock.save_pretrained(tmp_path / "stock", max_shard_size="20KB")
@@ -182,6 +184,55 @@ def test_an_imported_checkpoint_gives_its_own_logits_near_zero_and_near_the_limi
     with torch.inference_mode():  # attention from position 0 to the last
         tokens = torch.randint(0, 320, (1, SIZE["max_position_embeddings"]))
         torch.testing.assert_close(ours(tokens).logits, stock(tokens).logits, atol=5e-5, rtol=1e-4)
+
+
+def with_prediction_layer(folder, num_layers, **shard):
+    """Save a DeepSeek-V3 as it lies on the hub: its last layer predicts the token after the next; return the model."""
+    set_seed(4)
+    stock = deepseek_v3(num_mtp_layers=1).eval()
+    stock.save_pretrained(folder, **shard)
+    weights = sorted(folder.glob("*.safetensors"))[-1]
+    last = f"model.layers.{num_layers}."
+    more = {f"{last}{name}": torch.ones(3, 3) for name in ("eh_proj.weight", "enorm.weight", "self_attn.o_proj.weight")}
+    save_file(load_file(weights) | more, weights, {"format": "pt"})
+    return stock
+
+
+@pytest.mark.parametrize("size", ["1GB", "20KB"])
+def test_layers_that_predict_further_tokens_are_left_out_and_that_is_said(tmp_path, capsys, size):
+    stock = with_prediction_layer(tmp_path / "stock", SIZE["num_hidden_layers"], max_shard_size=size)
+    assert main(["import", str(tmp_path / "stock"), str(tmp_path / "ours")]) == 0
+    assert f"left out: model.layers.{SIZE['num_hidden_layers']}.*; num_mtp_layers=1" in capsys.readouterr().out
+    ours, names = load_model(tmp_path / "ours"), set()
+    for shard in (tmp_path / "ours").glob("*.safetensors"):
+        names |= load_file(shard).keys()
+    assert names == ours.state_dict().keys()
+    tokens = torch.randint(0, 320, (1, 40))
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(tokens).logits, stock(tokens).logits, atol=2e-5, rtol=1e-5)
+
+
+def test_a_shard_of_nothing_but_such_layers_is_not_copied(tmp_path):
+    stock = deepseek_v3(num_mtp_layers=1)
+    stock.save_pretrained(tmp_path / "stock", max_shard_size="20KB")
+    index = json.loads((tmp_path / "stock" / "model.safetensors.index.json").read_text())
+    name = f"model.layers.{SIZE['num_hidden_layers']}.eh_proj.weight"
+    save_file({name: torch.ones(3)}, tmp_path / "stock" / "more.safetensors", {"format": "pt"})
+    index["weight_map"][name] = "more.safetensors"
+    (tmp_path / "stock" / "model.safetensors.index.json").write_text(json.dumps(index))
+    import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    copied = len(list((tmp_path / "ours").glob("*.safetensors")))
+    assert copied == len(list((tmp_path / "stock").glob("*.safetensors"))) - 1
+    load_model(tmp_path / "ours")
+
+
+def test_a_layer_too_many_that_predicts_nothing_further_is_refused(tmp_path):
+    deepseek_v3(num_mtp_layers=1).save_pretrained(tmp_path / "stock")
+    too_few = json.loads((tmp_path / "stock" / "config.json").read_text())
+    too_few["num_hidden_layers"] -= 1
+    (tmp_path / "stock" / "config.json").write_text(json.dumps(too_few))
+    with pytest.raises(UserError, match=r"which config\.json does not ask for"):
+        import_checkpoint(tmp_path / "stock", tmp_path / "ours")
 
 
 @pytest.mark.parametrize("kind", ["llama, llama3", "deepseek-v3, yarn"])
@@ -209,7 +260,7 @@ def test_bfloat16_weights_stay_so(tmp_path):
         (lambda: llama(attention_bias=True), "attention_bias=True"),
         (lambda: llama(mlp_bias=True), "mlp_bias=True"),
         (lambda: llama(hidden_act="gelu"), "hidden_act=gelu"),
-        (lambda: llama(rope_parameters={**LINEAR, "rope_type": "dynamic"}), "rope_type='dynamic'"),
+        (lambda: llama(rope_parameters={**LINEAR, "partial_rotary_factor": 0.5}), "partial_rotary_factor=0.5"),
         (lambda: deepseek_v3(q_lora_rank=4, attention_bias=True), "attention_bias=True"),
         (
             lambda: deepseek_v3(first_k_dense_replace=1, n_routed_experts=4, num_experts_per_tok=2, n_group=1,

@@ -28,7 +28,8 @@ def trained(tmp_path_factory):
     for run, corpus, vocab_size in (("same", "a.txt", 300), ("fine", "a.txt", 320), ("other", "b.txt", 300)):
         data = f"--data_dir data-{run} --sequence_length 32"
         assert main(f"data --corpus {corpus} --vocab_size {vocab_size} {data}".split()) == 0
-        flags = " ".join(f"--{name} {value}" for name, value in TINY.items() if name != "sequence_length")
+        more = {"train_tokens": TINY["train_tokens"] * (2 if run == "fine" else 1)}
+        flags = " ".join(f"--{name} {value}" for name, value in (TINY | more).items() if name != "sequence_length")
         assert main(f"train --run {run} --attention gqa {flags} {data}".split()) == 0
         assert main(f"eval {run}/gqa --data_dir data-{run} --output_dir {run}".split()) == 0
     yield root
@@ -64,6 +65,16 @@ def test_with_other_tokenizers_bits_per_byte_alone_are_shown_and_why(compare):
     code, out, _ = compare("same/gqa", "fine/gqa")
     assert code == 0 and "Tokenizers differ" in out
     assert "ppl" not in out and "bits/byte" in out
+
+
+def test_other_budgets_of_training_are_said(compare):
+    _, out, _ = compare("same/gqa", "fine/gqa")
+    tokens = {
+        row.split("|")[1].strip(): row.split("|")[4].strip() for row in out.splitlines() if "/gqa" in row and "|" in row
+    }
+    assert tokens == {"same/gqa": f"{TINY['train_tokens']:,}", "fine/gqa": f"{2 * TINY['train_tokens']:,}"}
+    assert f"Training differs, from {TINY['train_tokens']:,} to {2 * TINY['train_tokens']:,} tokens" in out
+    assert "Training differs" not in compare("studies/tiny", "same/gqa")[1]
 
 
 def test_eval_leaves_out_perplexity_per_token_where_tokenizers_differ(trained, monkeypatch, capsys):

@@ -3,19 +3,18 @@
 import json
 import re
 import time
-from html import escape
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_studies import HOSTILE, fake_study
+from markupsafe import escape
 
 from mla_experiments.cli import main
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
 from mla_experiments.report.findings import read_findings
-from mla_experiments.report.markdown import to_markdown
-from mla_experiments.report.study import write_report
+from mla_experiments.report.study import to_markdown, write_report
 from mla_experiments.report.study_charts import charts, looks
 from mla_experiments.report.text import text_of
 from mla_experiments.study.description import Variant

@@ -18,9 +18,11 @@ import torch
 import yaml
 from conftest import REPOSITORY, synthetic_articles
 from filelock import FileLock
+from processes import PATIENCE, in_background, started, wait_for
 from safetensors.torch import load_file
 
 from mla_experiments.cli import main
+from mla_experiments.errors import Stopped
 from mla_experiments.study import executors, local, read_study, record, shard_of, work
 from mla_experiments.study.runner import prepare_data
 from mla_experiments.study.trials import Task, Trials
@@ -98,12 +100,16 @@ def attempts(folder):
 
 
 def kill_one(folder, killed):
-    """Kill the process of the first run that has saved a checkpoint."""
+    """Kill the process of a run that has saved a checkpoint and is not done: held, so that it cannot end meanwhile."""
     while not killed:
         for path in list((folder / "studies" / "runs").glob("*/checkpoint-*")):
-            os.kill(attempts(folder)[path.parent.name][1], signal.SIGKILL)
-            killed.append(path.parent.name)
-            return
+            process = attempts(folder)[path.parent.name][1]
+            os.kill(process, signal.SIGSTOP)
+            is_done = (path.parent / "scores.json").exists()
+            os.kill(process, signal.SIGCONT if is_done else signal.SIGKILL)
+            if not is_done:
+                killed.append(path.parent.name)
+                return
         time.sleep(0.005)
 
 
@@ -136,13 +142,6 @@ def send_to_group(leader, number):
         os.killpg(leader, number)
         return True
     return False
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -224,30 +223,65 @@ def test_ray_gives_the_same_and_what_is_lost_is_done_again(folder, reference, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("executor", "number", "send"),
-    [("local:2", signal.SIGINT, os.killpg), ("local:2", signal.SIGTERM, os.kill), ("ray", signal.SIGINT, os.killpg)],
-)
-def test_a_stop_saves_the_runs_under_way_and_leaves_no_process(folder, executor, number, send):
-    """Ctrl-C reaches the whole group of processes, SIGTERM the first one alone."""
+@pytest.mark.parametrize("executor", ["local:2", "ray"])
+@pytest.mark.parametrize("place", ["foreground", "background"])
+def test_a_stop_saves_the_runs_under_way_and_leaves_no_process(folder, executor, place):
+    """In the foreground Ctrl-C reaches the whole group; in the background SIGTERM the first process alone, twice."""
     if executor == "ray":
         pytest.importorskip("ray")
     (folder / "sweep.yaml").write_text(yaml.safe_dump(ENDLESS))
     log, runs = folder / "said.txt", folder / "studies" / "runs"
     argv = [sys.executable, "-m", "mla_experiments.cli", "study", "sweep.yaml", "--executor", executor]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with open(log, "w") as said:
-        study = subprocess.Popen(argv, stdout=said, stderr=said, env=environment, start_new_session=True)
-    try:
-        wait_for(lambda: sum(path.read_text().count("\n") > 1 for path in runs.glob("*/metrics.jsonl")) == 2)
-        send(study.pid, number)
-        assert study.wait(60) == 130, log.read_text()
-        wait_for(lambda: not send_to_group(study.pid, 0), 10)
-    finally:
-        send_to_group(study.pid, signal.SIGKILL)
+    argv = in_background(argv) if place == "background" else argv
+
+    def logged_lines():
+        return [path.read_text().count("\n") for path in runs.glob("*/metrics.jsonl")]
+
+    with open(log, "w") as said, started(argv, folder, stdout=said, start_new_session=True) as study:
+        try:
+            wait_for(lambda: sum(lines > 1 for lines in logged_lines()) == 2, study)
+            before = sum(logged_lines())
+            os.killpg(study.pid, signal.SIGINT)
+            if place == "background":
+                wait_for(lambda: sum(logged_lines()) > before + 20, study)
+                study.send_signal(signal.SIGTERM)
+                wait_for(lambda: "Stopping" in log.read_text(), study)
+                study.send_signal(signal.SIGTERM)
+            assert study.wait(PATIENCE) == 130, log.read_text()
+            wait_for(lambda: not send_to_group(study.pid, 0))
+        finally:
+            send_to_group(study.pid, signal.SIGKILL)
+    assert (f"`kill {study.pid}` saves and stops" in log.read_text()) == (place == "background")
     assert "Stopped. The same command goes on." in log.read_text() and "Traceback" not in log.read_text()
     saved = [checkpoints.in_order(path) for path in runs.iterdir() if path.is_dir()]
     assert len(saved) == 2 and all(checkpoints.is_whole(folder) for (folder,) in saved)
+
+
+def test_a_second_sigterm_leaves_the_runs_under_way_the_time_to_save():
+    before = signal.getsignal(signal.SIGTERM)
+    with executors.sigterm_as_interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_study_that_nobody_reads_any_more_is_stopped_as_any_other(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+    with pytest.raises(Stopped), executors.executor_of("serial", None, lambda *_: None, lambda *_: None) as pool:
+        pool.running["a run"] = "a run"
+        monkeypatch.setattr(sys, "stdout", Gone())
+        raise KeyboardInterrupt
+
+
+def test_a_process_is_deaf_to_ctrl_c_from_its_start_and_its_parent_hears_it_afterwards():
+    with pytest.raises(KeyboardInterrupt), local.deaf_to_ctrl_c():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert signal.SIGINT in pool.apply(signal.pthread_sigmask, (signal.SIG_BLOCK, []))
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(folder, reference, capsys):

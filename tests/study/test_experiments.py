@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 from mla_experiments.benchmark.hardware import HARDWARE
-from mla_experiments.cli import with_config
+from mla_experiments.cli.parsing import with_config
 from mla_experiments.study import read_study, study_plan
 from mla_experiments.study.matching import match
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY, command
+from processes import ENDLESS, PATIENCE, environment, started, wait_until_it_trains
 from safetensors.torch import load_file
-from test_faults import ENDLESS, environment, wait_until_it_trains
 
 from mla_experiments.manifest import write_record
 from mla_experiments.run_files import read_metrics, read_run
@@ -28,7 +28,7 @@ def torchrun(**flags):
 def on_two_processes(folder, code=0, **flags):
     """Train with torchrun to the end."""
     environ = environment() | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(torchrun(**flags), cwd=folder, capture_output=True, text=True, timeout=240, env=environ)
+    ended = subprocess.run(torchrun(**flags), cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=environ)
     assert (ended.returncode == 0) == (code == 0), ended.stderr[-3000:]
     return ended.stdout + ended.stderr
 
@@ -71,13 +71,11 @@ def test_two_processes_equal_one_and_each_resumes_what_the_other_began(train, tm
 
 @pytest.mark.slow
 def test_a_stop_of_two_processes_saves_a_checkpoint_of_both(prepared, tmp_path):
-    process = subprocess.Popen(
-        torchrun(**ENDLESS), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=environment() | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    wait_until_it_trains(process, tmp_path)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) != 0
+    settings = {"stdout": subprocess.DEVNULL, "env": environment() | {"OMP_NUM_THREADS": "1"}}
+    with started(torchrun(**ENDLESS), tmp_path, **settings) as process:
+        wait_until_it_trains(process, tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) != 0
     (saved,) = checkpoints.in_order(tmp_path / "weights/mla")
     assert checkpoints.is_whole(saved) and len(list(saved.glob("loss-since-log-*.json"))) == 2
 
@@ -106,7 +104,7 @@ def test_validation_is_the_same_to_the_bit_however_many_share_it(tmp_path, rows)
     for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
         argv = [sys.executable, *launcher, str(script)]
         environ = environment() | {"OMP_NUM_THREADS": "1"}
-        said = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=environ)
+        said = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=environ)
         (line,) = [line for line in said.stdout.splitlines() if line.startswith("[") and line.endswith("]")]
         world_size, loss = json.loads(line)
         losses[world_size] = loss

@@ -1,16 +1,25 @@
 """Full disks, Ctrl-C and hostile files: one sentence each, and nothing that was whole is lost."""
 
 import json
-import os
 import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY, command
+from processes import (
+    ENDLESS,
+    PATIENCE,
+    changed,
+    environment,
+    in_background,
+    started,
+    training,
+    wait_for,
+    wait_for_text,
+    wait_until_it_trains,
+)
 from safetensors.torch import load_file
 from transformers import TrainerControl
 
@@ -22,96 +31,69 @@ from mla_experiments.training import callbacks, checkpoints
 from mla_experiments.training.callbacks import StopInGoodOrder
 
 
-def training(**flags):
-    return [sys.executable, "-m", "mla_experiments.cli", *command("train", attention="mla", **{**TINY, **flags})]
-
-
-ENDLESS = {"train_tokens": 128 * 50_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
-
-
-def started(argv, folder):
-    return subprocess.Popen(
-        argv, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_until_it_trains(process, folder):
-    path = folder / "weights/mla/metrics.jsonl"
-    while process.poll() is None and not (path.is_file() and path.read_text().count("\n") > 5):
-        time.sleep(0.01)
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
-    process = started(training(**ENDLESS), tmp_path)
-    wait_until_it_trains(process, tmp_path)
-    process.send_signal(number)
-    if number == signal.SIGTERM:  # as where it comes from the system and from a parent process
-        while "Stopping" not in process.stdout.readline():
-            pass
+    with started(training(**ENDLESS), tmp_path) as process:
+        wait_until_it_trains(process, tmp_path)
         process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+        if number == signal.SIGTERM:  # as where it comes from the system and from a parent process
+            wait_for_text(process, "Stopping")
+            process.send_signal(number)
+        said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "Traceback" not in said and "--resume" in said
     (checkpoint,) = checkpoints.in_order(tmp_path / "weights/mla")
     assert checkpoints.is_whole(checkpoint)
 
 
-def slowed(code, **flags):
-    """Return a command in which something takes very long, and which says so when it begins."""
-    script = (
-        "import sys, time\n"
-        "def slow(*_, **__):\n"
-        "    print('slow now', flush=True)\n"
-        "    time.sleep(60)\n"
-        f"{code}\n"
-        "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    return [sys.executable, "-c", script, *training(**flags)[3:]]
-
-
-def wait_for(process, text):
-    said = ""
-    while text not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
+def test_a_run_in_the_background_says_at_its_start_how_it_is_stopped_and_is_deaf_to_ctrl_c(prepared, tmp_path):
+    with started(in_background(training(**ENDLESS)), tmp_path) as process:
+        wait_for_text(process, f"Ctrl-C is ignored here, as in jobs in the background; `kill {process.pid}` saves")
+        assert not (tmp_path / "weights/mla/metrics.jsonl").exists()
+        wait_until_it_trains(process, tmp_path)
+        process.send_signal(signal.SIGINT)
+        steps = (tmp_path / "weights/mla/metrics.jsonl").read_text().count("\n")
+        wait_for(lambda: (tmp_path / "weights/mla/metrics.jsonl").read_text().count("\n") > steps + 5, process)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, said
+    assert "Ctrl-C again" not in said and "--resume" in said
+    (checkpoint,) = checkpoints.in_order(tmp_path / "weights/mla")
+    assert checkpoints.is_whole(checkpoint)
 
 
 def test_a_second_ctrl_c_ends_at_once(prepared, tmp_path):
+    """While a checkpoint is being saved, which takes longer than the test has patience."""
     code = "import transformers; transformers.Trainer._save_checkpoint = slow"
-    with started(slowed(code, save_steps=4), tmp_path) as process:
-        wait_for(process, "slow now")
+    with started(changed(code, save_steps=4), tmp_path) as process:
+        wait_for_text(process, "slow now")
         process.send_signal(signal.SIGINT)
-        wait_for(process, "press Ctrl-C again")
-        begun = time.monotonic()
+        wait_for_text(process, "press Ctrl-C again")
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
-    assert time.monotonic() - begun < 20  # saving alone takes a minute
+        said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "Stopped at once" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_does_not_wait_for_the_end_of_a_long_validation(prepared, tmp_path, number):
+    """Nor for its second batch: that one would take longer than the test has patience."""
     code = (
         "from mla_experiments.modeling import DecoderForCausalLM as Model\n"
-        "inner = Model.forward\n"
+        "from mla_experiments.training.callbacks import StopInGoodOrder\n"
+        "inner, seen = Model.forward, []\n"
         "def forward(self, *args, **kwargs):\n"
-        "    if not self.training: print('slow now', flush=True); time.sleep(1)\n"
+        "    if not self.training:\n"
+        "        seen.append(1) if not seen else slow()\n"
+        "        print('validates', flush=True)\n"
+        "        while signal.getsignal(signal.SIGINT) != signal.default_int_handler: time.sleep(0.01)\n"
         "    return inner(self, *args, **kwargs)\n"
         "Model.forward = forward"
     )
-    argv = slowed(code, validation_tokens=10_000, per_device_eval_batch_size=1)
+    argv = changed(code, validation_tokens=10_000, per_device_eval_batch_size=1)
     with started(argv, tmp_path) as process:
-        wait_for(process, "slow now")
+        wait_for_text(process, "validates")
         process.send_signal(number)
-        begun = time.monotonic()
-        said, _ = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 30  # the validation alone takes a minute
+        said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "checkpoint-5 is saved" in said, said
     assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-5")
 
@@ -119,24 +101,22 @@ def test_a_stop_does_not_wait_for_the_end_of_a_long_validation(prepared, tmp_pat
 def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path):
     """The limit on file sizes makes writes fail in the middle of a file, as a full disk does."""
     limited = (
-        "import resource, sys\n"
+        "import resource\n"
         "from transformers import Trainer\n"
         "inner = Trainer._save_checkpoint\n"
         "def full(self, *args):\n"
         "    if self.state.global_step > 4: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
         "    inner(self, *args)\n"
-        "Trainer._save_checkpoint = full\n"
-        "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+        "Trainer._save_checkpoint = full"
     )
-    argv = [sys.executable, "-c", limited, *training()[3:]]
-    done = subprocess.run(argv, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    settings = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": PATIENCE}
+    done = subprocess.run(changed(limited), **settings)
     assert done.returncode == 2, done.stderr
     assert "checkpoint-8 could not be written" in done.stderr and "--resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in checkpoints.in_order(tmp_path / "weights/mla")] == ["checkpoint-4"]
     assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-4")
-    again = subprocess.run(training(resume=True), cwd=tmp_path, env=environment(), capture_output=True, timeout=120)
-    assert again.returncode == 0
+    assert subprocess.run(training(resume=True), **settings).returncode == 0
 
 
 def test_a_run_killed_while_it_wrote_its_first_record_begins_anew(train):
@@ -248,16 +228,15 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(train, monkeypatch, cap
 def test_a_second_process_on_a_run_is_refused_and_a_dead_one_holds_nobody(prepared, tmp_path, train, capsys):
     holder = (
         "import sys, time\nfrom filelock import FileLock\n"
-        "lock = FileLock(sys.argv[1])\nlock.acquire()\nprint('held', flush=True)\ntime.sleep(60)"
+        f"lock = FileLock(sys.argv[1])\nlock.acquire()\nprint('held', flush=True)\ntime.sleep({PATIENCE})"
     )
     (tmp_path / "weights").mkdir()
     argv = [sys.executable, "-c", holder, str(tmp_path / "weights" / ".mla.lock")]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
+    with started(argv, tmp_path) as process:
+        wait_for_text(process, "held")
         assert train() == 2
         assert "weights/mla is being trained by another process" in capsys.readouterr().err
         assert not (tmp_path / "weights" / "mla").exists()
-        process.kill()
     assert train() == 0
 
 
@@ -344,12 +323,14 @@ def test_a_stop_that_comes_while_processes_agree_is_not_forgotten(monkeypatch):
     assert control.should_training_stop and control.should_save
 
 
-def test_a_stop_saves_also_where_nobody_reads_what_is_said_any_more(prepared, tmp_path):
-    process = started(training(**ENDLESS), tmp_path)
-    wait_until_it_trains(process, tmp_path)
-    process.stdout.close()  # as when Ctrl-C ends tee before us
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_stop_saves_also_where_nobody_reads_what_is_said_any_more(prepared, tmp_path, unbuffered):
+    """Nor does what could not be said change the exit code, as Python would have it."""
+    with started(training(**ENDLESS), tmp_path, env=environment() | {"PYTHONUNBUFFERED": unbuffered}) as process:
+        wait_until_it_trains(process, tmp_path)
+        process.stdout.close()  # as when Ctrl-C ends tee before us
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 130
     (saved,) = checkpoints.in_order(tmp_path / "weights/mla")
     assert checkpoints.is_whole(saved)
 

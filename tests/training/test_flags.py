@@ -108,7 +108,7 @@ def test_what_is_decided_here_is_refused_and_says_what_to_do_instead(name, tmp_p
         ({"learning_rate": "inf"}, "learning_rate=inf must be a positive number"),
         ({"eval_steps": "inf"}, "eval_steps=inf must be a whole number of steps"),
         ({"max_steps": 10**30}, "is more than anything trains on"),
-        ({"train_tokens": 10**30}, "is more than anything trains on"),
+        ({"train_tokens": 10**30}, "must be at most"),
         ({"validation_tokens": 0}, "validation_tokens=0 must be at least 1"),
         ({"seed": 2**32}, "seed=4294967296 must be a whole number from 0 and below 2^32"),
         ({"lr_scheduler_kwargs": "{bad"}, "lr_scheduler_kwargs={bad cannot be"),

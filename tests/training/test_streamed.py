@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +12,10 @@ import pytest
 from conftest import paragraphs
 from datasets import Dataset
 from datasets.packaged_modules.parquet.parquet import Parquet
+from processes import PATIENCE, changed, environment, training
 from safetensors.torch import load_file
 from test_distributed import back_to, on_two_processes, values
-from test_faults import environment, stop_when, training
+from test_faults import stop_when
 from tqdm import tqdm
 
 from mla_experiments.cli import main
@@ -161,15 +160,18 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_stores_no_text(train, streame
     flags = {**STREAM, "train_tokens": 60 * 128, "save_steps": 7, "logging_steps": 3}
     assert train(run="whole", **flags) == 0
     home = {"HF_HOME": str(tmp_path / "huggingface")}
-    path = tmp_path / "weights/killed/mla"
-    killed = subprocess.Popen(training(run="killed", **flags), env=environment() | home, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, cwd=tmp_path)  # fmt: skip
-    while killed.poll() is None and not (path / "checkpoint-14").exists():
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    resumed = subprocess.run(training(run="killed", resume=True, **flags), cwd=tmp_path, env=environment() | home,
-                             capture_output=True, text=True, timeout=120)  # fmt: skip
+    killed_at_14 = (
+        "from mla_experiments.training import checkpoints\n"
+        "inner = checkpoints.publish\n"
+        "def publish(folder, run_folder):\n"
+        "    inner(folder, run_folder)\n"
+        "    if folder.name == 'checkpoint-14': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "checkpoints.publish = publish"
+    )
+    settings = {"cwd": tmp_path, "env": environment() | home, "capture_output": True, "text": True}
+    killed = subprocess.run(changed(killed_at_14, run="killed", **flags), timeout=PATIENCE, **settings)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = subprocess.run(training(run="killed", resume=True, **flags), timeout=PATIENCE, **settings)
     assert resumed.returncode == 0, resumed.stderr
     assert contents("killed") == contents("whole")
     corpus = load_corpus(streamed / "corpus")

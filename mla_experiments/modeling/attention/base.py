@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from ..cache import quantised_in
 from ..cache_name import either_name
 from .checks import check_options, require
 
@@ -142,6 +143,10 @@ class Attention(nn.Module, ABC):
         """
         if cache is None:
             return key, value
+        if value.shape[-1] == 0 and (group := quantised_in(self._held(cache))):
+            last = min(group, key.shape[-1] // 2)  # quantisers want values too, both in whole groups
+            whole = torch.cat(self.remember(cache, key[..., :-last], key[..., -last:]), dim=-1)
+            return whole, whole[..., :0]
         if key.shape[1] == value.shape[1]:
             self._check_held(cache, key, value)
             return cache.update(key, value, self.layer_idx)
@@ -150,14 +155,17 @@ class Attention(nn.Module, ABC):
         kept = cache.update(key, value, self.layer_idx)
         return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
 
+    def _held(self, cache):
+        return cache.layers[self.layer_idx] if self.layer_idx < len(cache.layers) else None
+
     def _check_held(self, cache, key, value):
-        layers = cache.layers
-        held = layers[self.layer_idx] if self.layer_idx < len(layers) else None
+        held = self._held(cache)
         compiling = torch.compiler.is_compiling()  # a static cache's length is a tensor: asking would break the graph
         if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
             for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
+                fits = new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype
                 require(
-                    new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype,
+                    fits or old.dim() < 4,  # of what is quantised, a cache shows no tensor
                     f"the cache holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
                     f"{tuple(new.shape)} and {new.dtype}; pass a cache that this model and batch have filled",
                 )

@@ -3,13 +3,13 @@
 Every model generates greedily, through transformers' own `generate()`, with its cache and without.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..allocator import keep_freed_memory
-from .measure import interleaved, spread
-from .training import contestants
+from .measure import flag, interleaved, spread
+from .training import MECHANISMS, contestants
 
 FIGURE = {"x": "tokens", "y": "s", "line": "model", "panel": "study"}
 
@@ -18,19 +18,11 @@ FIGURE = {"x": "tokens", "y": "s", "line": "model", "panel": "study"}
 class Arguments:
     """Seconds to generate, with cache and without, ours and transformers'."""
 
-    attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
-    )
-    prompts: list[int] = field(
-        default_factory=lambda: [100, 500, 1000, 2000], metadata={"help": "lengths of the prompt, for 100 new tokens"}
-    )
-    new_tokens: list[int] = field(
-        default_factory=lambda: [50, 100, 200, 400], metadata={"help": "numbers of new tokens, after a prompt of 100"}
-    )
-    without_cache: bool = field(
-        default=True, metadata={"help": "also without cache, ours alone: every step runs the whole sequence again"}
-    )
-    rounds: int = field(default=3, metadata={"help": "timed turns of each contestant, after one to warm up"})
+    attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
+    prompts: list[int] = flag([100, 500, 1000, 2000], "lengths of the prompt, for 100 new tokens")
+    new_tokens: list[int] = flag([50, 100, 200, 400], "numbers of new tokens, after a prompt of 100")
+    without_cache: bool = flag(True, "also without cache, ours alone: every step runs the whole sequence again")
+    rounds: int = flag(3, "timed turns of each contestant, after one to warm up")
 
 
 def measure(given: Arguments) -> list[dict]:

@@ -1,7 +1,7 @@
 """The KV cache: bytes of the tensors that a model really keeps, the formulas beside them, and the batch that fits."""
 
 import gc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -9,9 +9,8 @@ from ..allocator import keep_freed_memory
 from ..errors import UserError
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from .decode import cache_bytes, decode_step
-from .measure import in_fresh_process
-from .packing import PeakMemory
-from .training import SHAPE
+from .measure import PeakMemory, flag, in_fresh_process
+from .training import MECHANISMS, SHAPE
 
 FIGURE = {"x": "context", "y": "cache MiB", "line": "attention", "panel": None}
 
@@ -20,13 +19,9 @@ FIGURE = {"x": "context", "y": "cache MiB", "line": "attention", "panel": None}
 class Arguments:
     """Cache size against context, the memory that decoding takes beside it, and the largest batch in a budget."""
 
-    attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "mechanisms to measure"}
-    )
-    contexts: list[int] = field(
-        default_factory=lambda: [512, 2048, 8192, 32768, 65536], metadata={"help": "tokens in the cache"}
-    )
-    budget_gib: float = field(default=16.0, metadata={"help": "memory for weights and caches of a batch"})
+    attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
+    contexts: list[int] = flag([512, 2048, 8192, 32768, 65536], "tokens in the cache")
+    budget_gib: float = flag(16.0, "memory for weights and caches of a batch")
 
 
 def measure(given: Arguments) -> list[dict]:

@@ -2,12 +2,12 @@
 
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.conversion import export_checkpoint, import_checkpoint
-from .measure import in_fresh_process
+from .measure import flag, in_fresh_process, memory_of
 
 FIGURE = None
 
@@ -16,9 +16,9 @@ FIGURE = None
 class Arguments:
     """Seconds and peak memory of export and import."""
 
-    attention: list[str] = field(default_factory=lambda: ["mha", "mla"], metadata={"help": "mechanisms"})
-    hidden_size: int = field(default=1024, metadata={"help": "width; 16 heads, a vocabulary of 32,000"})
-    num_hidden_layers: int = field(default=20, metadata={"help": "20 layers, 1,024 wide, make 300 million parameters"})
+    attention: list[str] = flag(["mha", "mla"], "mechanisms")
+    hidden_size: int = flag(1024, "width; 16 heads, a vocabulary of 32,000")
+    num_hidden_layers: int = flag(20, "20 layers, 1,024 wide, make 300 million parameters")
 
 
 def measure(given: Arguments) -> list[dict]:
@@ -61,5 +61,4 @@ def peak_memory(task, *arguments) -> int:
     What `getrusage` says would include the process that started this one.
     """
     task(*arguments)
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
+    return memory_of("self", "VmHWM")

@@ -2,12 +2,12 @@
 
 import random
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
+from .measure import PeakMemory, flag
 
 FIGURE = None
 
@@ -16,8 +16,8 @@ FIGURE = None
 class Arguments:
     """Seconds and memory of preparing synthetic corpora."""
 
-    characters: list[int] = field(default_factory=lambda: [3_000_000], metadata={"help": "sizes of the corpora"})
-    sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row"})
+    characters: list[int] = flag([3_000_000], "sizes of the corpora")
+    sequence_length: int = flag(1024, "tokens in a packed row")
 
 
 def measure(given: Arguments) -> list[dict]:
@@ -63,30 +63,3 @@ def measure_packing(characters: int, sequence_length: int) -> dict:
                 measured[f"{name}, s"] = time.perf_counter() - begun
             measured[f"{name}, MiB"] = memory.peak / 2**20
     return measured
-
-
-class PeakMemory:
-    """Samples the anonymous memory of this process while the block runs; `peak` is in bytes (Linux)."""
-
-    def __enter__(self):
-        self.peak, self.done = self.now(), threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self):
-        """Sample until the block ends."""
-        while not self.done.wait(0.02):
-            self.peak = max(self.peak, self.now())
-
-    @staticmethod
-    def now(process: int | str = "self") -> int:
-        """Return the bytes of anonymous memory that a process, by default this one, holds now."""
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) * 1024
-        return 0
-
-    def __exit__(self, *error):
-        self.done.set()
-        self.thread.join()

@@ -150,7 +150,10 @@ def locked(folder: Path, patience: float = -1) -> Iterator[None]:
 def write_json(path: Path, content: dict | list) -> None:
     """Write JSON so that the file is always either the old one or the new one, whole."""
     scratch = path.with_name(path.name + ".partial")
-    scratch.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if any("\ud800" <= sign <= "\udfff" for sign in text):  # of the name of a file that is not in UTF-8
+        text = json.dumps(content, indent=2)
+    scratch.write_text(text + "\n", encoding="utf-8")
     flush(scratch)
     scratch.replace(path)
 

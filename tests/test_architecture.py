@@ -9,7 +9,8 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "mla_experiments"
 ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
 SHARED = {  # what any part may use
-    "errors", "manifest", "run_files", "markdown", "allocator", "stopping", "threads", "versions", "registration", "",
+    "errors", "manifest", "run_files", "markdown", "allocator", "stopping", "threads", "versions", "registration",
+    "yaml_files", "",
 }  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 
-from ..errors import UserError, reason_of
+from ..errors import UserError
+from ..yaml_files import read_yaml
 
 TRUTH = {**dict.fromkeys(("true", "yes", "t", "y", "1"), True), **dict.fromkeys(("false", "no", "f", "n", "0"), False)}
 LARGEST, LARGEST_SEED = 2**63 - 1, 2**32 - 1  # whole numbers that torch's and NumPy's are
@@ -167,9 +168,9 @@ def with_config(argv: list[str], known: Iterable[str]) -> list[str]:
         raise UserError("--config needs a file; give one, such as experiments/demo.yaml")
     path = Path(argv[place + 1])
     flags = []
-    for name, value in read_config(path).items():
+    for name, value in read_yaml(path, "config", "`flag: value`")[1].items():
         if name in known:
-            flags += [f"--{name}", *as_strings(value)]
+            flags += [f"--{name}", *as_strings(value, f"config={path} has {name}")]
         elif name not in (others := flags_of_all_commands()):
             near = difflib.get_close_matches(str(name), others | set(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else "; see mla-experiments COMMAND --help"
@@ -177,24 +178,18 @@ def with_config(argv: list[str], known: Iterable[str]) -> list[str]:
     return [*flags, *argv[:place], *argv[place + 2 :]]
 
 
-def read_config(path: Path) -> dict:
-    """Return the flags that a YAML file states."""
-    import yaml
+def as_strings(value: object, where: str) -> list[str]:
+    """Return a YAML value as it would stand on the command line.
 
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"config={path} cannot be read ({reason_of(error)}); give a YAML file of flags") from None
-    if not isinstance(content, dict):
-        raise UserError(f"config={path} is not a list of `flag: value` lines; see experiments/demo.yaml")
-    return content
-
-
-def as_strings(value: object) -> list[str]:
-    """A YAML value as it would stand on the command line."""
+    Raises:
+        UserError: it is more than JSON can hold; `where` it stands.
+    """
     if isinstance(value, list):
         return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]
+    try:
+        return [json.dumps(value) if isinstance(value, dict) else str(value)]
+    except (TypeError, ValueError):
+        raise UserError(f"{where}={value}, which is no JSON; give texts, numbers and lists of them") from None
 
 
 def flags_of_all_commands() -> set[str]:

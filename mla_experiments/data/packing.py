@@ -24,6 +24,7 @@ from .tokenizer import MADE_BY as TOKENIZER_MADE_BY
 from .tokenizer import load_tokenizer
 
 MADE_BY = "python data/construct_dataset.py"
+LONGEST = 2**31 - 1  # what Arrow's lists are counted in
 BATCH_CHARACTERS = 2_000_000  # tokenised at once, by all cores; bounds the memory
 
 
@@ -49,8 +50,8 @@ def prepare_tokens(
     """
     corpus = read_manifest(corpus_folder, CORPUS_MADE_BY)
     tokenizer_manifest = read_manifest(tokenizer_folder, TOKENIZER_MADE_BY)
-    if sequence_length < 1:
-        raise UserError(f"sequence_length={sequence_length} must be at least 1")
+    if not 1 <= sequence_length < LONGEST:
+        raise UserError(f"sequence_length={sequence_length} must be at least 1 and below {LONGEST}")
     request = {
         "sequence_length": sequence_length,
         "seed": seed,

@@ -57,7 +57,7 @@ class Results:
         facts = ", ".join(f"{name} {value}" for name, value in self.context["versions"].items())
         heading, made = f"# Evaluation on {escaped(self.context['corpus'])}", f"{self.context['device']}; {facts}."
         text = f"{heading}\n\n{self.table(escaped)}\n\n{made}\n"
-        (folder / "results.md").write_text(text, encoding="utf-8")
+        (folder / "results.md").write_text(text, encoding="utf-8", errors="backslashreplace")
         return [folder / "results.json", folder / "results.md"]
 
 

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import yaml
-
-from ..errors import UserError, reason_of
 from ..training import PRESETS, RunArguments, trainer_defaults
 from ..training.flags import taken
 from ..training.settings import preset_name
+from ..yaml_files import read_yaml
 from .fields import (
     DATA,
     OWN,
@@ -84,7 +82,7 @@ def read_study(path: Path) -> Study:
         UserError: a file that cannot be read, or a field that is unknown or cannot be.
     """
     path = Path(path)
-    source, content = read_yaml(path)
+    source, content = read_yaml(path, "study", "`field: value`")
     check_fields(content, path)
     preset = preset_name(content.pop("preset", "auto"))
     settings = {name: value for name, value in (trainer_defaults() | PRESETS[preset]).items() if value is not None}
@@ -116,18 +114,6 @@ def read_study(path: Path) -> Study:
     for variant in study.variants:
         taken(study.arguments(variant)[1])  # refuses what cannot be before anything is prepared
     return study
-
-
-def read_yaml(path: Path) -> tuple[str, dict]:
-    """Return the text of a file, and the fields in it."""
-    try:
-        source = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(source) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"study={path} cannot be read ({reason_of(error)}); give a YAML file") from None
-    if not isinstance(content, dict):
-        raise UserError(f"study={path} is not a list of `field: value` lines; see experiments/")
-    return source, content
 
 
 def variants_of(attention: list[str], options: dict[str, list], swept: dict[str, list]) -> Iterator[Variant]:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import math
+import typing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..modeling.attention import ATTENTION
 from ..training import RunArguments
 from ..training.flags import REFUSED
 
+CLASSES = (RunArguments, TrainingArguments)
 OWN = ("attention", "seeds", "learning_rate", "match", "cache_bytes_per_token")
 DATA = {"corpus": "auto", "text_column": "text", "vocab_size": 10_000, "shuffle_seed": 0}
 MATCHES = ("none", "parameters", "flops", "cache")
@@ -30,7 +32,7 @@ INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
 
 def check_fields(content: dict, path: Path) -> None:
     """Refuse a field that nobody knows, with the nearest one that somebody does, or that a study sets itself."""
-    flags = {f.name for cls in (RunArguments, TrainingArguments) for f in fields(cls) if f.init}
+    flags = {f.name for cls in CLASSES for f in fields(cls) if f.init}
     options = {f"attention.{option}" for mechanism in ATTENTION.values() for option in mechanism.option_names()}
     known = flags.union(OWN, DATA, options) - INSTEAD.keys() - REFUSED.keys()
     for name in content:
@@ -47,7 +49,7 @@ def check_fields(content: dict, path: Path) -> None:
 def check_options(attention: list[str], options: dict[str, list], match: str) -> None:
     """Refuse unknown mechanisms, and options of none of them, that a match solves for, or that are no numbers."""
     for name in attention:
-        if name not in ATTENTION:
+        if not isinstance(name, str) or name not in ATTENTION:
             raise unknown("attention", name, ATTENTION)
     for option, values in options.items():
         if not all(value is None or type(value) is int for value in values):
@@ -125,6 +127,8 @@ def same_for_all(field: str, value: Any) -> Any:
         )
     if type(value) is not type(DATA[field]):
         raise UserError(f"{field}={value} must be {'a whole number' if isinstance(DATA[field], int) else 'text'}")
+    if isinstance(value, int) and not 0 <= value < 2**32:
+        raise UserError(f"{field}={value} must be from 0 and below 2^32")
     return value
 
 
@@ -135,9 +139,17 @@ def typed(field: str, value: Any) -> Any:
         UserError: the flag cannot be that.
     """
     if value is None or isinstance(value, dict):
-        return value
-    parser = HfArgumentParser([RunArguments, TrainingArguments], exit_on_error=False)
+        if can_be(field, type(value)):
+            return value
+        raise UserError(f"{field}={value} cannot be; give one value, or a list of values to compare")
+    parser = HfArgumentParser(CLASSES, exit_on_error=False)
     try:
         return vars(parser.parse_args([f"--{field}={value}"]))[field]
     except argparse.ArgumentError as error:
         raise UserError(f"{field}={value} cannot be: {error.message}") from None
+
+
+def can_be(field: str, kind: type) -> bool:
+    """Return whether the type that a flag is declared with has a kind of value: None, or a dictionary."""
+    (declared,) = (typing.get_type_hints(cls)[field] for cls in CLASSES if field in cls.__dataclass_fields__)
+    return any(kind in (part, typing.get_origin(part)) for part in typing.get_args(declared))

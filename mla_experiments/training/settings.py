@@ -121,7 +121,7 @@ def preset_name(asked: str) -> str:
     """Return the preset to use: "auto" is `reference` where there is an accelerator and `demo` where there is none."""
     if asked == "auto":
         return "reference" if torch.accelerator.is_available() else "demo"
-    if asked not in PRESETS:
+    if not isinstance(asked, str) or asked not in PRESETS:
         raise UserError(f"preset={asked} is unknown; choose auto or one of {', '.join(PRESETS)}")
     return asked
 

@@ -96,8 +96,10 @@ def test_generate_continues_a_prompt(train, capsys):
     assert first.startswith("the river") and len(first) > len("the river\n")
     main(["generate", "mla", "--prompt", "the river", "--max-new-tokens", "8", "--seed", "4"])
     assert capsys.readouterr().out == first
-    assert main(["generate", "mla", "--max-new-tokens", "500"]) == 2
-    assert "max_new_tokens=500" in capsys.readouterr().err
+    for flag, value, said in (("--max-new-tokens", "500", "=500"), ("--temperature", "1e-320", "at least 1e-06")):
+        assert main(["generate", "mla", "--prompt", "the river", flag, value]) == 2
+        refusal = capsys.readouterr()
+        assert said in refusal.err and refusal.out == ""  # not even the prompt
     assert main(["generate", "mla", "--max-new-tokens", "0"]) == 2
     assert "max_new_tokens=0 must be at least 1" in capsys.readouterr().err
     assert main(["generate", "mla", "--prompt", "the \udce9 river"]) == 2

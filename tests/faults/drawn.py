@@ -49,7 +49,7 @@ TINY = [
 ]  # fmt: skip
 CORPORA = (
     "text.txt", "notes.md", "rows.jsonl", "array.json", "table.csv", "table.tsv", "table.parquet", "table.arrow",
-    "text.txt.gz", "rows.jsonl.bz2", "folder", "shards",
+    "text.txt.gz", "rows.jsonl.bz2", "folder", "shards", "\udcff.txt",
 )  # fmt: skip
 RUNS = [
     *[["--run", "new"]] * 3, *[["--run", "half", "--resume"]] * 2, ["--resume"], ["--run", "half", "--overwrite"],
@@ -74,8 +74,8 @@ SHARES = {
 # what would only last, as it says, and is no fault: these are drawn small, or such as cannot be at all
 LASTING = {
     "train_tokens", "max_steps", "num_hidden_layers", "max_new_tokens", "rounds", "dataloader_num_workers",
-    "characters", "batch_size", "sequence_length", "hidden_size", "intermediate_size", "num_attention_heads",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "characters", "batch_size", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
 }  # fmt: skip
 NEVER = {"address"}  # a cluster elsewhere
 WHOLE = ["1", "2", "3", "4", "8", "16", "32", "64", "0", "-1", "-8"]

@@ -68,10 +68,7 @@ def fuzz(pristine: dict[str, bytes], cases: int, seed: int, only: set[int]) -> t
     def check(case):
         if (place := next(number)) not in only:
             return
-        begun = time.monotonic()
         code, found = outcome(case)
-        if os.environ.get("TIMES"):
-            print(place, round(time.monotonic() - begun, 1), case.argv[:1], code, flush=True)
         if found:
             finds.append(show(place, smaller(case, found)))
         name = case.argv[0] if case.argv and case.argv[0] in drawn.SHARES else "no command"

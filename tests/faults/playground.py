@@ -70,7 +70,7 @@ def write_corpora(folder: Path) -> None:
         "text.txt": article, "notes.md": "\n\n".join(texts), "rows.jsonl": lines, "array.json": json.dumps(rows),
         "table.csv": "\n".join(["text", *texts]) + "\n",
         "table.tsv": "\n".join(["text\tn", *(f"{text}\t1" for text in texts)]),
-        "empty.txt": "", "a\nb.txt": article, "tiny.yaml": json.dumps(STUDY),
+        "empty.txt": "", "a\nb.txt": article, "\udcff.txt": article, "tiny.yaml": json.dumps(STUDY),
     }.items():  # fmt: skip
         (folder / name).write_text(content, encoding="utf-8")
     (folder / "text.txt.gz").write_bytes(gzip.compress(article.encode()))

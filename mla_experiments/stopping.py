@@ -7,6 +7,7 @@ a Makefile). Python leaves it ignored, and so does this package: such a job is t
 import contextlib
 import os
 import signal
+import sys
 
 
 def ignores_ctrl_c() -> bool:
@@ -16,8 +17,11 @@ def ignores_ctrl_c() -> bool:
 
 def say(sentence: str) -> None:
     """Say something at once, also in a signal's handler, and where nobody reads it any more."""
-    with contextlib.suppress(RuntimeError, OSError):  # in the middle of another print; a broken pipe, a full disk
-        print(sentence, flush=True)
+    with contextlib.suppress(OSError):  # a broken pipe, a full disk
+        try:
+            print(sentence, flush=True)
+        except RuntimeError:  # in the middle of another print, whose buffer takes no second text
+            os.write(sys.stdout.fileno(), f"{sentence}\n".encode())
 
 
 def say_how_to_stop() -> None:

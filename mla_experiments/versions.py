@@ -7,7 +7,7 @@ from importlib import metadata
 
 # library: the oldest and the newest release that tests have passed on, as far as they are written
 TESTED = {
-    "torch": ("2.6", "2.14"),
+    "torch": ("2.8", "2.14"),
     "transformers": ("5.17", "5.24"),
     "accelerate": ("1.10", "1.15"),
     "datasets": ("4.2", "5.2"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import REPOSITORY, TINY, command
 
-PATIENCE = 600  # seconds for what takes a few: only a process that hangs needs so many
+PATIENCE = 240  # seconds for what takes a few: only a process that hangs needs so many
 ENDLESS = {"train_tokens": 128 * 50_000, "save_steps": 1_000_000, "eval_steps": 1_000_000}
 
 

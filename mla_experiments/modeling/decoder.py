@@ -163,9 +163,9 @@ class DecoderModel(DecoderPreTrainedModel):
         elif cache is None and self._wants_cache(use_cache):
             cache = DynamicCache(config=self.config)
         past = 0 if cache is None else growing(cache).get_seq_length()
-        if untested() and cache is not None and past > 0:
-            check_decoding(self.config.attention)
         if not torch.compiler.is_compiling():
+            if untested() and past > 0:
+                check_decoding(self.config.attention)
             self._check_length(x.shape[1], past, attention_mask)
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past)
@@ -276,7 +276,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         `logits_to_keep` is the number of last positions whose logits to compute (0 for all), or the positions: `[N]`,
         `[B, N]`, or `[B, T]` of booleans. All else as in `DecoderModel.forward`.
         """
-        if unknown := sorted(of_the_loss.keys() - OF_THE_LOSS):
+        if unknown := sorted(name for name in of_the_loss if name not in OF_THE_LOSS):
             raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
         outputs = self.model(
             input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, output_attentions,

@@ -1,7 +1,7 @@
 """The licences in `constraints.txt` are those that the packages themselves state."""
 
 import re
-from importlib.metadata import PackageNotFoundError, metadata
+from importlib.metadata import PackageNotFoundError, files, metadata
 
 import pytest
 from conftest import REPOSITORY
@@ -10,7 +10,7 @@ PINNED = re.findall(r"^([\w-]+)==\S+(.*)$", (REPOSITORY / "constraints.txt").rea
 FAMILIES = {
     "Apache": "Apache",
     "MIT": "MIT",
-    "BSD": "BSD",
+    "BSD|Neither the name of the copyright holder": "BSD",
     "LGPL": "LGPL",
     "MPL|Mozilla": "MPL",
     "PSF|Python Soft": "PSF",
@@ -30,6 +30,8 @@ def test_the_stated_licence_is_the_packages_own(package, comment):
         pytest.skip(f"{package} is not installed")
     classifiers = [line for line in facts.get_all("Classifier") or [] if line.startswith("License")]
     own = [facts.get("License-Expression") or "", (facts.get("License") or "").split("\n")[0], *classifiers]
+    if not any(own):  # the text of the licence itself
+        own = [file.read_text() for file in files(package) if file.name.startswith("LICENSE")]
     assert families(comment) == families(" ".join(own))
 
 

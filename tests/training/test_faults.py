@@ -74,6 +74,24 @@ def test_a_second_ctrl_c_ends_at_once(prepared, tmp_path):
     assert process.returncode == 130 and "Stopped at once" in said and "Traceback" not in said
 
 
+def test_what_is_said_in_the_middle_of_a_print_is_said(tmp_path):
+    """The buffer that a signal interrupts takes no second text: Python raises RuntimeError there."""
+    code = (
+        "import io, sys\n"
+        "from mla_experiments.stopping import say\n"
+        "class Interrupted(io.RawIOBase):\n"
+        "    fileno = lambda self: 1\n"
+        "    writable = lambda self: True\n"
+        "    def write(self, text):\n"
+        "        say('a checkpoint is being saved')\n"
+        "        return len(text)\n"
+        "sys.stdout = io.TextIOWrapper(io.BufferedWriter(Interrupted()))\n"
+        "print('step 3', flush=True)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert result.stdout.startswith("a checkpoint is being saved\n") and result.stderr == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_does_not_wait_for_the_end_of_a_long_validation(prepared, tmp_path, number):
     """Nor for its second batch: that one would take longer than the test has patience."""

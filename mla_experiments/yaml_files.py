@@ -29,8 +29,8 @@ def read_yaml(path: Path, role: str, line: str) -> tuple[str, dict]:
     if not isinstance(content, dict | None):
         raise UserError(f"{role}={path} is not a list of {line} lines; see experiments/")
     for text in texts_in(content):
-        if "\0" in text or not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
-            raise UserError(f"{role}={path} has the text {ascii(text)}, which is no Unicode text; mend it there")
+        if "\0" in text or (not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text)):
+            raise UserError(f"{role}={path} has the text {text!a}, which is no Unicode text; mend it there")
     return source, content or {}
 
 

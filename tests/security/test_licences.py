@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 PINNED = re.findall(r"^([\w-]+)==\S+(.*)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
 FAMILIES = {
     "Apache": "Apache",
-    "MIT": "MIT",
+    r"\bMIT\b": "MIT",
     "BSD|Neither the name of the copyright holder": "BSD",
     "LGPL": "LGPL",
     "MPL|Mozilla": "MPL",

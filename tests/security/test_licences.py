@@ -12,7 +12,7 @@ FAMILIES = {
     r"\bMIT\b": "MIT",
     "BSD|Neither the name of the copyright holder": "BSD",
     "LGPL": "LGPL",
-    "MPL|Mozilla": "MPL",
+    r"\bMPL|Mozilla": "MPL",
     "PSF|Python Soft": "PSF",
 }
 

@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import UserError
-from .attention import ATTENTION
+from .attention import ATTENTION, find
 from .attention.checks import check_options, require, require_number, require_whole
+from .attention.plugins import how_to_get, source_of
 from .attention.rope import check_rope
 from .cache_name import NAMES
 
@@ -38,8 +39,9 @@ class DecoderConfig(PreTrainedConfig):
         num_hidden_layers: number of blocks.
         num_attention_heads: query heads.
         max_position_embeddings: the longest sequence, in tokens.
-        attention: name of a registered mechanism.
+        attention: name of a registered mechanism, or `path/to/file.py:Class`.
         attention_options: the mechanism's own hyper-parameters; what is left out derives from the size.
+        attention_source: where a mechanism from outside came from, see `plugins.source_of`; filled in.
         positions: "rope", or "learned" absolute positions added to the embeddings.
         rope_parameters: transformers' standard description of RoPE: `rope_theta`, the base of the frequencies, and
             `rope_type`, "default" or one that stretches the context ("linear", "llama3", "yarn") with what it needs.
@@ -63,6 +65,7 @@ class DecoderConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     attention: str = "mla"
     attention_options: dict | None = None
+    attention_source: dict | None = None
     positions: str = "rope"
     rope_parameters: dict | None = None
     rope_interleave: bool = False
@@ -126,15 +129,31 @@ class DecoderConfig(PreTrainedConfig):
         hint = f"did you mean {near[0]}?" if near else "options of the mechanism belong in attention_options."
         raise UserError(f"{unknown[0]}={given[unknown[0]]!r} is no field of a decoder's configuration; {hint}")
 
-    def _resolve_attention(self) -> dict:
+    def _find_attention(self) -> None:
+        """Find the mechanism, and say where one from outside came from; or where it should have come from."""
+        stated = self.attention_source
         require(
-            isinstance(self.attention, str) and self.attention in ATTENTION,
-            f"attention={self.attention!r} is unknown; choose one of {', '.join(ATTENTION)}.",
+            stated is None or (isinstance(stated, dict) and stated.keys() <= {"package", "version", "file", "sha256", "class"}),
+            f"attention_source={stated!r} does not say where a mechanism came from.",
         )
+        try:
+            self.attention = find(self.attention)
+        except UserError:
+            if not stated:
+                raise
+            raise UserError(f"attention={self.attention} is not here; {how_to_get(stated)}") from None
+        self.attention_source = source_of(ATTENTION[self.attention])
+        if stated and stated != self.attention_source:
+            logger.warning_once(
+                f"attention={self.attention} of this model was another: {how_to_get(stated)}, for the same numbers"
+            )
+
+    def _resolve_attention(self) -> dict:
+        self._find_attention()
         mechanism = ATTENTION[self.attention]
         given = {} if self.attention_options is None else self.attention_options
-        check_options(given)
-        known = mechanism.option_names()
+        known = mechanism.option_types()
+        check_options(given, known)
         if unknown := sorted(set(given) - known):
             raise UserError(
                 f"attention_options has {', '.join(unknown)}, unknown to attention={self.attention!r}; "

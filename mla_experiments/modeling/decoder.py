@@ -25,7 +25,7 @@ from transformers.utils import logging
 from ..errors import UserError
 from ..kernels import project
 from ..kernels.plain import is_plain
-from .attention import ATTENTION
+from .attention import ATTENTION, Attention
 from .attention.checks import require
 from .attention.rope import RotaryEmbedding
 from .cache import growing
@@ -76,6 +76,7 @@ class DecoderBlock(GradientCheckpointingLayer):
             rotary=config.positions == "rope",
             rope_interleave=config.rope_interleave,
             rope_parameters=config.rope_parameters,
+            rms_norm_eps=config.rms_norm_eps,
             **config.attention_options,
         )
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -105,6 +106,8 @@ class DecoderPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, RotaryEmbedding):  # a model made on the meta device has its buffers filled here
             module.fill()
+        if isinstance(module, Attention):
+            module.init_weights(self.config.initializer_range)
 
 
 class DecoderModel(DecoderPreTrainedModel):

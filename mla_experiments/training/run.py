@@ -18,7 +18,7 @@ from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..errors import InUse, Stopped, UserError
 from ..manifest import file_hash, flush, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM, device_name
-from ..modeling.attention import ATTENTION
+from ..modeling.attention import find
 from ..run_files import METRICS_FILE, RUN_FILE, check_files, read_run
 from . import checkpoints
 from .arguments import trainer_arguments
@@ -47,9 +47,7 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], N
             nothing has been changed then.
         Stopped: the user asked to stop; a checkpoint is saved.
     """
-    for name in arguments.attention:
-        if name not in ATTENTION:
-            raise UserError(f"attention={name} is unknown; choose among {', '.join(ATTENTION)}")
+    arguments.attention = [find(name) for name in arguments.attention]
     data_dir, root = Path(arguments.data_dir), Path(arguments.weights_dir) / arguments.run
     tokens, manifest = load_tokens(data_dir / "tokens", data_dir / "tokenizer")
     check_streaming(arguments.streaming, manifest, trainer_flags)

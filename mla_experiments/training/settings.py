@@ -7,7 +7,7 @@ import torch
 
 from ..errors import UserError, unknown
 from ..modeling import DecoderConfig
-from ..modeling.attention import ATTENTION
+from ..modeling.attention import find
 from .flags import REFUSED
 
 PRESETS = {
@@ -94,9 +94,7 @@ class RunArguments:
                 'give JSON such as {"mla": {"kv_lora_rank": 64}}'
             ) from None
         for name in options:
-            if name not in ATTENTION:
-                raise unknown("attention_options", name, ATTENTION)
-            if name not in self.attention:
+            if find(name) not in map(find, self.attention):
                 raise UserError(
                     f"attention_options has {name}, but attention={' '.join(self.attention)} does not; leave it out"
                 )

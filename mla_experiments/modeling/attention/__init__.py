@@ -1,6 +1,13 @@
-"""The registry of attention mechanisms. To add one: write its file and name its class here."""
+"""The registry of attention mechanisms, ours and those from outside.
 
+To add one of ours: write its file and name its class here. From outside: `register`, or see `plugins.py`.
+"""
+
+from pathlib import Path
+
+from . import plugins
 from .base import Attention, set_decode_mode
+from .checks import require
 from .gqa import GQA
 from .mha import MHA
 from .mla import MLA
@@ -8,4 +15,56 @@ from .mqa import MQA
 
 ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA}
 
-__all__ = ["ATTENTION", "GQA", "MHA", "MLA", "MQA", "Attention", "set_decode_mode"]
+
+def register(mechanism: type[Attention], name: str | None = None) -> str:
+    """Make a mechanism known by a name, to everything in this package; return the name.
+
+    Args:
+        mechanism: a class of `Attention`; `mla_experiments.testing.check_attention` says whether it keeps the contract.
+        name: by default that of the class in small letters.
+
+    Raises:
+        UserError: it is no mechanism, or the name is taken by another.
+    """
+    name = getattr(mechanism, "__name__", str(mechanism)).lower() if name is None else name
+    plugins.check_mechanism(mechanism, name)
+    taken = ATTENTION.get(name, mechanism)
+    same = (taken.__module__, taken.__qualname__) == (mechanism.__module__, mechanism.__qualname__)  # defined anew
+    require(same, f"attention={name} is taken by {taken.__module__}.{taken.__qualname__}; give another name")
+    ATTENTION[name] = mechanism
+    return name
+
+
+def find(asked: str) -> str:
+    """Return the name in the registry of what is asked for: a name, or `path/to/file.py:Class`, which is registered.
+
+    Raises:
+        UserError: nobody knows it, or what it names does not import or is no mechanism.
+    """
+    require(isinstance(asked, str), f"attention={asked!r} is no name of a mechanism.")
+    if asked in ATTENTION:
+        return asked
+    if in_file := plugins.FROM_A_FILE.fullmatch(asked):
+        path = Path(in_file[1])
+        name = register(plugins.class_from_file(path, in_file[2]))
+        plugins.hand_on(path, in_file[2])
+        return name
+    for named in plugins.handed_on():
+        if find(named) == asked:
+            return asked
+    if mechanism := plugins.announced(asked):
+        return register(mechanism, asked)
+    require(False, f"attention={asked!r} is unknown; choose one of {', '.join(ATTENTION)}, or path/to/file.py:Class.")
+
+
+__all__ = [
+    "ATTENTION",
+    "GQA",
+    "MHA",
+    "MLA",
+    "MQA",
+    "Attention",
+    "find",
+    "register",
+    "set_decode_mode",
+]

@@ -1,22 +1,25 @@
 """The contract that every attention mechanism keeps.
 
-A mechanism is one class in one file. It states its hyper-parameters (`resolve`), its arithmetic (`forward`), and
-what it costs (`cache_elements_per_token`, `flops`). Training, generation, evaluation, benchmarks and the contract
-tests work for it because it stands in the registry.
+A mechanism is one class in one file. It states what it is (`description`, `equation`), its hyper-parameters
+(`resolve`), its arithmetic (`forward`), and what it costs (`cache_parts`, `flops`). Training, generation, evaluation,
+studies, planner, benchmarks and reports ask it for the rest, so that no other file names it; the contract tests
+(`mla_experiments.testing.check_attention`) hold it to what it states.
 """
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from ...kernels import project
 from ..cache import quantised_in
 from ..cache_name import either_name
 from .checks import check_options, require
 
+Option = int | float | bool | str | None
 Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
 
 
@@ -30,14 +33,24 @@ class Attention(nn.Module, ABC):
         rotary: whether positions enter by RoPE; without it the attention knows no positions.
         rope_interleave: layout of rotary pairs, see `rope.rotate`.
         rope_parameters: how the rotary angles are made, see `rope.RotaryEmbedding`; some scale the scores too.
+        rms_norm_eps: what the norms of the block add to the mean square, for norms that the mechanism has.
         options: the mechanism's own hyper-parameters, see its `resolve`.
 
     Attributes:
+        description: what it is, in the words that follow "a decoder with".
+        equation: what it computes, in a line.
+        cache_option: the option that sets the size of the cache, which a study solves for where the cache is held
+            equal; None where nothing does.
+        fixed_options: those of its options that its definition fixes, so that a study has no choice of them.
         decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
         decode_mode: the one in use.
     """
 
-    decode_modes: tuple[str, ...] = ("auto",)
+    description: ClassVar[str]
+    equation: ClassVar[str]
+    cache_option: ClassVar[str | None] = None
+    fixed_options: ClassVar[frozenset[str]] = frozenset()
+    decode_modes: ClassVar[tuple[str, ...]] = ("auto",)
     decode_mode: str = "auto"
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -54,7 +67,8 @@ class Attention(nn.Module, ABC):
         rotary: bool = True,
         rope_interleave: bool = False,
         rope_parameters: dict | None = None,
-        **options: int | None,
+        rms_norm_eps: float = 1e-6,
+        **options: Option,
     ):
         super().__init__()
         self.hidden_size = hidden_size
@@ -63,7 +77,8 @@ class Attention(nn.Module, ABC):
         self.rotary = rotary
         self.rope_interleave = rope_interleave
         self.rope_parameters = rope_parameters
-        check_options(options)
+        self.rms_norm_eps = rms_norm_eps
+        check_options(options, self.option_types())
         for name, value in self.resolve(hidden_size, num_attention_heads, rotary=rotary, **options).items():
             setattr(self, name, value)
 
@@ -71,23 +86,34 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def resolve(
         cls, hidden_size: int, num_attention_heads: int, *, rotary: bool = True, **options: Any
-    ) -> dict[str, int | None]:
+    ) -> dict[str, Option]:
         """Return the mechanism's own hyper-parameters, complete: what is not given derives from the size.
 
-        The keyword arguments of an implementation are the options that the mechanism knows.
+        The keyword arguments of an implementation are the options that the mechanism knows, and their annotations
+        (`int | None`, `bool`, `float`) what each may be.
 
         Raises:
             UserError: a value that cannot work, with its field.
         """
 
     @classmethod
+    def option_types(cls) -> dict[str, type]:
+        """Return what each of the mechanism's own hyper-parameters may be: the keyword arguments of its `resolve`."""
+        given = inspect.signature(cls.resolve, eval_str=True).parameters.values()
+        return {
+            parameter.name: parameter.annotation
+            for parameter in given
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "rotary"
+        }
+
+    @classmethod
     def option_names(cls) -> set[str]:
-        """Return the names of the mechanism's own hyper-parameters: the keyword arguments of its `resolve`."""
-        return set(inspect.signature(cls.resolve).parameters) - {"hidden_size", "num_attention_heads", "rotary"}
+        """Return the names of the mechanism's own hyper-parameters."""
+        return set(cls.option_types())
 
     @classmethod
     @abstractmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: dict[str, Option]) -> int:
         """Return how many dimensions of a key RoPE turns, given resolved options."""
 
     @abstractmethod
@@ -113,8 +139,15 @@ class Attention(nn.Module, ABC):
         """
 
     @abstractmethod
+    def cache_parts(self) -> dict[str, int]:
+        """Return how many numbers this layer keeps in the cache for one token of one sequence, part by part.
+
+        The names say what is kept, such as "latent" and "rotary key".
+        """
+
     def cache_elements_per_token(self) -> int:
-        """Return how many numbers this layer keeps in the cache for one token of one sequence."""
+        """Return how many numbers this layer keeps in the cache for one token of one sequence, in all."""
+        return sum(self.cache_parts().values())
 
     @abstractmethod
     def flops(self, num_tokens: int, context: int) -> int:
@@ -123,6 +156,17 @@ class Attention(nn.Module, ABC):
         Two per multiply-add; every one of `num_tokens` new tokens is scored against all `context` tokens (itself
         and the cached ones included), which is what is computed where causality is a mask. Norms, softmax and
         rotation are not counted, as in torch's FLOP counter.
+        """
+
+    def decoding_flops(self, context: int) -> int:
+        """Return the FLOPs of one new token among `context` tokens, where they differ from those of `flops`."""
+        return self.flops(1, context)
+
+    def init_weights(self, std: float) -> None:
+        """Set what should not start as every matrix does, in place; called after all of its modules have started.
+
+        Args:
+            std: standard deviation of every matrix at the start.
         """
 
     def remember(
@@ -154,6 +198,10 @@ class Attention(nn.Module, ABC):
         self._check_held(cache, key, value)
         kept = cache.update(key, value, self.layer_idx)
         return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
+
+    def output(self, attended: torch.Tensor) -> torch.Tensor:
+        """Put what the heads have read `[B, H, T, Dv]` side by side and project it: `[B, T, D]`."""
+        return project(self.o_proj, merge_heads(attended))
 
     def _held(self, cache):
         return cache.layers[self.layer_idx] if self.layer_idx < len(cache.layers) else None

@@ -1,8 +1,13 @@
 """Refusals of values that cannot work, each in one sentence that names the field and its value."""
 
+import math
 import sys
+from types import NoneType
+from typing import get_args
 
 from ...errors import UserError
+
+KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
 
 
 def require(condition: bool, message: str) -> None:
@@ -23,13 +28,29 @@ def require_number(name: str, value: object, above: float = 0) -> None:
     require(number and above < value <= sys.float_info.max, f"{name}={value!r} must be a number above {above}.")
 
 
-def check_options(options: object) -> None:
-    """Raise `UserError` unless `options` is a dictionary of whole numbers, or None for what derives from the size."""
+def check_options(options: object, types: dict[str, type]) -> None:
+    """Raise `UserError` unless `options` is a dictionary of what each may be; None derives from the size.
+
+    Args:
+        options: to be checked; those of other names are another function's affair.
+        types: what the value of a name may be, such as `int | None`.
+    """
     require(isinstance(options, dict), f"attention_options={options!r} must be a dictionary.")
     for name, value in options.items():
         require(isinstance(name, str), f"attention_options has {name!r}, which is no name of an option.")
-        if value is not None:
-            require(isinstance(value, int) and not isinstance(value, bool), f"{name}={value!r} must be an integer.")
+        if name in types:
+            check_option(name, value, types[name])
+
+
+def check_option(name: str, value: object, declared: type) -> None:
+    """Raise `UserError` unless `value` is of the type that is declared; None is always one, a whole number a float."""
+    kinds = [kind for kind in get_args(declared) or (declared,) if kind is not NoneType]
+    if value is None or type(value) in kinds:
+        fits = not isinstance(value, float) or math.isfinite(value)
+    else:
+        fits = float in kinds and type(value) is int
+    said = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
+    require(fits, f"{name}={value!r} must be {said}.")
 
 
 def head_width(hidden_size: int, num_attention_heads: int) -> int:

@@ -4,11 +4,18 @@ Head i reads the key and value of group floor(i · G / H). G = H is MHA, G = 1 i
 2 · G · d_h numbers.
 """
 
+from typing import ClassVar
+
 from .mha import MHA
 
 
 class GQA(MHA):
     """Grouped-query attention: G key-value heads, each shared by H / G query heads."""
+
+    description = "grouped-query attention"
+    equation = "o_i = Σ_s softmax_s(q_i · k_g,s / √d_h) v_g,s,  g = ⌊i · G / H⌋"
+    cache_option = "num_key_value_heads"
+    fixed_options: ClassVar = frozenset()
 
     @classmethod
     def groups(cls, num_attention_heads: int, num_key_value_heads: int | None) -> int:

@@ -9,14 +9,14 @@ Cached per token: keys and values of all heads, 2 · H · d_h numbers. The class
 key-value heads, G = H here; `gqa.py` and `mqa.py` choose another G and change nothing else.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
-from .base import Attention, Rotation, merge_heads, split_heads
+from .base import Attention, Rotation, split_heads
 from .checks import head_width, require
 from .rope import rotate
 
@@ -24,6 +24,9 @@ from .rope import rotate
 class MHA(Attention):
     """Multi-head attention: G = H key-value heads."""
 
+    description = "multi-head attention"
+    equation = "o_i = Σ_s softmax_s(q_i · k_i,s / √d_h) v_i,s"
+    fixed_options: ClassVar = frozenset({"num_key_value_heads"})
     head_dim: int
     num_key_value_heads: int
 
@@ -97,12 +100,11 @@ class MHA(Attention):
             query = rotate(query, position_embeddings, self.rope_interleave)
             key = rotate(key, position_embeddings, self.rope_interleave)
         key, value = self.remember(cache, key, value)  # [B, G, S, D]
-        output = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, D]
-        return project(self.o_proj, merge_heads(output))  # [B, T, hidden_size]
+        return self.output(attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions))
 
-    def cache_elements_per_token(self) -> int:
+    def cache_parts(self) -> dict[str, int]:
         """2 · G · d_h: one key and one value per key-value head."""
-        return 2 * self.num_key_value_heads * self.head_dim
+        return dict.fromkeys(("keys", "values"), self.num_key_value_heads * self.head_dim)
 
     def flops(self, num_tokens: int, context: int) -> int:
         """Four projections, then scores and sums over the context; see `Attention.flops`."""

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, project, weight_of
 from .absorb import absorbed, is_cheaper_absorbed
-from .base import Attention, Rotation, merge_heads, split_heads
+from .base import Attention, Rotation, split_heads
 from .checks import head_width, require
 from .rope import rotate, score_factor
 
@@ -36,6 +36,9 @@ class MLA(Attention):
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
+    description = "multi-head latent attention"
+    equation = "o_i = Σ_s softmax_s(q_i · [W_i^UK c_s; k_s^R] / √(d_nope + d_R)) W_i^UV c_s"
+    cache_option = "kv_lora_rank"
     decode_modes = ("auto", "expand", "absorb", "full")
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
@@ -112,18 +115,16 @@ class MLA(Attention):
         latent = self.latents(hidden_states, position_embeddings)  # [B, 1, T, d_c + d_R]
         if self.decode_mode == "full":
             key, value = self.remember(cache, *self.expand(latent))
-            return project(self.o_proj, merge_heads(attend(query, key, value, attention_mask, self.scale, attentions)))
+            return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
         # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
         latents, _ = self.remember(cache, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
         if attention_mask is None and latent.shape[2] > 1:
             latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
         if self.absorbs(latent.shape[2], latents.shape[2]):
             up = self.up_projections()
-            output = absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions)
-        else:
-            key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
-            output = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
-        return project(self.o_proj, merge_heads(output))  # [B, T, hidden_size]
+            return self.output(absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions))
+        key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
+        return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
 
     def absorbs(self, num_new: int, context: int) -> bool:
         """Return whether to attend in the latent space: as told, or where that is cheaper and can be done.
@@ -180,9 +181,9 @@ class MLA(Attention):
         key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
         return key, value
 
-    def cache_elements_per_token(self) -> int:
+    def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the latent and one rotary key, for all heads together."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
+        return {"latent": self.kv_lora_rank, "rotary key": self.qk_rope_head_dim}
 
     def flops(self, num_tokens: int, context: int) -> int:
         """Projections of the new tokens, expansion of the whole context, attention; see `Attention.flops`."""
@@ -196,3 +197,9 @@ class MLA(Attention):
         expand = self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         attention = self.num_heads * (self.qk_head_dim + self.v_head_dim)
         return 2 * (num_tokens * (queries + compress + output + context * attention) + context * expand)
+
+    def decoding_flops(self, context: int) -> int:
+        """Fold the query, attend to the latents, unfold: nothing is expanded; see `Attention.decoding_flops`."""
+        fold = self.kv_lora_rank * (self.qk_nope_head_dim + self.v_head_dim)
+        scores = context * (2 * self.kv_lora_rank + self.qk_rope_head_dim)
+        return self.flops(1, 0) + 2 * self.num_heads * (fold + scores)

@@ -154,7 +154,7 @@ class DecoderConfig(PreTrainedConfig):
         given = {} if self.attention_options is None else self.attention_options
         known = mechanism.option_types()
         check_options(given, known)
-        if unknown := sorted(set(given) - known):
+        if unknown := sorted(given.keys() - known.keys()):
             raise UserError(
                 f"attention_options has {', '.join(unknown)}, unknown to attention={self.attention!r}; "
                 f"it knows {', '.join(sorted(known))}."

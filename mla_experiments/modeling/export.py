@@ -1,8 +1,9 @@
-"""Which stock model of transformers each of ours is, and back: Llama for MHA, GQA and MQA, dense DeepSeek for MLA.
+"""Which stock model of transformers each of ours is, and back: Llama with keys and values, dense DeepSeek with latents.
 
 Names and shapes of all weights are the same on both sides; `docs/interop.md` lists them.
 """
 
+import contextlib
 import copy
 from dataclasses import fields
 
@@ -11,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError, reason_of
+from .attention import ATTENTION
 from .attention.checks import require
 from .configuration import DecoderConfig
 
@@ -46,7 +48,12 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
     values["rope_parameters"] = dict(config.rope_parameters)
     if config.positions != "rope":
         raise UserError(f"positions={config.positions} exists in no stock model; only positions=rope can be exported")
-    if config.attention == "mla":
+    mechanism = ATTENTION[config.attention]
+    if mechanism.stock is None:
+        raise UserError(
+            f"attention={config.attention} exists in no stock model; {', '.join(exportable())} can be exported"
+        )
+    if mechanism.stock == "deepseek_v3":
         kind = DeepseekV3Config
         values |= config.attention_options | {
             "num_key_value_heads": config.num_attention_heads,
@@ -54,8 +61,6 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
             "first_k_dense_replace": config.num_hidden_layers,  # every layer dense, none of experts
             "num_mtp_layers": 0,
         }
-    elif config.attention not in ("mha", "gqa", "mqa"):
-        raise UserError(f"attention={config.attention} exists in no stock model; mha, gqa, mqa and mla can be exported")
     elif config.rope_interleave:
         raise UserError("rope_interleave=True exists in no stock Llama; only the half-split layout can be exported")
     else:
@@ -67,6 +72,19 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
         raise UserError(
             f"no stock {kind.model_type} is like this model ({reason_of(error)}); it cannot be exported"
         ) from None
+
+
+def exportable() -> list[str]:
+    """Return the names of the mechanisms that have a stock counterpart."""
+    return [name for name, mechanism in ATTENTION.items() if mechanism.stock]
+
+
+def has_stock(config: DecoderConfig) -> bool:
+    """Return whether there is a stock model like one of ours."""
+    try:
+        return bool(stock_config(config))
+    except UserError:
+        return False
 
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -94,12 +112,13 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         options = {name: getattr(stock, name) for name in MLA_FIELDS}
         interleaved = kind == "deepseek_v2" or bool(stock.rope_interleave)  # V2 knows no other layout
         return DecoderConfig(**values, attention="mla", attention_options=options, rope_interleave=interleaved)
-    groups, heads = stock.num_key_value_heads, stock.num_attention_heads
-    options = {"head_dim": stock.head_dim}
-    if groups in (1, heads):
-        return DecoderConfig(**values, attention="mha" if groups == heads else "mqa", attention_options=options)
-    options["num_key_value_heads"] = groups
-    return DecoderConfig(**values, attention="gqa", attention_options=options)
+    options = {"head_dim": stock.head_dim, "num_key_value_heads": stock.num_key_value_heads}
+    for name in sorted(exportable(), key=lambda name: not ATTENTION[name].fixed_options):  # the narrowest that it is
+        with contextlib.suppress(UserError):
+            if ATTENTION[name].stock == kind:
+                ATTENTION[name].resolve(stock.hidden_size, stock.num_attention_heads, **options)
+                return DecoderConfig(**values, attention=name, attention_options=options)
+    raise UserError(f"num_key_value_heads={stock.num_key_value_heads} is none that attention here can have")
 
 
 def refuse_what_differs(stock: PreTrainedConfig) -> None:

@@ -178,7 +178,7 @@ def identity_of(
         attention: its mechanism.
     """
     values = vars(run) | arguments.to_dict() | {"devices": arguments.world_size, "device": arguments.device.type}
-    aside = {"transformers_version", "_name_or_path", "dtype", "architectures"}
+    aside = {"transformers_version", "_name_or_path", "dtype", "architectures", "attention_source"}  # among the sources
     determines = {
         "model": {name: value for name, value in config.to_diff_dict().items() if name not in aside},
         "tokens": manifest["request"],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import find
 from .flags import REFUSED

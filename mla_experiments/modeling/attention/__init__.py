@@ -5,6 +5,7 @@ To add one of ours: write its file and name its class here. From outside: `regis
 
 from pathlib import Path
 
+from ...errors import unknown
 from . import plugins
 from .base import Attention, set_decode_mode
 from .checks import require
@@ -14,6 +15,7 @@ from .mla import MLA
 from .mqa import MQA
 
 ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA}
+MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
 
 def register(mechanism: type[Attention], name: str | None = None) -> str:
@@ -54,13 +56,14 @@ def find(asked: str) -> str:
             return asked
     if mechanism := plugins.announced(asked):
         return register(mechanism, asked)
-    require(False, f"attention={asked!r} is unknown; choose one of {', '.join(ATTENTION)}, or path/to/file.py:Class.")
+    raise unknown("attention", asked, ATTENTION)
 
 
 __all__ = [
     "ATTENTION",
     "GQA",
     "MHA",
+    "MISSION",
     "MLA",
     "MQA",
     "Attention",

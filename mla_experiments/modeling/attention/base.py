@@ -42,6 +42,7 @@ class Attention(nn.Module, ABC):
         cache_option: the option that sets the size of the cache, which a study solves for where the cache is held
             equal; None where nothing does.
         fixed_options: those of its options that its definition fixes, so that a study has no choice of them.
+        stock: the `model_type` of transformers' decoder that computes the same with the same weights, if there is one.
         decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
         decode_mode: the one in use.
     """
@@ -50,6 +51,7 @@ class Attention(nn.Module, ABC):
     equation: ClassVar[str]
     cache_option: ClassVar[str | None] = None
     fixed_options: ClassVar[frozenset[str]] = frozenset()
+    stock: ClassVar[str | None] = None
     decode_modes: ClassVar[tuple[str, ...]] = ("auto",)
     decode_mode: str = "auto"
 

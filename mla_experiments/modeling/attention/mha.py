@@ -26,6 +26,7 @@ class MHA(Attention):
 
     description = "multi-head attention"
     equation = "o_i = Σ_s softmax_s(q_i · k_i,s / √d_h) v_i,s"
+    stock = "llama"
     fixed_options: ClassVar = frozenset({"num_key_value_heads"})
     head_dim: int
     num_key_value_heads: int

@@ -39,6 +39,7 @@ class MLA(Attention):
     description = "multi-head latent attention"
     equation = "o_i = Σ_s softmax_s(q_i · [W_i^UK c_s; k_s^R] / √(d_nope + d_R)) W_i^UV c_s"
     cache_option = "kv_lora_rank"
+    stock = "deepseek_v3"
     decode_modes = ("auto", "expand", "absorb", "full")
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):

@@ -43,8 +43,8 @@ class TwoKeysOneValue(Attention):
         value = value.expand(-1, 2, -1, -1)
         return self.o_proj(merge_heads(attend(query, key, value, attention_mask, WIDTH**-0.5, attentions)))
 
-    def cache_elements_per_token(self) -> int:
-        return 5 * WIDTH
+    def cache_parts(self) -> dict[str, int]:
+        return {"keys": 2 * WIDTH, "values": 3 * WIDTH}
 
     def flops(self, num_tokens: int, context: int) -> int:
         raise NotImplementedError

@@ -1,0 +1,100 @@
+"""What each mechanism computes, from its paper's equations: plain loops over heads and positions, one sequence at a time.
+
+Nothing is shared with the package but the names of the weights. Each takes weights by name, hidden states `[B, T, D]`
+and the settings that `mla_experiments.testing.check_attention` documents, and returns `[B, T, D]`.
+"""
+
+import math
+
+import torch
+
+
+def turned(x, position, settings):
+    """RoFormer, eq. 15: each pair of numbers turns by its own angle."""
+    half = len(x) // 2
+    result = x.clone()
+    for pair in range(half):
+        first, second = (2 * pair, 2 * pair + 1) if settings["rope_interleave"] else (pair, pair + half)
+        angle = position * settings["rope_theta"] ** (-2 * pair / len(x))
+        result[first] = x[first] * math.cos(angle) - x[second] * math.sin(angle)
+        result[second] = x[second] * math.cos(angle) + x[first] * math.sin(angle)
+    return result
+
+
+def normed(x, weight, eps):
+    """Zhang and Sennrich 2019, RMSNorm, eq. 4."""
+    return x / math.sqrt(float((x * x).mean()) + eps) * weight
+
+
+def mixed(query, keys, values, scale):
+    """Scaled dot-product attention of one query."""
+    scores = [float(query @ key) * scale for key in keys]
+    largest = max(scores)
+    weights = [math.exp(score - largest) for score in scores]
+    total = sum(weights)
+    return sum(weight / total * value for weight, value in zip(weights, values, strict=True))
+
+
+def each_sequence(attend):
+    """Turn a function of one sequence `[T, D]` into one of a batch."""
+
+    def attend_batch(weights, hidden_states, settings):
+        with torch.no_grad():
+            return torch.stack([attend(weights, sequence, settings) for sequence in hidden_states])
+
+    return attend_batch
+
+
+@each_sequence
+def grouped(weights, hidden_states, settings):
+    """Ainslie et al. 2023, GQA, §2.2; with as many groups as heads MHA, with one MQA."""
+    heads, groups, width = (settings[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            group = head // (heads // groups)
+
+            def part(name, place, index):
+                vector = weights[f"{name}.weight"][index * width : (index + 1) * width] @ hidden_states[place]
+                return turned(vector, place, settings) if settings["rotary"] and name != "v_proj" else vector
+
+            keys = [part("k_proj", place, group) for place in range(now + 1)]
+            values = [part("v_proj", place, group) for place in range(now + 1)]
+            outputs.append(mixed(part("q_proj", now, head), keys, values, width**-0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def mla(weights, hidden_states, settings):
+    """DeepSeek-V2, §2.1.2-2.1.3, eq. 9-19."""
+    heads, rank, content, rotary, width = (
+        settings[name]
+        for name in ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    )
+
+    def turned_end(vector, place):
+        return torch.cat((vector[:content], turned(vector[content:], place, settings))) if rotary else vector
+
+    def compressed(place):
+        both = weights["kv_a_proj_with_mqa.weight"] @ hidden_states[place]
+        latent = normed(both[:rank], weights["kv_a_layernorm.weight"], 1e-6)
+        return latent, turned(both[rank:], place, settings)
+
+    cached = [compressed(place) for place in range(len(hidden_states))]
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            up = weights["kv_b_proj.weight"][head * (content + width) : (head + 1) * (content + width)]
+            query = weights["q_proj.weight"][head * (content + rotary) : (head + 1) * (content + rotary)]
+            keys = [torch.cat((up[:content] @ latent, shared)) for latent, shared in cached[: now + 1]]
+            values = [up[content:] @ latent for latent, _ in cached[: now + 1]]
+            asked = turned_end(query @ hidden_states[now], now)
+            outputs.append(mixed(asked, keys, values, (content + rotary) ** -0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+REFERENCES = {"mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla}

@@ -10,7 +10,7 @@ def test_what_stands_around_it_is_not_read_past(name):
     check_wrapper(make_model, name)
 """
 
-from .attention import CHECKS, Case, check_attention, run_check
+from .contract import CHECKS, Case, check_attention, run_check
 from .wrappers import WRAPPERS, check_wrapper, is_available
 
 __all__ = ["CHECKS", "WRAPPERS", "Case", "check_attention", "check_wrapper", "is_available", "run_check"]

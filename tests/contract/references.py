@@ -1,4 +1,4 @@
-"""What each mechanism computes, from its paper's equations: plain loops over heads and positions, one sequence at a time.
+"""What each mechanism computes, from its paper's equations: plain loops over sequences, positions and heads.
 
 Nothing is shared with the package but the names of the weights. Each takes weights by name, hidden states `[B, T, D]`
 and the settings that `mla_experiments.testing.check_attention` documents, and returns `[B, T, D]`.

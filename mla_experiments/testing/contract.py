@@ -30,7 +30,7 @@ Reference = Callable[[dict[str, torch.Tensor], torch.Tensor, dict], torch.Tensor
 
 @dataclass(frozen=True)
 class Case:
-    """What a check is given: a mechanism with its options, one kind of positions, and a plain reference if there is one.
+    """What a check is given: a mechanism with its options, one kind of positions, perhaps a plain reference.
 
     Attributes:
         attention: its name in the registry.

@@ -20,6 +20,7 @@ from transformers import DynamicCache, StaticCache
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import ATTENTION, Attention, plugins
 from ..modeling.attention.base import Option
+from ..modeling.attention.checks import COMMON
 from ..modeling.cache import growing
 
 VOCABULARY, BATCH, LENGTH = 41, 3, 13
@@ -35,6 +36,7 @@ class Case:
     Attributes:
         attention: its name in the registry.
         options: its hyper-parameters, as far as they are not its defaults.
+        common: those that are common to mechanisms (`output_gate`, `qk_norm`, `attention_bias`), likewise.
         positions: "rope" or "learned".
         reference: what it computes, see `check_attention`.
         hidden_size: width of the decoder.
@@ -43,6 +45,7 @@ class Case:
 
     attention: str
     options: dict[str, Option] = field(default_factory=dict)
+    common: dict[str, Option] = field(default_factory=dict)
     positions: str = "rope"
     reference: Reference | None = None
     hidden_size: int = 32
@@ -54,7 +57,7 @@ class Case:
             "vocab_size": VOCABULARY, "hidden_size": self.hidden_size, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": self.num_attention_heads, "max_position_embeddings": 64,
             "attention": self.attention, "attention_options": dict(self.options), "positions": self.positions,
-            "initializer_range": 0.2, "pad_token_id": 0,
+            "initializer_range": 0.2, "pad_token_id": 0, **self.common,
         }  # fmt: skip
         return DecoderConfig(**values | changed)
 
@@ -96,9 +99,16 @@ def check_attention(
     """
     with registered(mechanism) as name:
         for kind in positions:
-            case = Case(name, options or {}, kind, reference, hidden_size, num_attention_heads)
-            for check in CHECKS.values():
-                run_check(check, case)
+            for common in common_cases(mechanism):
+                case = Case(name, options or {}, common, kind, reference, hidden_size, num_attention_heads)
+                for check in CHECKS.values() if not common else (decoding, gradients, cache_size, operations):
+                    run_check(check, case)
+
+
+def common_cases(mechanism: type[Attention]) -> list[dict[str, Option]]:
+    """Return the options that are common to mechanisms as far as one follows them: none, each alone, all together."""
+    followed = [{name: value} for name in COMMON if name in mechanism.takes for value in COMMON[name] if value]
+    return [{}, *followed, {name: value for one in followed for name, value in one.items()}] if followed else [{}]
 
 
 def run_check(check: Callable[[Case], None], case: Case) -> None:
@@ -106,7 +116,7 @@ def run_check(check: Callable[[Case], None], case: Case) -> None:
     try:
         check(case)
     except Exception as error:
-        given = ", ".join(f"{name}={value}" for name, value in case.options.items())
+        given = ", ".join(f"{name}={value}" for name, value in (case.options | case.common).items())
         where = f"{case.attention}{f' with {given}' if given else ''}, positions={case.positions}"
         raise AssertionError(f"{check.__name__} of {where}: {type(error).__name__}: {error}") from error
 

@@ -71,7 +71,7 @@ def refused(capsys, argv):
          "causality"),
         ('"keys": self.num_key_value_heads * self.key_dim', '"keys": 1 + self.key_dim', "cache_size"),
         ("key, value = self.remember(cache, key, value)", "pass", "decoding"),
-        ("self.scale, attentions))", "self.scale, attentions))[..., :-1]", "causality"),
+        ("return self.output(attended,", "return self.output(attended[..., :-1],", "causality"),
         ("return 2 * num_tokens", "return num_tokens", "operations"),
         ("key = rotate(key,", "rotate(key,", "reference"),
     ],

@@ -22,13 +22,14 @@ class ThinKeys(Attention):
     description = "thin-key attention"
     equation = "o_i = Σ_s softmax_s(q_i · k_g,s / √d_k) v_g,s,  g = ⌊i · G / H⌋"
     cache_option = "num_key_value_heads"
+    takes = frozenset({"output_gate"})
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         self.q_proj = nn.Linear(hidden_size, self.num_heads * self.key_dim, bias=False)
         self.k_proj = nn.Linear(hidden_size, self.num_key_value_heads * self.key_dim, bias=False)
         self.v_proj = nn.Linear(hidden_size, self.num_key_value_heads * self.value_dim, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.value_dim, hidden_size, bias=False)
+        self.make_output(self.value_dim)
         self.scale = (self.key_dim**-0.5) * self.sharpness
 
     @classmethod
@@ -70,18 +71,19 @@ class ThinKeys(Attention):
             query = rotate(query, position_embeddings, self.rope_interleave)
             key = rotate(key, position_embeddings, self.rope_interleave)
         key, value = self.remember(cache, key, value)  # [B, G, S, ...]
-        return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
+        attended = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
+        return self.output(attended, hidden_states)
 
     def cache_parts(self) -> dict[str, int]:
         """G · (d_k + d_v)."""
         return {"keys": self.num_key_value_heads * self.key_dim, "values": self.num_key_value_heads * self.value_dim}
 
     def flops(self, num_tokens: int, context: int) -> int:
-        """Four projections, scores and sums."""
-        heads = self.num_heads + self.num_key_value_heads
-        projections = self.hidden_size * heads * (self.key_dim + self.value_dim)
+        """Three projections and that of the output, scores and sums."""
+        keys_and_values = self.num_key_value_heads * (self.key_dim + self.value_dim)
+        projections = self.hidden_size * (self.num_heads * self.key_dim + keys_and_values)
         attention = context * self.num_heads * (self.key_dim + self.value_dim)
-        return 2 * num_tokens * (projections + attention)
+        return 2 * num_tokens * (projections + attention) + self.output_flops(num_tokens)
 
 
 def thin_keys(weights: dict[str, torch.Tensor], hidden_states: torch.Tensor, settings: dict) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from ..manifest import library_versions
 from ..modeling import DecoderConfig
 from ..modeling.attention import ATTENTION
+from ..modeling.attention.checks import COMMON
 from .flags import REFUSED, STEERED_BY_VALIDATION
 from .settings import RunArguments, trainer_defaults
 
@@ -180,6 +181,7 @@ def identity_of(
     """
     values = vars(run) | arguments.to_dict() | {"devices": arguments.world_size, "device": arguments.device.type}
     aside = {"transformers_version", "_name_or_path", "dtype", "architectures", "attention_source"}  # among the sources
+    aside |= {name for name in COMMON if not getattr(config, name)}  # younger than runs that had none of them either
     determines = {
         "model": {name: value for name, value in config.to_diff_dict().items() if name not in aside},
         "tokens": manifest["request"],

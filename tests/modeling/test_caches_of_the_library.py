@@ -11,7 +11,8 @@ from transformers import DynamicCache, QuantizedCache, StaticCache
 from mla_experiments.kernels import attend
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.modeling.attention import ATTENTION
-from mla_experiments.modeling.attention.base import Attention, merge_heads, split_heads
+from mla_experiments.modeling.attention.base import Attention
+from mla_experiments.modeling.attention.heads import merge_heads, split_heads
 from mla_experiments.modeling.attention.rope import rotate
 
 WIDTH = 8

@@ -11,8 +11,8 @@ from torch import nn
 
 from mla_experiments import Attention
 from mla_experiments.kernels import attend, project
-from mla_experiments.modeling.attention.base import split_heads
 from mla_experiments.modeling.attention.checks import head_width, require
+from mla_experiments.modeling.attention.heads import split_heads
 from mla_experiments.modeling.attention.rope import rotate
 
 

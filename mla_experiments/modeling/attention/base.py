@@ -15,9 +15,10 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import project
-from ..cache import quantised_in
 from ..cache_name import either_name
 from .checks import COMMON, check_common, check_options, require
+from .heads import merge_heads, split_heads
+from .remember import remember
 
 Option = int | float | bool | str | None
 Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
@@ -184,32 +185,8 @@ class Attention(nn.Module, ABC):
     def remember(
         self, cache: Cache | None, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to this layer's cache, where there is one, and return all that is kept: `[B, G, S, ...]`.
-
-        Caches of the library want as many heads of values as of keys. Where a mechanism has other numbers of them,
-        heads lie side by side in one wide one.
-
-        Args:
-            cache: as given to `forward`.
-            key: `[B, G, T, D]`.
-            value: `[B, G', T, D']`.
-
-        Raises:
-            UserError: the cache holds tensors of another shape or dtype.
-        """
-        if cache is None:
-            return key, value
-        if value.shape[-1] == 0 and (group := quantised_in(self._held(cache))):
-            last = min(group, key.shape[-1] // 2)  # quantisers want values too, both in whole groups
-            whole = torch.cat(self.remember(cache, key[..., :-last], key[..., -last:]), dim=-1)
-            return whole, whole[..., :0]
-        if key.shape[1] == value.shape[1]:
-            self._check_held(cache, key, value)
-            return cache.update(key, value, self.layer_idx)
-        widths, (key, value) = (key.shape[-1], value.shape[-1]), (merge_heads(x).unsqueeze(1) for x in (key, value))
-        self._check_held(cache, key, value)
-        kept = cache.update(key, value, self.layer_idx)
-        return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
+        """Append to this layer's cache, where there is one, and return all that is kept: see `remember.remember`."""
+        return remember(cache, self.layer_idx, key, value)
 
     def linear(self, in_features: int, out_features: int) -> nn.Linear:
         """Return a projection of the hidden states, with a bias where `attention_bias` says so (as in Qwen2)."""
@@ -252,21 +229,6 @@ class Attention(nn.Module, ABC):
         gates = self.gate_proj.weight.numel() if self.output_gate else 0
         return 2 * num_tokens * (self.o_proj.weight.numel() + gates)
 
-    def _held(self, cache):
-        return cache.layers[self.layer_idx] if self.layer_idx < len(cache.layers) else None
-
-    def _check_held(self, cache, key, value):
-        held = self._held(cache)
-        compiling = torch.compiler.is_compiling()  # a static cache's length is a tensor: asking would break the graph
-        if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
-            for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
-                fits = new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype
-                require(
-                    fits or old.dim() < 4,  # of what is quantised, a cache shows no tensor
-                    f"the cache holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
-                    f"{tuple(new.shape)} and {new.dtype}; pass a cache that this model and batch have filled",
-                )
-
 
 def set_decode_mode(model: nn.Module, mode: str) -> None:
     """Force how every layer of a model attends whose mechanism knows several ways: one answer, at different costs.
@@ -285,13 +247,3 @@ def set_decode_mode(model: nn.Module, mode: str) -> None:
     for layer in layers:
         if mode in layer.decode_modes:
             layer.decode_mode = mode
-
-
-def split_heads(x: torch.Tensor, width: int) -> torch.Tensor:
-    """`[B, T, H·D]` to `[B, H, T, D]`, D = width."""
-    return x.unflatten(-1, (-1, width)).transpose(1, 2)
-
-
-def merge_heads(x: torch.Tensor) -> torch.Tensor:
-    """`[B, H, T, D]` to `[B, T, H·D]`."""
-    return x.transpose(1, 2).flatten(2)

@@ -15,8 +15,9 @@ import torch
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
-from .base import Attention, Rotation, split_heads
+from .base import Attention, Rotation
 from .checks import head_width, require
+from .heads import split_heads
 from .rope import rotate
 
 

@@ -21,8 +21,9 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, project, weight_of
 from .absorb import absorbed, is_cheaper_absorbed
-from .base import Attention, Rotation, split_heads
+from .base import Attention, Rotation
 from .checks import head_width, require
+from .heads import split_heads
 from .rope import rotate, score_factor
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use

@@ -1,8 +1,9 @@
 """Attention over keys and values, cached or new, and linear maps: tensors in, tensors out. Imports torch alone."""
 
 from .attention import attend
+from .factors import attend_factors
 from .latent import attend_latents
 from .linear import project
 from .plain import weight_of
 
-__all__ = ["attend", "attend_latents", "project", "weight_of"]
+__all__ = ["attend", "attend_factors", "attend_latents", "project", "weight_of"]

@@ -1,7 +1,7 @@
 """Checkpoint folders to and from stock transformers: weight files are copied as they are, the config is translated.
 
-Weights bear the same names on both sides. One thing changes: the rotary rows of an MLA model in the half-split layout
-are interleaved in the copy, see `export.interleaved`.
+Weights bear the same names on both sides. Two things of MLA change in the copy: rotary rows in the half-split layout
+are interleaved, see `export.interleaved`, and the scale of latents is put into their norms, see `export.with_scale`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from .attention import ATTENTION
 from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
-from .export import has_rotary_rows, interleaved, native_config, stock_config
+from .export import has_rotary_rows, has_scale, interleaved, native_config, stock_config, with_scale
 from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
 ARCHITECTURES = {
@@ -74,9 +74,10 @@ def export_checkpoint(
     shards = checked_shards(source, shapes_of(config))
     with output_folder(target, source, overwrite) as scratch:
         copies = copy_shards(shards, scratch)
-        if turn:
-            for copy in copies:
+        for copy in copies:
+            if turn:
                 rewrite(copy, has_rotary_rows, partial(interleaved, config=config))
+            rewrite(copy, partial(has_scale, config=config), partial(with_scale, config=config))
         save_around_weights(source, scratch, stock)
         if describe:
             describe(scratch)

@@ -7,6 +7,7 @@ Names and shapes of all weights are the same on both sides; `docs/interop.md` li
 import contextlib
 import copy
 from dataclasses import fields
+from functools import partial
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -44,9 +45,11 @@ OF_ANY_MODEL = {
 def stock_config(config: DecoderConfig) -> PreTrainedConfig:
     """Return the config of the stock model with the same weights, under the same names, and the same logits.
 
+    The scale of latents (`latent_scale`), which it does not have, is put into their norms: see `with_scale`.
+
     Raises:
         UserError: there is none: learned positions, Llama in the interleaved rotary layout or of heads that do not
-            divide the width, another mechanism.
+            divide the width, latents without a norm, another mechanism.
     """
     values = {name: getattr(config, name) for name in SHARED_FIELDS}
     values["rope_parameters"] = dict(config.rope_parameters)
@@ -55,7 +58,9 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
     family = stock_family(config)
     if family == "deepseek_v3":
         kind = DeepseekV3Config
-        values |= config.attention_options | {
+        if not config.attention_options.get("latent_norm", True):
+            raise UserError("latent_norm=False exists in no stock model; only latents with their norm can be exported")
+        values |= {name: config.attention_options[name] for name in MLA_FIELDS} | {
             "num_key_value_heads": config.num_attention_heads,
             "rope_interleave": config.rope_interleave,
             "first_k_dense_replace": config.num_hidden_layers,  # every layer dense, none of experts
@@ -109,8 +114,10 @@ def has_stock(config: DecoderConfig) -> bool:
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     """Return the stock model with a copy of the weights of `model`, on its device and in its dtype."""
-    stock = AutoModelForCausalLM.from_config(stock_config(model.config))
-    stock.load_state_dict(model.state_dict())
+    stock, weights = AutoModelForCausalLM.from_config(stock_config(model.config)), model.state_dict()
+    for name in filter(partial(has_scale, config=model.config), weights):
+        weights[name] = with_scale(name, weights[name], model.config)
+    stock.load_state_dict(weights)
     return stock.to(device=model.device, dtype=model.dtype)
 
 
@@ -176,6 +183,23 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
         require(found == value, f"{name}={shown} is not what a decoder here has ({value}); it cannot be imported")
     partial = stock.rope_parameters.get("partial_rotary_factor", 1.0)
     require(partial == 1.0, f"partial_rotary_factor={partial} is not known here; only heads that turn whole are")
+
+
+def has_scale(name: str, config: DecoderConfig) -> bool:
+    """Return whether what a weight of a model of ours gives, by its name, is multiplied by the scale of latents."""
+    scaled = config.attention == "mla" and config.attention_options.get("latent_scale", False)
+    return bool(scaled) and name.endswith(("self_attn.kv_a_layernorm.weight", "self_attn.q_a_layernorm.weight"))
+
+
+def with_scale(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    """Return the weight of a latent's norm with √(width / rank) in it, for models that do not scale their latents.
+
+    Args:
+        name: of the weight, one that `has_scale`.
+        weight: `[rank]`.
+        config: of the model.
+    """
+    return weight * (config.hidden_size / weight.shape[0]) ** 0.5
 
 
 def has_rotary_rows(name: str) -> bool:

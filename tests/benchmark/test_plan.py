@@ -35,7 +35,7 @@ def test_published_sizes_come_out(name, total, active, numbers_per_layer):
     assert cache_elements_per_token(config) == numbers_per_layer * config.num_hidden_layers
 
 
-@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla", "tpa", "mfa"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_decoding_flops_are_those_that_are_done(attention, tied):
     config = DecoderConfig(
@@ -57,7 +57,7 @@ def test_decoding_flops_are_those_that_are_done(attention, tied):
     assert counter.get_total_flops() == Architecture(config).decoding_flops(11) + padding
 
 
-@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla", "tpa", "mfa"])
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_training_flops_are_those_of_a_forward_and_a_backward_pass(attention, positions):
     config = DecoderConfig(

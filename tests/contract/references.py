@@ -97,4 +97,50 @@ def mla(weights, hidden_states, settings):
     return torch.stack(rows)
 
 
-REFERENCES = {"mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla}
+@each_sequence
+def tpa(weights, hidden_states, settings):
+    """Zhang et al. 2025, Tensor Product Attention, eq. 3.1-3.6; a projection's rows are a_1, b_1, a_2, b_2, ..."""
+    heads, width = settings["num_attention_heads"], settings["head_dim"]
+
+    def matrix(name, rank, place):
+        factors, total = weights[f"{name}.weight"] @ hidden_states[place], torch.zeros(heads, width).double()
+        for r in range(rank):
+            a, b = factors[r * (heads + width) : (r + 1) * (heads + width)].split((heads, width))
+            total += torch.outer(a, turned(b, place, settings) if settings["rotary"] and name != "v_proj" else b)
+        return total / rank
+
+    keys = [matrix("k_proj", settings["kv_rank"], place) for place in range(len(hidden_states))]
+    values = [matrix("v_proj", settings["kv_rank"], place) for place in range(len(hidden_states))]
+    rows = []
+    for now in range(len(hidden_states)):
+        query = matrix("q_proj", settings["q_rank"], now)
+        outputs = [
+            mixed(query[i], [key[i] for key in keys[: now + 1]], [value[i] for value in values[: now + 1]], width**-0.5)
+            for i in range(heads)
+        ]
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def mfa(weights, hidden_states, settings):
+    """Hu et al. 2024, Multi-matrix Factorization Attention, with Step-3's norm of the queries' latent."""
+    heads, width = settings["num_attention_heads"], settings["head_dim"]
+
+    def at(vector, place):
+        return turned(vector, place, settings) if settings["rotary"] else vector
+
+    keys = [at(weights["k_proj.weight"] @ h, place) for place, h in enumerate(hidden_states)]
+    values = [weights["v_proj.weight"] @ h for h in hidden_states]
+    rows = []
+    for now, h in enumerate(hidden_states):
+        latent = normed(weights["q_a_proj.weight"] @ h, weights["q_a_layernorm.weight"], settings["rms_norm_eps"])
+        outputs = []
+        for head in range(heads):
+            query = at(weights["q_b_proj.weight"][head * width : (head + 1) * width] @ latent, now)
+            outputs.append(mixed(query, keys[: now + 1], values[: now + 1], width**-0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+REFERENCES = {"mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla, "tpa": tpa, "mfa": mfa}

@@ -41,7 +41,11 @@ SANE = {
     "bos_token_id": [None, 0, 1],
     "eos_token_id": [None, 0, 1],
 }
-OPTIONS = {option: [1, 2, 2, 4, 4, 6, 8, 8, 16] for m in ATTENTION.values() for option in sorted(m.option_names())}
+OPTIONS = {
+    option: [True, False] if kind is bool else [1, 2, 2, 4, 4, 6, 8, 8, 16]
+    for mechanism in ATTENTION.values()
+    for option, kind in sorted(mechanism.option_types().items())
+}
 ROPE = {
     "rope_type": ["default", "linear", "llama3", "yarn"] * 4 + ["dynamic", "longrope", "proportional", "Yarn"],
     "rope_theta": [10_000.0, 500_000, 100.0, 10, 1.0],

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache, set_seed
 from transformers.utils import hub
 
-from mla_experiments import GQA, MHA, MLA, MQA, DecoderConfig, DecoderForCausalLM, RotaryEmbedding
+from mla_experiments import GQA, MFA, MHA, MLA, MQA, TPA, DecoderConfig, DecoderForCausalLM, RotaryEmbedding
 from mla_experiments.modeling.attention.base import Attention
 from mla_experiments.modeling.cache import growing
 
@@ -22,6 +22,11 @@ LAYERS = {
     "mla": lambda: MLA(32, 4),
     "mla, low-rank queries": lambda: MLA(32, 4, q_lora_rank=12),
     "mla, without rope": lambda: MLA(32, 4, rotary=False),
+    "mla, scaled": lambda: MLA(32, 4, q_lora_rank=12, latent_scale=True),
+    "mla, without norms": lambda: MLA(32, 4, q_lora_rank=12, latent_norm=False),
+    "tpa": lambda: TPA(32, 4),
+    "tpa, without rope": lambda: TPA(32, 4, rotary=False),
+    "mfa": lambda: MFA(32, 4),
 }
 
 
@@ -153,7 +158,7 @@ def test_a_layer_exports_for_any_batch_and_length(name):
         torch.testing.assert_close(exported(x, tables), layer(x, tables))
 
 
-@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla", "tpa", "mfa"])
 def test_the_whole_model_compiles_without_graph_breaks(attention):
     model, tokens = small(attention), torch.randint(0, 64, (2, 9))
     compiled, padding = whole_graph(model), torch.ones_like(tokens)
@@ -170,7 +175,7 @@ def test_the_whole_model_compiles_without_graph_breaks(attention):
         )
 
 
-@pytest.mark.parametrize("layer", [Attention, MHA, GQA, MQA, MLA, RotaryEmbedding])
+@pytest.mark.parametrize("layer", [Attention, MHA, GQA, MQA, MLA, TPA, MFA, RotaryEmbedding])
 def test_a_layer_is_type_annotated(layer):
     for name, member in inspect.getmembers(layer, callable):
         if not name.startswith("_") and getattr(member, "__module__", "").startswith("mla_experiments"):

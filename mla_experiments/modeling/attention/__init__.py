@@ -10,11 +10,13 @@ from . import plugins
 from .base import Attention, set_decode_mode
 from .checks import require
 from .gqa import GQA
+from .mfa import MFA
 from .mha import MHA
 from .mla import MLA
 from .mqa import MQA
+from .tpa import TPA
 
-ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA}
+ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "tpa": TPA, "mfa": MFA}
 MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
 
@@ -62,10 +64,12 @@ def find(asked: str) -> str:
 __all__ = [
     "ATTENTION",
     "GQA",
+    "MFA",
     "MHA",
     "MISSION",
     "MLA",
     "MQA",
+    "TPA",
     "Attention",
     "find",
     "register",

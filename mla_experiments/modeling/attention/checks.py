@@ -77,3 +77,12 @@ def head_width(hidden_size: int, num_attention_heads: int) -> int:
         "choose a divisor of the width.",
     )
     return hidden_size // num_attention_heads
+
+
+def require_turnable(head_dim: int, rotary: bool) -> None:
+    """Raise `UserError` unless heads have numbers, and RoPE, where it turns them whole, finds pairs of them."""
+    require(
+        head_dim >= 1 and not (rotary and head_dim % 2),
+        f"head_dim={head_dim} is the rotary dimension and must be positive and even; "
+        "change hidden_size or num_attention_heads.",
+    )

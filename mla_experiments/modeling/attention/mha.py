@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
 from .base import Attention, Rotation
-from .checks import head_width, require
+from .checks import head_width, require, require_turnable
 from .heads import split_heads
 from .rope import rotate
 
@@ -60,11 +60,7 @@ class MHA(Attention):
             f"num_key_value_heads={num_key_value_heads} does not divide "
             f"num_attention_heads={num_attention_heads}; choose a divisor of the heads.",
         )
-        require(
-            head_dim >= 1 and not (rotary and head_dim % 2),
-            f"head_dim={head_dim} is the rotary dimension and must be positive and even; "
-            "change hidden_size or num_attention_heads.",
-        )
+        require_turnable(head_dim, rotary)
         return {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads}
 
     @classmethod

@@ -3,6 +3,7 @@
 from .attention import attend
 from .latent import attend_latents
 from .linear import project
+from .parted import attend_parts
 from .plain import weight_of
 
-__all__ = ["attend", "attend_latents", "project", "weight_of"]
+__all__ = ["attend", "attend_latents", "attend_parts", "project", "weight_of"]

@@ -36,10 +36,11 @@ def test_processors_with_shorter_vectors_get_the_same_answer(monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("parts, num_heads, num_new", [(1, 3, 2), (2, 16, 1), (4, 16, 1), (3, 60, 1), (2, 36, 3)])
-@pytest.mark.parametrize("width, tail, value_width", [(8, 5, 16), (24, 16, 24), (16, 0, 16), (7, 3, 37)])
+@pytest.mark.parametrize("widths", [(8, 5, 16), (24, 16, 24), (16, 0, 16), (7, 3, 37)])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_parts_have_keys_of_their_own_whose_tail_they_share(parts, num_heads, num_new, width, tail, value_width, threads):
+def test_parts_have_keys_of_their_own_whose_tail_they_share(parts, num_heads, num_new, widths, threads):
     """Parts lie side by side in a token's row, then their tail; or each in memory of its own."""
+    width, tail, value_width = widths
     whole = max(width, value_width)
     rows = torch.randn(2, 333, parts * whole + tail)[:, :301]
     tied = rows[..., : parts * whole].unflatten(-1, (parts, whole)).transpose(1, 2)  # [B, P, S, D]

@@ -8,12 +8,17 @@ from pathlib import Path
 from . import plugins
 from .base import Attention, set_decode_mode
 from .checks import require
+from .gla import GLA
 from .gqa import GQA
+from .gta import GTA
 from .mha import MHA
 from .mla import MLA
+from .mlra import MLRA
 from .mqa import MQA
 
-ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA}
+ATTENTION: dict[str, type[Attention]] = {
+    "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "gla": GLA, "mlra": MLRA,
+}  # fmt: skip
 
 
 def register(mechanism: type[Attention], name: str | None = None) -> str:
@@ -59,9 +64,12 @@ def find(asked: str) -> str:
 
 __all__ = [
     "ATTENTION",
+    "GLA",
     "GQA",
+    "GTA",
     "MHA",
     "MLA",
+    "MLRA",
     "MQA",
     "Attention",
     "find",

@@ -4,13 +4,16 @@
 
 The attention in C reads parts where they lie. Everything else knows only whole rows: there the heads of all parts
 attend to the whole row with queries that are zero outside of what they may read. That is exact, reads the cache once,
-copies none of it, and costs P times the arithmetic.
+copies none of it, and costs P times the arithmetic; in C no time, where the heads of a part are so few that P parts
+fit into one vector.
 """
 
 import torch
 from torch.nn import functional as F
 
 from . import latent, shared_keys
+
+SOFTMAX = 48  # what a score's exponential costs in C, in multiply-adds
 
 
 def attend_parts(
@@ -34,6 +37,8 @@ def attend_parts(
     num_parts = query.shape[1]
     whole = num_parts * value_width
     tail = rows.shape[-1] - whole
+    if num_parts == 1 and query.shape[-1] == rows.shape[-1]:
+        return latent.attend_latents(query.squeeze(1), rows, whole, mask, scale, attentions).unsqueeze(1)
     if attentions is None and _pays_in_c(query, rows, value_width, mask):
         parts = rows[..., :whole].unflatten(-1, (num_parts, value_width)).transpose(1, 2)  # [B, P, S, V]
         key = parts[..., : query.shape[-1] - tail]
@@ -54,14 +59,14 @@ def _spread(query, value_width, tail):
 
 
 def _pays_in_c(query, rows, value_width, mask) -> bool:
-    """Whether parts in C cost less than whole rows, empty lanes included; one part that is its own key is a latent."""
+    """Whether parts in C are served, and cost less than whole rows, whose vectors are fuller."""
+    if latent.forced() not in (None, "c") or torch.compiler.is_compiling() or shared_keys.why_not_here():
+        return False
     _, num_parts, heads, num_new, width = query.shape
-    row = rows.shape[-1]
-    if (num_parts == 1 and width == row) or latent.forced() not in (None, "c") or torch.compiler.is_compiling():
+    parted = num_parts * shared_keys.lanes_for(heads * num_new) * (width + value_width + SOFTMAX)
+    all_rows = num_parts * heads * num_new
+    lanes = min(shared_keys.lanes_for(all_rows), all_rows / shared_keys.FULL_ENOUGH)  # else they are PyTorch's
+    if parted > lanes * (rows.shape[-1] + num_parts * value_width + SOFTMAX):
         return False
     prompt = mask is None and num_new > 1
-    if prompt or shared_keys.why_not(query, rows, rows, mask) or shared_keys.why_not_here():
-        return False
-    parted = num_parts * shared_keys.lanes_for(heads * num_new) * (width + value_width)
-    whole = num_parts * heads * num_new * (row + num_parts * value_width)
-    return parted <= whole / shared_keys.FULL_ENOUGH
+    return not prompt and shared_keys.why_not(query, rows, rows, mask) is None

@@ -8,7 +8,7 @@ Where the latent is in parts (`gla.py`, `mlra.py`), so are the heads, and each p
 import torch
 from torch import nn
 
-from ...kernels import attend_parts, weight_of
+from ...kernels import attend_latents, attend_parts, weight_of
 from .checks import require
 
 Ups = tuple[torch.Tensor, torch.Tensor]
@@ -34,7 +34,11 @@ def absorbed(
         scale: factor on the scores.
         attentions: see `kernels.attend_latents`.
     """
-    return absorbed_in_parts(query.unsqueeze(1), latents, [(w_uk, w_uv)], mask, scale, attentions).squeeze(1)
+    content, rank = w_uk.shape[1:]
+    q_nope, q_rope = query.split((content, query.shape[-1] - content), dim=-1)
+    folded = torch.cat((_per_head(q_nope, w_uk), q_rope), dim=-1)  # [B, H, T, d_c + d_R]
+    mixed = attend_latents(folded, latents, rank, mask, scale, attentions)  # [B, H, T, d_c]
+    return _per_head(mixed, w_uv.transpose(1, 2))
 
 
 def absorbed_in_parts(

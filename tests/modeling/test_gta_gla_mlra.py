@@ -146,7 +146,7 @@ def test_in_c_and_in_pytorch_it_decodes_the_same(attention, num_heads=16):
 
 @pytest.mark.parametrize("attention", ["gta", "gla", "mlra"])
 @torch.no_grad()
-def test_probabilities_that_are_asked_for_are_those_of_each_head(attention):
+def test_probabilities_that_are_asked_for_are_those_of_every_softmax(attention):
     model = model_of(attention).double()
     model.set_attn_implementation("eager")
     tokens = torch.randint(0, 37, (2, 9))
@@ -155,8 +155,9 @@ def test_probabilities_that_are_asked_for_are_those_of_each_head(attention):
     step = model(tokens[:, 8:], past_key_values=cache, output_attentions=True)
     torch.testing.assert_close(step.logits, whole.logits[:, 8:], atol=1e-10, rtol=0)
     for seen, last in zip(whole.attentions, step.attentions, strict=True):
-        assert seen.shape == (2, HEADS, 9, 9) and last.shape == (2, HEADS, 1, 9)
-        torch.testing.assert_close(seen.sum(-1), torch.ones(2, HEADS, 9, dtype=torch.float64))
+        softmaxes = HEADS * (2 if attention == "mlra" else 1)
+        assert seen.shape == (2, softmaxes, 9, 9) and last.shape == (2, softmaxes, 1, 9)
+        torch.testing.assert_close(seen.sum(-1), torch.ones(2, softmaxes, 9, dtype=torch.float64))
         torch.testing.assert_close(last, seen[:, :, 8:], atol=1e-10, rtol=0)
 
 

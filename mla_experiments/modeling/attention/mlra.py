@@ -97,7 +97,7 @@ class MLRA(Attention):
     ) -> torch.Tensor:
         """Compress, remember, expand or absorb, attend, project: see `Attention.forward`.
 
-        A head has b softmaxes; the probabilities that `attentions` is given are their mean.
+        A head has b softmaxes: the probabilities that `attentions` is given are `[B, b·H, T, S]`, branch by branch.
         """
         query = queries(self, hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = latent_rows(self, hidden_states, position_embeddings, [self.kv_a_layernorm])  # [B, 1, T, d_c + d_R]
@@ -105,16 +105,13 @@ class MLRA(Attention):
         if attention_mask is None and latent.shape[2] > 1:
             latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
         query = query.unsqueeze(1).expand(-1, self.num_branches, -1, -1, -1)  # [B, b, H, T, d_nope + d_R]
-        seen = None if attentions is None else []
         if self.absorbs(latent.shape[2], latents.shape[2]):
             ups = [up_projections(up, self.num_heads, self.qk_nope_head_dim) for up in self.kv_b_proj]
-            branches = absorbed_in_parts(query, latents.squeeze(1), ups, attention_mask, self.scale, seen)
+            branches = absorbed_in_parts(query, latents.squeeze(1), ups, attention_mask, self.scale, attentions)
         else:
             key, value = self.expand(latents)  # [B, b·H, S, d_nope + d_R], [B, b·H, S, d_v]
-            branches = attend(query.flatten(1, 2), key, value, attention_mask, self.scale, seen)
+            branches = attend(query.flatten(1, 2), key, value, attention_mask, self.scale, attentions)
             branches = branches.unflatten(1, (self.num_branches, -1))  # [B, b, H, T, d_v]
-        if seen:
-            attentions.append(seen[0].unflatten(1, (self.num_branches, -1)).mean(dim=1))  # [B, H, T, S]
         return self.output(branches.sum(dim=1) * self.num_branches**-0.5)
 
     def absorbs(self, num_new: int, context: int) -> bool:

@@ -32,6 +32,12 @@ def test_processors_with_shorter_vectors_get_the_same_answer(monkeypatch, tmp_pa
     for given in (None, mask):
         output = shared_keys.attend(query, key, value, given, 0.3)
         torch.testing.assert_close(output.double(), formula(query, key, value, given, 0.3), atol=2e-6, rtol=1e-5)
+    query, tail = torch.randn(3, 12, 2, 24), torch.randn(3, 301, 4)
+    key, value = torch.randn(3, 2, 301, 20), torch.randn(3, 2, 301, 13)  # six heads for each part
+    keys = torch.cat((key, tail.unsqueeze(1).expand(-1, 2, -1, -1)), dim=-1).repeat_interleave(6, dim=1)
+    output = shared_keys.attend(query, key, value, mask, 0.3, tail)
+    expected = formula(query, keys, value.repeat_interleave(6, dim=1), mask, 0.3)
+    torch.testing.assert_close(output.double(), expected, atol=2e-6, rtol=1e-5)
     assert shorter.lanes() == 8
 
 

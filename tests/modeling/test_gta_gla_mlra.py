@@ -145,6 +145,18 @@ def test_in_c_and_in_pytorch_it_decodes_the_same(attention, num_heads=16):
 
 
 @pytest.mark.parametrize("attention", ["gta", "gla", "mlra"])
+@pytest.mark.parametrize("new", [2, 16, 17, 40])
+@torch.no_grad()
+def test_many_new_tokens_are_read_with_a_past_as_without(attention, new):
+    model, tokens = model_of(attention).double(), torch.randint(0, 37, (2, 8 + new))
+    whole = model(tokens).logits[:, 8:]
+    for mode in model.model.layers[0].self_attn.decode_modes:
+        set_decode_mode(model, mode)
+        cache = model(tokens[:, :8]).past_key_values
+        torch.testing.assert_close(model(tokens[:, 8:], past_key_values=cache).logits, whole, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["gta", "gla", "mlra"])
 @torch.no_grad()
 def test_probabilities_that_are_asked_for_are_those_of_every_softmax(attention):
     model = model_of(attention).double()

@@ -7,10 +7,8 @@ from transformers import PreTrainedConfig
 
 from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
-from ..modeling.attention import MLA
 from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
-from .core import flops as absorbed_flops
 from .costs import BACKWARD, cache_elements_per_token, num_parameters, skeleton, training_flops_per_token
 from .counting import stock_architecture
 from .stock import StockArchitecture
@@ -58,12 +56,9 @@ class Architecture:
         return context * cache_elements_per_token(self.config)
 
     def decoding_flops(self, context: int) -> int:
-        """Return the FLOPs of decoding one token after `context` tokens; MLA absorbs."""
+        """Return the FLOPs of decoding one token after `context` tokens, from what is cached."""
         config, attention = self.config, skeleton(self.config).model.layers[0].self_attn
-        if isinstance(attention, MLA):
-            layer = attention.flops(1, 0) + absorbed_flops(attention, 1, context)
-        else:
-            layer = attention.flops(1, context)
+        layer = attention.decoding_flops(context)
         in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers
         norms = config.hidden_size * (2 * config.num_hidden_layers + 1)  # those outside attention
         others = self.active_parameters - in_attention - self._table - norms

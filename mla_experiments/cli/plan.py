@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .parsing import parse
+from .parsing import parse, with_files_of_mechanisms
 
 POSITIVE = {"above": 0}
 
@@ -35,15 +35,19 @@ def run(argv: list[str]) -> None:
     from ..modeling.attention import ATTENTION
     from ..study import read_study, study_plan
 
-    known = {}  # option: the mechanisms that know it
+    argv = with_files_of_mechanisms(argv, {"attention"})  # whose options are flags too
+    known, kinds = {}, {}  # option: the mechanisms that know it, and what it may be
     for name, mechanism in ATTENTION.items():
-        for option in sorted(mechanism.option_names()):
+        for option, kind in sorted(mechanism.option_types().items()):
             known.setdefault(option, []).append(name)
+            kinds.setdefault(option, kind)
     what_if = make_dataclass(
         "WhatIf",
-        [(option, int | None, field(default=None, metadata={"help": f"what if: of {', '.join(names)}"} | POSITIVE))
-         for option, names in known.items()],
-    )  # fmt: skip
+        [
+            (option, kinds[option] | None, field(default=None, metadata=POSITIVE | {"help": f"what if: of {names}"}))
+            for option, names in ((option, ", ".join(names)) for option, names in known.items())
+        ],
+    )
     argv = ["reference", *argv] if argv[:1] not in (["-h"], ["--help"]) and (not argv or argv[0][0] == "-") else argv
     places = {"MODEL": "a well-known name (by default: reference), a folder with config.json, or a study's YAML file"}
     given, what_if, where = parse([PlanArguments, what_if], argv, "plan", __doc__, positional=places)

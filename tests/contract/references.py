@@ -1,110 +1,185 @@
-"""Attention as its papers write it, in loops over heads and positions: what a mechanism is held to.
+"""What each mechanism computes, from its paper's equations: plain loops over sequences, positions and heads.
 
-Each takes `(weights, hidden_states [B, T, D], settings)` and returns `[B, T, D]`, in the precision of what it is given.
-`weights` are by their names in a layer; `settings` hold `num_heads`, the mechanism's options, `rotary`, `interleaved`
-and `theta`. They share no code with the package.
+Nothing is shared with the package but the names of the weights. Each takes weights by name, hidden states `[B, T, D]`
+and the settings that `mla_experiments.testing.check_attention` documents, and returns `[B, T, D]`.
 """
+
+import math
 
 import torch
 
 
-def gta(weights: dict, hidden_states: torch.Tensor, settings: dict) -> torch.Tensor:
-    """Grouped-tied attention (Zadouri et al. 2025, 2505.21487)."""
-    heads, groups, width = (settings[name] for name in ("num_heads", "num_key_value_heads", "head_dim"))
-    half = width // 2 if settings["rotary"] else 0
-    output = torch.zeros_like(hidden_states)
-    for b, h in enumerate(hidden_states):
-        tied = (h @ weights["kv_proj.weight"].T).reshape(-1, groups, width)
-        for t in range(len(h)):
-            read = []
-            for i in range(heads):
-                g = i * groups // heads
-                query = weights["q_proj.weight"][i * width : (i + 1) * width] @ h[t]
-                query = torch.cat([query[: width - half], turned(query[width - half :], t, settings)])
-                scores = []
-                for s in range(t + 1):
-                    key = tied[s, g, : width - half]
-                    if half:
-                        key = torch.cat([key, turned(weights["k_rope_proj.weight"] @ h[s], s, settings)])
-                    scores.append(query @ key / width**0.5)
-                read.append(torch.softmax(torch.stack(scores), dim=0) @ tied[: t + 1, g])
-            output[b, t] = weights["o_proj.weight"] @ torch.cat(read)
-    return output
-
-
-def gla(weights: dict, hidden_states: torch.Tensor, settings: dict) -> torch.Tensor:
-    """Grouped latent attention (Zadouri et al. 2025, 2505.21487): head i reads part i // (H / n) of the latent."""
-    parts = settings["num_latent_groups"]
-    heads_of_part, part_rank = settings["num_heads"] // parts, settings["kv_lora_rank"] // parts
-    nope, value = settings["qk_nope_head_dim"], settings["v_head_dim"]
-    output = torch.zeros_like(hidden_states)
-    for b, h in enumerate(hidden_states):
-        compressed = h @ weights["kv_a_proj_with_mqa.weight"].T
-        rotary_keys = [turned(compressed[s, settings["kv_lora_rank"] :], s, settings) for s in range(len(h))]
-        for t in range(len(h)):
-            read = []
-            for i in range(settings["num_heads"]):
-                g, place = i // heads_of_part, i % heads_of_part
-                up = weights[f"kv_b_proj.{g}.weight"][place * (nope + value) : (place + 1) * (nope + value)]
-                scores, values = [], []
-                for s in range(t + 1):
-                    latent = compressed[s, g * part_rank : (g + 1) * part_rank]
-                    latent = latent / (latent.square().mean() + 1e-6).sqrt() * weights[f"kv_a_layernorm.{g}.weight"]
-                    key = torch.cat([up[:nope] @ latent, rotary_keys[s]])
-                    scores.append(latent_query(weights, h[t], i, t, settings) @ key / len(key) ** 0.5)
-                    values.append(up[nope:] @ latent)
-                read.append(torch.softmax(torch.stack(scores), dim=0) @ torch.stack(values))
-            output[b, t] = weights["o_proj.weight"] @ torch.cat(read)
-    return output
-
-
-def mlra(weights: dict, hidden_states: torch.Tensor, settings: dict) -> torch.Tensor:
-    """Multi-head low-rank attention (2603.02188): every head reads each branch of the latent, and sums."""
-    branches, rank = settings["num_branches"], settings["kv_lora_rank"]
-    nope, value, part = settings["qk_nope_head_dim"], settings["v_head_dim"], rank // branches
-    output = torch.zeros_like(hidden_states)
-    for b, h in enumerate(hidden_states):
-        compressed = h @ weights["kv_a_proj_with_mqa.weight"].T
-        latents = compressed[:, :rank]
-        latents = latents / (latents.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights["kv_a_layernorm.weight"]
-        rotary_keys = [turned(compressed[s, rank:], s, settings) for s in range(len(h))]
-        for t in range(len(h)):
-            read = []
-            for i in range(settings["num_heads"]):
-                query, total = latent_query(weights, h[t], i, t, settings), torch.zeros(value, dtype=h.dtype)
-                for j in range(branches):
-                    up = weights[f"kv_b_proj.{j}.weight"][i * (nope + value) : (i + 1) * (nope + value)]
-                    branch = latents[:, j * part : (j + 1) * part]
-                    keys = [torch.cat([up[:nope] @ branch[s], rotary_keys[s]]) for s in range(t + 1)]
-                    scores = torch.stack([query @ key / len(key) ** 0.5 for key in keys])
-                    values = torch.stack([up[nope:] @ branch[s] for s in range(t + 1)])
-                    total = total + torch.softmax(scores, dim=0) @ values
-                read.append(total / branches**0.5)
-            output[b, t] = weights["o_proj.weight"] @ torch.cat(read)
-    return output
-
-
-def latent_query(weights: dict, h: torch.Tensor, head: int, position: int, settings: dict) -> torch.Tensor:
-    """MLA's query of one head at one position: content, then the part that is turned."""
-    nope = settings["qk_nope_head_dim"]
-    width = nope + settings["qk_rope_head_dim"]
-    rows = slice(head * width, (head + 1) * width)
-    if settings["q_lora_rank"] is None:
-        query = weights["q_proj.weight"][rows] @ h
-    else:
-        latent = weights["q_a_proj.weight"] @ h
-        latent = latent / (latent.square().mean() + 1e-6).sqrt() * weights["q_a_layernorm.weight"]
-        query = weights["q_b_proj.weight"][rows] @ latent
-    return torch.cat([query[:nope], turned(query[nope:], position, settings)])
-
-
-def turned(x: torch.Tensor, position: int, settings: dict) -> torch.Tensor:
-    """RoPE: pair i turns by position · theta^(-2i / d); which two numbers are pair i is a matter of layout."""
-    pairs = len(x) // 2
+def turned(x, position, settings):
+    """RoFormer, eq. 15: each pair of numbers turns by its own angle."""
+    half = len(x) // 2
     result = x.clone()
-    for i in range(pairs):
-        one, two = (2 * i, 2 * i + 1) if settings["interleaved"] else (i, i + pairs)
-        angle = torch.tensor(position * settings["theta"] ** (-2 * i / len(x)), dtype=torch.float64)
-        result[one] = x[one] * angle.cos() - x[two] * angle.sin()
-        result[two] = x[two] * angle.cos() + x[one] * angle.sin()
+    for pair in range(half):
+        first, second = (2 * pair, 2 * pair + 1) if settings["rope_interleave"] else (pair, pair + half)
+        angle = position * settings["rope_theta"] ** (-2 * pair / len(x))
+        result[first] = x[first] * math.cos(angle) - x[second] * math.sin(angle)
+        result[second] = x[second] * math.cos(angle) + x[first] * math.sin(angle)
     return result
+
+
+def normed(x, weight, eps):
+    """Zhang and Sennrich 2019, RMSNorm, eq. 4."""
+    return x / math.sqrt(float((x * x).mean()) + eps) * weight
+
+
+def mixed(query, keys, values, scale):
+    """Scaled dot-product attention of one query."""
+    scores = [float(query @ key) * scale for key in keys]
+    largest = max(scores)
+    weights = [math.exp(score - largest) for score in scores]
+    total = sum(weights)
+    return sum(weight / total * value for weight, value in zip(weights, values, strict=True))
+
+
+def each_sequence(attend):
+    """Turn a function of one sequence `[T, D]` into one of a batch."""
+
+    def attend_batch(weights, hidden_states, settings):
+        with torch.no_grad():
+            return torch.stack([attend(weights, sequence, settings) for sequence in hidden_states])
+
+    return attend_batch
+
+
+@each_sequence
+def grouped(weights, hidden_states, settings):
+    """Ainslie et al. 2023, GQA, §2.2; with as many groups as heads MHA, with one MQA."""
+    heads, groups, width = (settings[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            group = head // (heads // groups)
+
+            def part(name, place, index):
+                vector = weights[f"{name}.weight"][index * width : (index + 1) * width] @ hidden_states[place]
+                return turned(vector, place, settings) if settings["rotary"] and name != "v_proj" else vector
+
+            keys = [part("k_proj", place, group) for place in range(now + 1)]
+            values = [part("v_proj", place, group) for place in range(now + 1)]
+            outputs.append(mixed(part("q_proj", now, head), keys, values, width**-0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def mla(weights, hidden_states, settings):
+    """DeepSeek-V2, §2.1.2-2.1.3, eq. 9-19."""
+    heads, rank, content, rotary, width = (
+        settings[name]
+        for name in ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    )
+
+    def turned_end(vector, place):
+        return torch.cat((vector[:content], turned(vector[content:], place, settings))) if rotary else vector
+
+    def compressed(place):
+        both = weights["kv_a_proj_with_mqa.weight"] @ hidden_states[place]
+        latent = normed(both[:rank], weights["kv_a_layernorm.weight"], 1e-6)
+        return latent, turned(both[rank:], place, settings)
+
+    cached = [compressed(place) for place in range(len(hidden_states))]
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            up = weights["kv_b_proj.weight"][head * (content + width) : (head + 1) * (content + width)]
+            query = weights["q_proj.weight"][head * (content + rotary) : (head + 1) * (content + rotary)]
+            keys = [torch.cat((up[:content] @ latent, shared)) for latent, shared in cached[: now + 1]]
+            values = [up[content:] @ latent for latent, _ in cached[: now + 1]]
+            asked = turned_end(query @ hidden_states[now], now)
+            outputs.append(mixed(asked, keys, values, (content + rotary) ** -0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def gta(weights, hidden_states, settings):
+    """Zadouri et al. 2025, Hardware-Efficient Attention for Fast Decoding, GTA: half a key is half of the value."""
+    heads, groups, width = (settings[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    tied_width = width // 2 if settings["rotary"] else width
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            group = head // (heads // groups)
+            own = weights["kv_proj.weight"][group * width : (group + 1) * width]
+            values = [own @ hidden_states[place] for place in range(now + 1)]
+            keys = [value[:tied_width] for value in values]
+            query = weights["q_proj.weight"][head * width : (head + 1) * width] @ hidden_states[now]
+            if settings["rotary"]:
+                ends = [weights["k_rope_proj.weight"] @ hidden_states[place] for place in range(now + 1)]
+                keys = [torch.cat((key, turned(ends[s], s, settings))) for s, key in enumerate(keys)]
+                query = torch.cat((query[:tied_width], turned(query[tied_width:], now, settings)))
+            outputs.append(mixed(query, keys, values, width**-0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def gla(weights, hidden_states, settings):
+    """Zadouri et al. 2025, Hardware-Efficient Attention for Fast Decoding, GLA: a head reads its part of the latent."""
+    heads, parts, rank = (settings[name] for name in ("num_attention_heads", "num_latent_groups", "kv_lora_rank"))
+    per_part, part_rank = heads // parts, rank // parts
+    compressed = [weights["kv_a_proj_with_mqa.weight"] @ state for state in hidden_states]
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            part = head // per_part
+            norm, up = weights[f"kv_a_layernorm.{part}.weight"], weights[f"kv_b_proj.{part}.weight"]
+            latents = [
+                normed(both[part * part_rank : (part + 1) * part_rank], norm, 1e-6) for both in compressed[: now + 1]
+            ]
+            ends = [turned(both[rank:], place, settings) for place, both in enumerate(compressed[: now + 1])]
+            outputs.append(
+                read_latents(weights, hidden_states, settings, now, head, latents, ends, up, head % per_part)
+            )
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def mlra(weights, hidden_states, settings):
+    """Liu et al. 2026, Multi-Head Low-Rank Attention: a head reads every branch of the latent, and sums."""
+    heads, branches, rank = (settings[name] for name in ("num_attention_heads", "num_branches", "kv_lora_rank"))
+    part = rank // branches
+    compressed = [weights["kv_a_proj_with_mqa.weight"] @ state for state in hidden_states]
+    latents = [normed(both[:rank], weights["kv_a_layernorm.weight"], 1e-6) for both in compressed]
+    ends = [turned(both[rank:], place, settings) for place, both in enumerate(compressed)]
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            total = 0
+            for branch in range(branches):
+                seen = [latent[branch * part : (branch + 1) * part] for latent in latents[: now + 1]]
+                up = weights[f"kv_b_proj.{branch}.weight"]
+                total = total + read_latents(
+                    weights, hidden_states, settings, now, head, seen, ends[: now + 1], up, head
+                )
+            outputs.append(total / math.sqrt(branches))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+def read_latents(weights, hidden_states, settings, now, head, latents, ends, up, place):
+    """What MLA's query of a head reads of keys and values that rows `place` of an up-projection make."""
+    content, rotary, width = (settings[name] for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    asking, name = hidden_states[now], "q_proj"
+    if settings["q_lora_rank"] is not None:
+        asking = normed(weights["q_a_proj.weight"] @ asking, weights["q_a_layernorm.weight"], 1e-6)
+        name = "q_b_proj"
+    query = weights[f"{name}.weight"][head * (content + rotary) : (head + 1) * (content + rotary)] @ asking
+    query = torch.cat((query[:content], turned(query[content:], now, settings)))
+    up = up[place * (content + width) : (place + 1) * (content + width)]
+    keys = [torch.cat((up[:content] @ latent, end)) for latent, end in zip(latents, ends, strict=True)]
+    values = [up[content:] @ latent for latent in latents]
+    return mixed(query, keys, values, (content + rotary) ** -0.5)
+
+
+REFERENCES = {"mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla, "gta": gta, "gla": gla, "mlra": mlra}

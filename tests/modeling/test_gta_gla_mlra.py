@@ -71,8 +71,9 @@ def model_of(attention, seed=0, **given):
 def test_it_is_what_its_paper_writes(attention, options, positions):
     layer, options = layer_of(attention, positions != "none", positions == "interleaved", **options)
     hidden_states = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
-    settings = {"num_heads": HEADS, "rotary": layer.rotary, "interleaved": layer.rope_interleave, "theta": 10_000.0}
-    expected = getattr(references, attention)(layer.state_dict(), hidden_states, settings | options)
+    settings = {"num_attention_heads": HEADS, "rotary": layer.rotary, "rope_theta": 10_000.0}
+    settings |= {"rope_interleave": layer.rope_interleave} | options
+    expected = getattr(references, attention)(layer.state_dict(), hidden_states, settings)
     cos_sin = tables(layer, options, 0, TOKENS)
     if cos_sin is not None:  # the angles of f32 would be the difference
         exact = torch.arange(TOKENS)[:, None] * 10_000.0 ** -(

@@ -5,6 +5,7 @@ To add one of ours: write its file and name its class here. From outside: `regis
 
 from pathlib import Path
 
+from ...errors import unknown
 from . import plugins
 from .base import Attention, set_decode_mode
 from .checks import require
@@ -19,6 +20,7 @@ from .mqa import MQA
 ATTENTION: dict[str, type[Attention]] = {
     "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "gla": GLA, "mlra": MLRA,
 }  # fmt: skip
+MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
 
 def register(mechanism: type[Attention], name: str | None = None) -> str:
@@ -59,7 +61,7 @@ def find(asked: str) -> str:
             return asked
     if mechanism := plugins.announced(asked):
         return register(mechanism, asked)
-    require(False, f"attention={asked!r} is unknown; choose one of {', '.join(ATTENTION)}, or path/to/file.py:Class.")
+    raise unknown("attention", asked, ATTENTION)
 
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "GQA",
     "GTA",
     "MHA",
+    "MISSION",
     "MLA",
     "MLRA",
     "MQA",

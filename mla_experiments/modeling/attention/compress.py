@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from ...kernels import project
-from .base import Attention, Rotation, split_heads
+from .base import Attention, Rotation
 from .checks import head_width, require
+from .heads import split_heads
 from .rope import rotate
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
@@ -50,9 +51,9 @@ def add_queries(layer: Attention) -> None:
     """Give a layer the projections of its queries: one, or two around a normed latent of `q_lora_rank` numbers."""
     query_width = layer.num_heads * (layer.qk_nope_head_dim + layer.qk_rope_head_dim)
     if layer.q_lora_rank is None:
-        layer.q_proj = nn.Linear(layer.hidden_size, query_width, bias=False)
+        layer.q_proj = layer.linear(layer.hidden_size, query_width)
     else:
-        layer.q_a_proj = nn.Linear(layer.hidden_size, layer.q_lora_rank, bias=False)
+        layer.q_a_proj = layer.linear(layer.hidden_size, layer.q_lora_rank)
         layer.q_a_layernorm = nn.RMSNorm(layer.q_lora_rank, eps=LATENT_NORM_EPS)
         layer.q_b_proj = nn.Linear(layer.q_lora_rank, query_width, bias=False)
 

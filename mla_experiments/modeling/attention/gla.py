@@ -30,7 +30,8 @@ class GLA(Attention):
 
     description = "grouped latent attention"
     equation = "o_i = Σ_s softmax_s(q_i · [W_i^UK c_g,s; k_s^R] / √(d_nope + d_R)) W_i^UV c_g,s,  g = ⌊i · n / H⌋"
-    cache_option: ClassVar = "kv_lora_rank"
+    cache_option = "kv_lora_rank"
+    takes: ClassVar = frozenset({"output_gate", "attention_bias"})
     decode_modes = ("auto", "expand", "absorb")
     num_latent_groups: int
     q_lora_rank: int | None
@@ -46,11 +47,11 @@ class GLA(Attention):
         self.part_heads = self.num_heads // self.num_latent_groups
         self.scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5 * score_factor(self.rope_parameters)
         add_queries(self)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = self.linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim)
         self.kv_a_layernorm = nn.ModuleList(nn.RMSNorm(self.part_rank, eps=LATENT_NORM_EPS) for _ in groups)
         expanded_width = self.part_heads * (self.qk_nope_head_dim + self.v_head_dim)
         self.kv_b_proj = nn.ModuleList(nn.Linear(self.part_rank, expanded_width, bias=False) for _ in groups)
-        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
+        self.make_output(self.v_head_dim)
 
     @classmethod
     def resolve(
@@ -105,9 +106,11 @@ class GLA(Attention):
             grouped = query.unflatten(1, (self.num_latent_groups, self.part_heads))  # [B, n, H/n, T, d_nope + d_R]
             ups = [up_projections(up, self.part_heads, self.qk_nope_head_dim) for up in self.kv_b_proj]
             attended = absorbed_in_parts(grouped, latents.squeeze(1), ups, attention_mask, self.scale, attentions)
-            return self.output(attended.flatten(1, 2))
-        key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
-        return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
+            attended = attended.flatten(1, 2)
+        else:
+            key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
+            attended = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
+        return self.output(attended, hidden_states)
 
     def absorbs(self, num_new: int, context: int) -> bool:
         """Return whether to attend in the latent space: as told, or where that is cheaper and can be done, as MLA."""
@@ -132,10 +135,10 @@ class GLA(Attention):
     def flops(self, num_tokens: int, context: int) -> int:
         """As MLA's, but each head is expanded from its part of the latent alone; see `Attention.flops`."""
         compress = self.hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim)
-        output = self.num_heads * self.v_head_dim * self.hidden_size
         expand = self.part_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         attention = self.num_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim)
-        return 2 * (num_tokens * (query_flops(self) + compress + output + context * attention) + context * expand)
+        products = num_tokens * (query_flops(self) + compress + context * attention) + context * expand
+        return 2 * products + self.output_flops(num_tokens)
 
     def decoding_flops(self, context: int) -> int:
         """Fold the query, attend to a part of the latents, unfold; see `Attention.decoding_flops`."""

@@ -16,13 +16,13 @@ keys are whole tied states: with G = H that is MHA with W^K = W^V.
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, attend_parts, project
-from .base import Attention, Rotation, split_heads
+from .base import Attention, Rotation
 from .checks import head_width, require
 from .gqa import GQA
+from .heads import split_heads
 from .rope import rotate, score_factor
 
 FEW_TOKENS = 16  # new tokens up to which a cache is read as it lies; for more, a copy of it costs less than it saves
@@ -33,7 +33,8 @@ class GTA(Attention):
 
     description = "grouped-tied attention"
     equation = "o_i = Σ_s softmax_s(q_i · [t_g,s[:d/2]; k_s^R] / √d) t_g,s,  g = ⌊i · G / H⌋"
-    cache_option: ClassVar = "num_key_value_heads"
+    cache_option = "num_key_value_heads"
+    takes: ClassVar = frozenset({"output_gate", "attention_bias"})
     head_dim: int
     num_key_value_heads: int
 
@@ -42,11 +43,11 @@ class GTA(Attention):
         self.rope_dim = self.head_dim // 2 if self.rotary else 0
         self.content = self.head_dim - self.rope_dim  # of a key, the numbers that are tied
         self.scale = self.head_dim**-0.5 * score_factor(self.rope_parameters)
-        self.q_proj = nn.Linear(hidden_size, self.num_heads * self.head_dim, bias=False)
-        self.kv_proj = nn.Linear(hidden_size, self.num_key_value_heads * self.head_dim, bias=False)
+        self.q_proj = self.linear(hidden_size, self.num_heads * self.head_dim)
+        self.kv_proj = self.linear(hidden_size, self.num_key_value_heads * self.head_dim)
         if self.rotary:
-            self.k_rope_proj = nn.Linear(hidden_size, self.rope_dim, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, hidden_size, bias=False)
+            self.k_rope_proj = self.linear(hidden_size, self.rope_dim)
+        self.make_output(self.head_dim)
 
     @classmethod
     def resolve(
@@ -102,8 +103,10 @@ class GTA(Attention):
         if tied.shape[2] <= FEW_TOKENS and tied.shape[2] < rows.shape[2]:
             grouped = query.unflatten(1, (self.num_key_value_heads, -1))  # [B, G, H/G, T, d]
             attended = attend_parts(grouped, rows.squeeze(1), self.head_dim, attention_mask, self.scale, attentions)
-            return self.output(attended.flatten(1, 2))
-        return self.output(attend(query, *self.untied(rows), attention_mask, self.scale, attentions))
+            attended = attended.flatten(1, 2)
+        else:
+            attended = attend(query, *self.untied(rows), attention_mask, self.scale, attentions)  # [B, H, T, d]
+        return self.output(attended, hidden_states)
 
     def untied(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every group's key and value, each `[B, G, S, d]`, from the rows of a cache `[B, 1, S, G·d + d/2]`."""
@@ -119,6 +122,6 @@ class GTA(Attention):
 
     def flops(self, num_tokens: int, context: int) -> int:
         """Projections, then scores and sums over the context; see `Attention.flops`."""
-        widths = (2 * self.num_heads + self.num_key_value_heads) * self.head_dim + self.rope_dim
+        widths = (self.num_heads + self.num_key_value_heads) * self.head_dim + self.rope_dim
         attention = context * self.num_heads * 2 * self.head_dim
-        return 2 * num_tokens * (self.hidden_size * widths + attention)
+        return 2 * num_tokens * (self.hidden_size * widths + attention) + self.output_flops(num_tokens)

@@ -13,7 +13,7 @@ Cached per token: c and k^R, d_c + d_R numbers, whatever the number of heads. Na
 their rows are those of transformers' `DeepseekV3Attention`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ class MLA(Attention):
     description = "multi-head latent attention"
     equation = "o_i = Σ_s softmax_s(q_i · [W_i^UK c_s; k_s^R] / √(d_nope + d_R)) W_i^UV c_s"
     cache_option = "kv_lora_rank"
+    takes: ClassVar = frozenset({"output_gate", "attention_bias"})
+    stock = "deepseek_v3"
     decode_modes = ("auto", "expand", "absorb", "full")
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
@@ -44,11 +46,11 @@ class MLA(Attention):
         self.qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
         self.scale = self.qk_head_dim**-0.5 * score_factor(self.rope_parameters)
         add_queries(self)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = self.linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim)
         self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
         expanded_width = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         self.kv_b_proj = nn.Linear(self.kv_lora_rank, expanded_width, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
+        self.make_output(self.v_head_dim)
 
     @classmethod
     def resolve(
@@ -88,16 +90,19 @@ class MLA(Attention):
         latent = latent_rows(self, hidden_states, position_embeddings, [self.kv_a_layernorm])  # [B, 1, T, d_c + d_R]
         if self.decode_mode == "full":
             key, value = self.remember(cache, *self.expand(latent))
-            return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
+            attended = attend(query, key, value, attention_mask, self.scale, attentions)
+            return self.output(attended, hidden_states)
         # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
         latents, _ = self.remember(cache, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
         if attention_mask is None and latent.shape[2] > 1:
             latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
         if self.absorbs(latent.shape[2], latents.shape[2]):
             up = self.up_projections()
-            return self.output(absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions))
-        key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
-        return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
+            attended = absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions)
+        else:
+            key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
+            attended = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
+        return self.output(attended, hidden_states)
 
     def absorbs(self, num_new: int, context: int) -> bool:
         """Return whether to attend in the latent space: as told, or where that is cheaper and can be done.
@@ -125,10 +130,10 @@ class MLA(Attention):
     def flops(self, num_tokens: int, context: int) -> int:
         """Projections of the new tokens, expansion of the whole context, attention; see `Attention.flops`."""
         compress = self.hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim)
-        output = self.num_heads * self.v_head_dim * self.hidden_size
         expand = self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         attention = self.num_heads * (self.qk_head_dim + self.v_head_dim)
-        return 2 * (num_tokens * (query_flops(self) + compress + output + context * attention) + context * expand)
+        products = num_tokens * (query_flops(self) + compress + context * attention) + context * expand
+        return 2 * products + self.output_flops(num_tokens)
 
     def decoding_flops(self, context: int) -> int:
         """Fold the query, attend to the latents, unfold: nothing is expanded; see `Attention.decoding_flops`."""

@@ -32,7 +32,8 @@ class MLRA(Attention):
 
     description = "multi-head low-rank attention"
     equation = "o_i = b^(-1/2) Σ_j Σ_s softmax_s(q_i · [W_j,i^UK c_j,s; k_s^R] / √(d_nope + d_R)) W_j,i^UV c_j,s"
-    cache_option: ClassVar = "kv_lora_rank"
+    cache_option = "kv_lora_rank"
+    takes: ClassVar = frozenset({"output_gate", "attention_bias"})
     decode_modes = ("auto", "expand", "absorb")
     num_branches: int
     q_lora_rank: int | None
@@ -47,11 +48,11 @@ class MLRA(Attention):
         self.branch_rank = self.kv_lora_rank // self.num_branches
         self.scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5 * score_factor(self.rope_parameters)
         add_queries(self)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = self.linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim)
         self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS)
         expanded_width = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         self.kv_b_proj = nn.ModuleList(nn.Linear(self.branch_rank, expanded_width, bias=False) for _ in branches)
-        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
+        self.make_output(self.v_head_dim)
 
     @classmethod
     def resolve(
@@ -112,7 +113,7 @@ class MLRA(Attention):
             key, value = self.expand(latents)  # [B, b·H, S, d_nope + d_R], [B, b·H, S, d_v]
             branches = attend(query.flatten(1, 2), key, value, attention_mask, self.scale, attentions)
             branches = branches.unflatten(1, (self.num_branches, -1))  # [B, b, H, T, d_v]
-        return self.output(branches.sum(dim=1) * self.num_branches**-0.5)
+        return self.output(branches.sum(dim=1) * self.num_branches**-0.5, hidden_states)
 
     def absorbs(self, num_new: int, context: int) -> bool:
         """Return whether to attend in the latent space: as told, or where that is cheaper and can be done, as MLA."""
@@ -137,11 +138,11 @@ class MLRA(Attention):
     def flops(self, num_tokens: int, context: int) -> int:
         """As MLA's, expansion too, but attention is computed b times; see `Attention.flops`."""
         compress = self.hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim)
-        output = self.num_heads * self.v_head_dim * self.hidden_size
         expand = self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         widths = self.qk_nope_head_dim + self.qk_rope_head_dim + self.v_head_dim
         attention = self.num_branches * self.num_heads * widths
-        return 2 * (num_tokens * (query_flops(self) + compress + output + context * attention) + context * expand)
+        products = num_tokens * (query_flops(self) + compress + context * attention) + context * expand
+        return 2 * products + self.output_flops(num_tokens)
 
     def decoding_flops(self, context: int) -> int:
         """Fold the query into each branch, attend to it, unfold; see `Attention.decoding_flops`."""

@@ -202,7 +202,7 @@ def test_what_a_chooser_counts_at_the_reference_shape():
         layer = kind(512, 16, **kind.resolve(512, 16))
         assert layer.cache_parts() == {"latent": 128, "rotary key": 16}
     assert GLA.resolve(512, 16)["num_latent_groups"] == 2 == MLRA.resolve(512, 16)["num_branches"]
-    assert GLA.resolve(30, 3)["num_latent_groups"] == 1 == MLRA.resolve(512, 16, kv_lora_rank=9)["num_branches"]
+    assert GLA.resolve(30, 3)["num_latent_groups"] == 1
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,8 @@ def test_what_a_chooser_counts_at_the_reference_shape():
         (GTA, {"head_dim": 6}, "head_dim=6, half of which RoPE turns, must be positive and a multiple of 4"),
         (GLA, {"num_latent_groups": 3}, "num_latent_groups=3 does not divide num_attention_heads=4; choose a divisor"),
         (GLA, {"num_latent_groups": 4, "kv_lora_rank": 6}, "num_latent_groups=4 does not divide kv_lora_rank=6"),
+        (GLA, {"kv_lora_rank": 9}, "num_latent_groups=2 does not divide kv_lora_rank=9; choose a divisor of both"),
+        (MLRA, {"kv_lora_rank": 9}, "num_branches=2 does not divide kv_lora_rank=9; choose a divisor of the rank"),
         (GLA, {"num_latent_groups": 0}, "num_latent_groups=0 does not divide"),
         (MLRA, {"num_branches": 3}, "num_branches=3 does not divide kv_lora_rank=32; choose a divisor"),
         (MLRA, {"num_branches": -1}, "num_branches=-1 does not divide"),

@@ -68,7 +68,7 @@ class GLA(Attention):
         qk_rope_head_dim: int | None = None,
         v_head_dim: int | None = None,
     ) -> dict[str, int | None]:
-        """`num_latent_groups` is n (default: 2 where it divides heads and rank, else 1); others are MLA's."""
+        """`num_latent_groups` is n (default: 2 where that divides the heads, else 1); others are MLA's."""
         options = {
             "q_lora_rank": q_lora_rank, "kv_lora_rank": kv_lora_rank, "qk_nope_head_dim": qk_nope_head_dim,
             "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
@@ -76,7 +76,7 @@ class GLA(Attention):
         options = latent_options(hidden_size, num_attention_heads, rotary, options)
         groups, rank = num_latent_groups, options["kv_lora_rank"]
         if groups is None:
-            groups = 1 if num_attention_heads % 2 or rank % 2 else 2
+            groups = 1 if num_attention_heads % 2 else 2  # an odd rank is refused: with one part this is MLA
         for name, whole in (("num_attention_heads", num_attention_heads), ("kv_lora_rank", rank)):
             require(
                 groups >= 1 and whole % groups == 0,

@@ -69,7 +69,7 @@ class MLRA(Attention):
         qk_rope_head_dim: int | None = None,
         v_head_dim: int | None = None,
     ) -> dict[str, int | None]:
-        """`num_branches` is b (default: 2 where it divides the rank, else 1); others are MLA's."""
+        """`num_branches` is b (default: 2); others are MLA's."""
         options = {
             "q_lora_rank": q_lora_rank, "kv_lora_rank": kv_lora_rank, "qk_nope_head_dim": qk_nope_head_dim,
             "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
@@ -77,7 +77,7 @@ class MLRA(Attention):
         options = latent_options(hidden_size, num_attention_heads, rotary, options)
         rank = options["kv_lora_rank"]
         if num_branches is None:
-            num_branches = 1 if rank % 2 else 2
+            num_branches = 2
         require(
             num_branches >= 1 and rank % num_branches == 0,
             f"num_branches={num_branches} does not divide kv_lora_rank={rank}; choose a divisor of the rank.",

@@ -100,7 +100,8 @@ def _step(attention: Attention, batch: int, context: int):
     cache, rotary = growing(DynamicCache()), attention.rotary
     options = {name: getattr(attention, name) for name in attention.option_names()}
     half = attention.rotary_dim(options) // 2
-    tables = (torch.randn(1, 1, half),) * 2 if rotary else None
+    new, kept = (torch.randn(1, 1, half),) * 2, (torch.randn(1, context + 1, half),) * 2
+    tables = (new + kept if attention.turns_when_read else new) if rotary else None
     rows = torch.randn(batch, 1, attention.hidden_size)
     attention(rows, tables, None, cache)
     kept = cache.layers[0].keys, cache.layers[0].values

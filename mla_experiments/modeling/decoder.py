@@ -182,6 +182,8 @@ class DecoderModel(DecoderPreTrainedModel):
             x, position_embeddings = x + self.embed_positions(position_ids), None
         else:
             position_embeddings = self.rotary_emb(position_ids, x.dtype)
+            if ATTENTION[self.config.attention].turns_when_read:
+                position_embeddings += self.rotary_emb(positions_kept(position_ids, past, cache), x.dtype)
         asked = self._asked(output_attentions, output_hidden_states)
         attentions = [] if asked["attentions"] or self.config._attn_implementation == "eager" else None
         hidden_states = []
@@ -237,6 +239,22 @@ class DecoderModel(DecoderPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return torch.arange(length, device=x.device).unsqueeze(0) + past
+
+
+def positions_kept(position_ids: torch.Tensor, past: int | torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    """Return the positions `[B or 1, S]` of all that is kept, which follow one another up to the last new token's.
+
+    Args:
+        position_ids: `[B or 1, T]` of the new tokens, which are not in the cache yet.
+        past: how many tokens are.
+        cache: S is what it will return, for a static one all that it has room for.
+    """
+    num_new = position_ids.shape[1]
+    kept = num_new if cache is None else cache.get_mask_sizes(num_new, 0)[0]
+    if isinstance(kept, int) and kept == num_new:
+        return position_ids
+    first = position_ids[:, -1:] - (past + num_new - 1)
+    return (first + torch.arange(kept, device=position_ids.device)).clamp(min=0)
 
 
 def _selected(states, places):

@@ -228,7 +228,31 @@ def mfa(weights, hidden_states, settings):
     return torch.stack(rows)
 
 
+@each_sequence
+def keqv(weights, hidden_states, settings):
+    """Gemma 4: one normed state a group, a value as it is, and a key once it is weighed and turned."""
+    heads, groups, width = (settings[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    eps, ones = settings["rms_norm_eps"], torch.ones(width).double()
+
+    def at(vector, place):
+        return turned(vector, place, settings) if settings["rotary"] else vector
+
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            group = head // (heads // groups)
+            own = weights["k_proj.weight"][group * width : (group + 1) * width]
+            values = [normed(own @ h, ones, eps) for h in hidden_states[: now + 1]]
+            keys = [at(weights["k_norm.weight"] * value, place) for place, value in enumerate(values)]
+            query = weights["q_proj.weight"][head * width : (head + 1) * width] @ hidden_states[now]
+            query = at(normed(query, weights["q_norm.weight"], eps), now)
+            outputs.append(mixed(query, keys, values, width**-0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
 REFERENCES = {
     "mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla, "gta": gta, "gla": gla, "mlra": mlra, "tpa": tpa,
-    "mfa": mfa,
+    "mfa": mfa, "keqv": keqv,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from .checks import require
 from .gla import GLA
 from .gqa import GQA
 from .gta import GTA
+from .keqv import KEqV
 from .mfa import MFA
 from .mha import MHA
 from .mla import MLA
@@ -20,7 +21,8 @@ from .mqa import MQA
 from .tpa import TPA
 
 ATTENTION: dict[str, type[Attention]] = {
-    "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "gla": GLA, "mlra": MLRA, "tpa": TPA, "mfa": MFA,
+    "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "keqv": KEqV, "gla": GLA, "mlra": MLRA, "tpa": TPA,
+    "mfa": MFA,
 }  # fmt: skip
 MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
@@ -79,6 +81,7 @@ __all__ = [
     "MQA",
     "TPA",
     "Attention",
+    "KEqV",
     "find",
     "register",
     "set_decode_mode",

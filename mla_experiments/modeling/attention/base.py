@@ -21,7 +21,7 @@ from .heads import merge_heads, split_heads
 from .remember import remember
 
 Option = int | float | bool | str | None
-Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
+Rotation = tuple[torch.Tensor, ...] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
 
 
 class Attention(nn.Module, ABC):
@@ -48,6 +48,8 @@ class Attention(nn.Module, ABC):
         takes: which of `output_gate`, `qk_norm` and `attention_bias` it follows, which are common to mechanisms.
         fixed_options: those of its options that its definition fixes, so that a study has no choice of them.
         stock: the `model_type` of transformers' decoder that computes the same with the same weights, if there is one.
+        turns_when_read: whether keys are kept as they are and turned when they are read, so that `position_embeddings`
+            have two more tables, of all tokens that are kept.
         decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
         decode_mode: the one in use.
     """
@@ -58,6 +60,7 @@ class Attention(nn.Module, ABC):
     takes: ClassVar[frozenset[str]] = frozenset()
     fixed_options: ClassVar[frozenset[str]] = frozenset()
     stock: ClassVar[str | None] = None
+    turns_when_read: ClassVar[bool] = False
     decode_modes: ClassVar[tuple[str, ...]] = ("auto",)
     decode_mode: str = "auto"
 
@@ -142,7 +145,8 @@ class Attention(nn.Module, ABC):
 
         Args:
             hidden_states: `[B, T, D]`.
-            position_embeddings: cosines and sines, each `[B or 1, T, rotary_dim / 2]`; None without RoPE.
+            position_embeddings: cosines and sines, each `[B or 1, T, rotary_dim / 2]`; None without RoPE. Where a
+                mechanism `turns_when_read`, followed by those of all S tokens that are kept.
             attention_mask: see `kernels.attend`.
             cache: a transformers cache, read and extended by T tokens at `layer_idx`, or `past_key_values`.
             attentions: where given, the probabilities `[B, H, T, S]` are appended to it; see `kernels.attend`.

@@ -1,0 +1,122 @@
+"""Keys that are values too (Gemma 4's `attention_k_eq_v`, Google 2026; DeepSeek-V4): one state a group for both.
+
+As in `gqa.py`, G groups of heads share what is cached. As in `gta.py` a group has one state for its key and its value;
+but the whole key is that state, turned. What RoPE has turned is of no use as a value, so that the state is kept as it
+is, and keys are turned when they are read, once for all heads of a group:
+
+    t_g = W_g h / rms(W_g h)                       the state of group g, d numbers
+    k_g = RoPE(w_k ⊙ t_g),  v_g = t_g              w_k: the weight of the keys' norm
+    q_i = RoPE(RMSNorm(W_i^Q h))
+    o_i = Σ_s softmax_s(q_i · k_g,s / sqrt(d)) v_g,s,  g = ⌊i · G / H⌋,      o = W^O [o_1; ...]
+
+Cached per token: G · d numbers, half of GQA's. Gemma keeps both keys and values, 2 · G · d, and leaves out 1 / sqrt(d),
+which the weight of the queries' norm can hold. Positions in the cache must follow one another, padding apart.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ...kernels import attend, project
+from .base import Attention, Rotation
+from .checks import head_width, require, require_turnable
+from .gqa import GQA
+from .heads import split_heads
+from .rope import rotate
+
+
+class Weight(nn.Module):
+    """The weight of a norm: what it does to what is normed already."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., D]` to `[..., D]`."""
+        return x * self.weight
+
+
+class KEqV(Attention):
+    """Keys = values: one state a group, kept as it is and turned when it is read as a key."""
+
+    description = "attention whose keys are its values"
+    equation = "o_i = Σ_s softmax_s(q_i · RoPE(w_k ⊙ t_g,s) / √d) t_g,s,  g = ⌊i · G / H⌋"
+    cache_option = "num_key_value_heads"
+    takes: ClassVar = frozenset({"output_gate", "attention_bias"})
+    turns_when_read = True
+    head_dim: int
+    num_key_value_heads: int
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
+        super().__init__(hidden_size, num_attention_heads, **kwargs)
+        self.q_proj = self.linear(hidden_size, self.num_heads * self.head_dim)
+        self.k_proj = self.linear(hidden_size, self.num_key_value_heads * self.head_dim)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=self.rms_norm_eps)
+        self.k_norm = Weight(self.head_dim)
+        self.make_output(self.head_dim)
+
+    @classmethod
+    def resolve(
+        cls,
+        hidden_size: int,
+        num_attention_heads: int,
+        *,
+        rotary: bool = True,
+        head_dim: int | None = None,
+        num_key_value_heads: int | None = None,
+    ) -> dict[str, int | None]:
+        """`head_dim` d (default: width / heads) and `num_key_value_heads` G (default: as GQA's)."""
+        groups = GQA.groups(num_attention_heads, num_key_value_heads)
+        require(
+            groups >= 1 and num_attention_heads % groups == 0,
+            f"num_key_value_heads={groups} does not divide num_attention_heads={num_attention_heads}; "
+            "choose a divisor of the heads.",
+        )
+        head_dim = head_width(hidden_size, num_attention_heads) if head_dim is None else head_dim
+        require_turnable(head_dim, rotary)
+        return {"head_dim": head_dim, "num_key_value_heads": groups}
+
+    @classmethod
+    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+        """RoPE turns whole keys."""
+        return options["head_dim"]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotation,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        attentions: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Project, norm, remember, rotate what is read, attend, project: see `Attention.forward`."""
+        query = self.q_norm(split_heads(project(self.q_proj, hidden_states), self.head_dim))  # [B, H, T, d]
+        state = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, d]
+        state = nn.functional.rms_norm(state, (self.head_dim,), eps=self.rms_norm_eps)
+        kept, _ = self.remember(cache, state, state[..., :0])  # [B, G, S, d]
+        if attention_mask is None and state.shape[2] > 1:
+            kept = kept[:, :, : state.shape[2]]  # a prompt: the rest of a static cache is still empty
+        key = self.k_norm(kept)
+        if self.rotary:
+            new, of_all = position_embeddings[:2], position_embeddings[-2:]
+            query = rotate(query, new, self.rope_interleave)
+            key = rotate(key, tuple(table[:, : key.shape[2]] for table in of_all), self.rope_interleave)
+        attended = attend(query, key, kept, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, d]
+        return self.output(attended, hidden_states)
+
+    def init_weights(self, std: float) -> None:
+        """The weight of the keys' norm starts where every norm's does."""
+        nn.init.ones_(self.k_norm.weight)
+
+    def cache_parts(self) -> dict[str, int]:
+        """G · d: one state per group, which is its key, turned, and its value."""
+        return {"states": self.num_key_value_heads * self.head_dim}
+
+    def flops(self, num_tokens: int, context: int) -> int:
+        """Three projections, then scores and sums over the context; see `Attention.flops`."""
+        projections = self.hidden_size * self.head_dim * (self.num_heads + self.num_key_value_heads)
+        attention = context * self.num_heads * 2 * self.head_dim
+        return 2 * num_tokens * (projections + attention) + self.output_flops(num_tokens)

@@ -12,7 +12,7 @@ from mla_experiments.errors import UserError
 from mla_experiments.kernels import attend, attend_factors
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.modeling.attention import GQA, MFA, MHA, MQA, TPA
-from mla_experiments.modeling.attention.tpa import expanded
+from mla_experiments.modeling.attention.tpa import expanded, reads_factors
 
 WIDTH, HEADS, THETA = 24, 4, 10_000.0
 
@@ -36,6 +36,12 @@ def tables_of(layer, length):
 
 def states_of(length, batch=2):
     return torch.randn(batch, length, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def test_few_new_tokens_read_factors_and_a_prompt_does_not():
+    mask = torch.ones(1, 1, 4, 9, dtype=torch.bool)
+    assert reads_factors(1, 1, None) and reads_factors(1, 9, mask[:, :, :1]) and reads_factors(4, 9, mask)
+    assert not reads_factors(9, 9, None) and not reads_factors(4, 4, mask[..., :4]) and not reads_factors(5, 9, mask)
 
 
 def token_by_token(layer, states, tables, prompt=3):
@@ -112,15 +118,17 @@ def test_mfa_whose_latent_is_the_state_itself_is_mqa(rotary):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kind", [None, "boolean", "additive"])
-def test_attention_over_factors_is_attention_over_what_they_expand_to(dtype, kind):
+@pytest.mark.parametrize(
+    ("kind", "num_new"), [(None, 1), ("boolean", 1), ("additive", 1), ("boolean", 4), ("additive", 3)]
+)
+def test_attention_over_factors_is_attention_over_what_they_expand_to(dtype, kind, num_new):
     torch.manual_seed(0)
 
     def factors(tokens, rank):  # as they lie in a cache: beside one another
         return torch.randn(2, tokens, rank, 4 + 6).to(dtype).split((4, 6), dim=-1)
 
-    query, key, value = factors(1, 3), factors(11, 2), factors(11, 2)
-    mask = None if kind is None else torch.rand(2, 1, 1, 11) > 0.4
+    query, key, value = factors(num_new, 3), factors(11, 2), factors(11, 2)
+    mask = None if kind is None else torch.rand(2, 1, num_new, 11) > 0.4
     if kind == "additive":
         mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, float("-inf"))
     whole = tuple(expanded(*(part.double() for part in pair)) for pair in (query, key, value))

@@ -56,7 +56,7 @@ class Architecture:
         return context * cache_elements_per_token(self.config)
 
     def decoding_flops(self, context: int) -> int:
-        """Return the FLOPs of decoding one token after `context` tokens; MLA absorbs, TPA reads its factors."""
+        """Return the FLOPs of decoding one token after `context` tokens, from what is cached."""
         config, attention = self.config, skeleton(self.config).model.layers[0].self_attn
         layer = attention.decoding_flops(context)
         in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers

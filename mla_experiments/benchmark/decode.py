@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from ..allocator import keep_freed_memory
 from ..kernels import latent
 from ..modeling import DecoderForCausalLM
-from ..modeling.attention import set_decode_mode
+from ..modeling.attention import Attention, set_decode_mode
 from ..modeling.cache import growing
 from ..modeling.cache_name import by_name, cache_of
 from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
@@ -29,7 +29,7 @@ class Arguments:
     attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
     contexts: list[int] = flag([128, 512, 2048, 8192, 32768, 65536], "tokens in the cache")
     batch_sizes: list[int] = flag([1, 8], "sequences decoded together")
-    modes: list[str] = flag(["auto"], "how MLA decodes: auto, absorb, expand, full")
+    modes: list[str] = flag(["auto"], "how those decode that know several ways: auto, absorb, expand, full")
     budget_gib: float = flag(16.0, "leave out a context whose caches of all contestants together are larger")
     backend: str | None = flag(None, "of MLA's decoding (`mla-experiments kernels`)")
     rounds: int = flag(9, "timed turns of each contestant, after two to warm up")
@@ -62,7 +62,7 @@ def prepared(
     models: dict[str, torch.nn.Module], modes: list[str], batch: int, context: int, budget_gib: float
 ) -> dict[str, tuple[Callable, int]]:
     """Return every contestant's step and the bytes of its cache; none if the caches together break the budget."""
-    entries = [(name, mode) for name in models for mode in (modes if name == "mla, ours" else [None])]
+    entries = [(name, mode) for name in models for mode in modes_of(models[name], modes)]
     needed = sum(batch * context * bytes_per_token(models[name], mode) for name, mode in entries)
     if needed > budget_gib * 2**30:
         print(f"batch {batch}, context {context} left out: {needed / 2**30:.1f} GiB of caches; see --budget-gib")
@@ -72,6 +72,13 @@ def prepared(
         step, cache = decode_step(models[name], batch, context, mode)
         steps[name if mode is None else f"{name}: {mode}"] = (step, cache_bytes(cache))
     return steps
+
+
+def modes_of(model: torch.nn.Module, asked: list[str]) -> list[str | None]:
+    """Return the modes among those asked for that a model's mechanism knows; one that knows no choice is left alone."""
+    layers = (module for module in model.modules() if isinstance(module, Attention))
+    known = next((layer.decode_modes for layer in layers), ())
+    return [mode for mode in asked if mode in known] if len(known) > 1 else [None]
 
 
 def decode_step(

@@ -11,11 +11,12 @@ from functools import partial
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
-from ..kernels import attend, project
+from ..kernels import project
 from ..modeling import DecoderConfig, DecoderForCausalLM
-from ..modeling.attention import MLA, Attention
-from .core import absorb, inputs
+from ..modeling.attention import Attention
+from ..modeling.cache import growing
 from .costs import skeleton
 from .decode import decode_step
 from .measure import interleaved
@@ -54,8 +55,7 @@ def measure_parts(config: DecoderConfig, batch: int) -> Parts:
             parameter.normal_(std=0.02)  # as memory comes it may hold numbers that are slow to multiply
     per_step, per_layer = calling_seconds(config.attention)
     per_weight = seconds_per_weight(config.hidden_size, config.intermediate_size, batch)
-    core_per_layer, per_layer_and_token = core_seconds(attention, batch)
-    return Parts(per_step, per_weight, per_layer + core_per_layer, per_layer_and_token)
+    return Parts(per_step, per_weight, per_layer, seconds_per_token(attention, batch))
 
 
 def calling_seconds(attention: str) -> tuple[float, float]:
@@ -82,25 +82,36 @@ def seconds_per_weight(in_features: int, out_features: int, batch: int) -> float
 
 
 @torch.inference_mode()
-def core_seconds(attention: Attention, batch: int) -> tuple[float, float]:
-    """Measure one layer's attention core from a filled cache: seconds of any call, and seconds per token of context."""
-    step = _absorbed if isinstance(attention, MLA) else _fused
+def seconds_per_token(attention: Attention, batch: int) -> float:
+    """Measure what a token of context adds to a decoding step of one layer, whatever its mechanism keeps of it.
+
+    All else of the layer is the same in both contexts, so that the difference is the core's alone.
+    """
     times = []
     for context in CONTEXTS:
         cached_bytes = 4 * batch * context * attention.cache_elements_per_token()
-        times.append(_median([step(attention, batch, context) for _ in range(math.ceil(UNCACHED / cached_bytes))]))
-    slope = (times[1] - times[0]) / (CONTEXTS[1] - CONTEXTS[0])
-    return max(0.0, times[0] - slope * CONTEXTS[0]), slope
+        steps = [_step(attention, batch, context) for _ in range(math.ceil(UNCACHED / cached_bytes))]
+        times.append(_median(steps))
+    return max(0.0, (times[1] - times[0]) / (CONTEXTS[1] - CONTEXTS[0]))
 
 
-def _absorbed(mla: MLA, batch: int, context: int):
-    return partial(absorb, mla, *inputs(mla, batch, 1, context), None)
+def _step(attention: Attention, batch: int, context: int):
+    """A decoding step of a layer from a cache of its own."""
+    cache, rotary = growing(DynamicCache()), attention.rotary
+    options = {name: getattr(attention, name) for name in attention.option_names()}
+    half = attention.rotary_dim(options) // 2
+    tables = (torch.randn(1, 1, half),) * 2 if rotary else None
+    rows = torch.randn(batch, 1, attention.hidden_size)
+    attention(rows, tables, None, cache)
+    kept = cache.layers[0].keys, cache.layers[0].values
+    cache = growing(DynamicCache())
+    cache.update(*(torch.randn(*part.shape[:2], context, part.shape[3]) for part in kept), 0)
 
+    def step():
+        attention(rows, tables, None, cache)
+        cache.crop(-1)
 
-def _fused(attention: Attention, batch: int, context: int):
-    query = torch.randn(batch, attention.num_heads, 1, attention.head_dim)
-    key, value = torch.randn(2, batch, attention.num_key_value_heads, context, attention.head_dim)
-    return partial(attend, query, key, value, None, attention.head_dim**-0.5)
+    return step
 
 
 def _median(tasks: list) -> float:

@@ -10,10 +10,11 @@ import torch
 
 from ..allocator import keep_freed_memory
 from ..modeling import DecoderConfig, DecoderForCausalLM
-from ..modeling.export import stock_model
+from ..modeling.attention import MISSION
+from ..modeling.export import has_stock, stock_model
 from .measure import flag, in_fresh_process, interleaved, rates
 
-MECHANISMS = ["mha", "gqa", "mqa", "mla"]
+MECHANISMS = list(MISSION)
 SHAPE = {"vocab_size": 10_000, "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8}
 FIGURE = None
 
@@ -52,13 +53,14 @@ def training_step(model: torch.nn.Module, sequence_length: int, batch_size: int)
 
 
 def contestants(attention: list[str], sequence_length: int, device: str = "cpu") -> dict[str, torch.nn.Module]:
-    """Return our model and the stock one with the same weights, for every mechanism."""
+    """Return our model, and the stock one with the same weights where there is one, for every mechanism."""
     models = {}
     for name in attention:
         config = DecoderConfig(**SHAPE, attention=name, max_position_embeddings=sequence_length)
         ours = DecoderForCausalLM(config).to(device)
         models[f"{name}, ours"] = ours
-        models[f"{name}, transformers"] = stock_model(ours)
+        if has_stock(config):
+            models[f"{name}, transformers"] = stock_model(ours)
     return models
 
 
@@ -77,24 +79,26 @@ def compare_as_started(attention: list[str], sequence_length: int, batch_size: i
     for _ in range(rounds):
         for name in attention:
             for side in ("ours", "transformers"):
-                speed = in_fresh_process(_speed_alone, name, side, sequence_length, batch_size)
-                speeds.setdefault(f"{name}, {side}", []).append(batch_size * sequence_length / speed)
+                if speed := in_fresh_process(_speed_alone, name, side, sequence_length, batch_size):
+                    speeds.setdefault(f"{name}, {side}", []).append(batch_size * sequence_length / speed)
     return comparison(rates(speeds, batch_size * sequence_length), attention, "as started")
 
 
-def _speed_alone(attention: str, side: str, sequence_length: int, batch_size: int) -> float:
+def _speed_alone(attention: str, side: str, sequence_length: int, batch_size: int) -> float | None:
     if side == "ours":
         keep_freed_memory()
-    model = contestants([attention], sequence_length)[f"{attention}, {side}"]
+    model = contestants([attention], sequence_length).get(f"{attention}, {side}")
+    if model is None:
+        return None
     step = training_step(model, sequence_length, batch_size)
     return rates(interleaved({"step": step}, rounds=5), batch_size * sequence_length)["step"]["median"]
 
 
 def comparison(speeds: dict, attention: list[str], setting: str) -> list[dict]:
-    """Return a row per mechanism: medians and ranges of both sides, and the ratio of the medians."""
+    """Return a row per mechanism: medians and ranges of both sides, and their ratio where there are two."""
     rows = []
     for name in attention:
-        ours, theirs = speeds[f"{name}, ours"], speeds[f"{name}, transformers"]
+        ours, theirs = speeds[f"{name}, ours"], speeds.get(f"{name}, transformers", {})
         rows.append(
             {
                 "attention": name,
@@ -102,10 +106,10 @@ def comparison(speeds: dict, attention: list[str], setting: str) -> list[dict]:
                 "ours, tokens/s": ours["median"],
                 "from": ours["low"],
                 "to": ours["high"],
-                "transformers, tokens/s": theirs["median"],
-                "from ": theirs["low"],
-                "to ": theirs["high"],
-                "ratio": ours["median"] / theirs["median"],
+                "transformers, tokens/s": theirs.get("median"),
+                "from ": theirs.get("low"),
+                "to ": theirs.get("high"),
+                "ratio": ours["median"] / theirs["median"] if theirs else None,
             }
         )
     return rows

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..yaml_files import read_yaml
 
+FROM_A_FILE = re.compile(r"(.+\.py):(\w+)")  # a mechanism: path/to/file.py:Class
 TRUTH = {**dict.fromkeys(("true", "yes", "t", "y", "1"), True), **dict.fromkeys(("false", "no", "f", "n", "0"), False)}
 LARGEST, LARGEST_SEED = 2**63 - 1, 2**32 - 1  # whole numbers that torch's and NumPy's are
 
@@ -57,7 +59,7 @@ def parse(
     for name, meaning in (positional or {}).items():
         parser.add_argument(name, help=meaning)
     parser.set_defaults(**{name: value for name, value in (defaults or {}).items() if name in known})
-    values = vars(parser.parse_args(with_config(argv, known)))
+    values = vars(parser.parse_args(with_files_of_mechanisms(with_config(argv, known), known)))
     named = [{f.name: values[f.name] for f in fields(cls) if f.init} for cls in classes]
     for cls, given in zip(classes, named, strict=True):
         check_ranges(cls, given, 0 if positive else None)
@@ -157,6 +159,29 @@ def check_range(name: str, number: float, stated: dict) -> None:
         raise UserError(f"{name}={number} must be at most {maximum}")
     if above is not None and not number > above:
         raise UserError(f"{name}={number} must be {'positive' if above == 0 else f'above {above}'}")
+
+
+def with_files_of_mechanisms(argv: list[str], known: Iterable[str]) -> list[str]:
+    """Register what `--attention path/to/file.py:Class` takes from files, and put the names in their places.
+
+    A command without that flag takes it too, and leaves it out then: the model that it loads may need the file.
+    """
+    taken, inside = [], False
+    for word in argv:
+        prefix = "--attention=" if word.startswith("--attention=") else ""
+        inside = bool(prefix) or word == "--attention" if word.startswith("--") else inside
+        in_file = FROM_A_FILE.fullmatch(word.removeprefix(prefix)) if inside else None
+        if not in_file:
+            taken.append(word)
+            continue
+        from ..modeling.attention import find
+
+        name = find(in_file[0])
+        if "attention" in known:
+            taken.append(prefix + name)
+        elif taken[-1:] == ["--attention"]:
+            taken.pop()
+    return taken
 
 
 def with_config(argv: list[str], known: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..errors import UserError
 from .attention import ATTENTION, find
-from .attention.checks import check_options, require, require_number, require_whole
+from .attention.checks import COMMON, check_common, check_options, require, require_number, require_whole
 from .attention.plugins import how_to_get, source_of
 from .attention.rope import check_rope
 from .cache_name import NAMES
@@ -42,6 +42,9 @@ class DecoderConfig(PreTrainedConfig):
         attention: name of a registered mechanism, or `path/to/file.py:Class`.
         attention_options: the mechanism's own hyper-parameters; what is left out derives from the size.
         attention_source: where a mechanism from outside came from, see `plugins.source_of`; filled in.
+        output_gate: "element" or "head": a gate on what every head reads (Qiu et al. 2025); None: none.
+        qk_norm: whether queries and keys are normed, each head alone, before they turn, as in Qwen3.
+        attention_bias: whether the projections of the hidden states in attention have biases, as in Qwen2.
         positions: "rope", or "learned" absolute positions added to the embeddings.
         rope_parameters: transformers' standard description of RoPE: `rope_theta`, the base of the frequencies, and
             `rope_type`, "default" or one that stretches the context ("linear", "llama3", "yarn") with what it needs.
@@ -66,6 +69,9 @@ class DecoderConfig(PreTrainedConfig):
     attention: str = "mla"
     attention_options: dict | None = None
     attention_source: dict | None = None
+    output_gate: str | None = None
+    qk_norm: bool = False
+    attention_bias: bool = False
     positions: str = "rope"
     rope_parameters: dict | None = None
     rope_interleave: bool = False
@@ -98,6 +104,7 @@ class DecoderConfig(PreTrainedConfig):
             f"positions={self.positions!r} is unknown; choose {' or '.join(POSITIONS)}.",
         )
         self.attention_options = self._resolve_attention()
+        check_common(ATTENTION[self.attention], {name: getattr(self, name) for name in COMMON})
         for name, described in (
             ("rope_parameters", self.rope_parameters),
             ("rope_scaling", kwargs.get("rope_scaling")),
@@ -132,10 +139,8 @@ class DecoderConfig(PreTrainedConfig):
     def _find_attention(self) -> None:
         """Find the mechanism, and say where one from outside came from; or where it should have come from."""
         stated = self.attention_source
-        require(
-            stated is None or (isinstance(stated, dict) and stated.keys() <= {"package", "version", "file", "sha256", "class"}),
-            f"attention_source={stated!r} does not say where a mechanism came from.",
-        )
+        says = isinstance(stated, dict) and "class" in stated and ("file" not in stated or "sha256" in stated)
+        require(not stated or says, f"attention_source={stated!r} does not say where a mechanism came from.")
         try:
             self.attention = find(self.attention)
         except UserError:

@@ -19,13 +19,17 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..errors import UserError, reason_of
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
+from .attention import ATTENTION
 from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import has_rotary_rows, has_scale, interleaved, native_config, stock_config, with_scale
 from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+}  # fmt: skip
 # what a config.json may call a number that must be positive
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers")
 SIZES = (
@@ -62,7 +66,9 @@ def export_checkpoint(
     config = read_config(source)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"model={source} is a {config.model_type}, not a model of ours; nothing needs to be exported")
-    turn = config.attention == "mla" and config.positions == "rope" and not config.rope_interleave
+    turn = (
+        ATTENTION[config.attention].stock == "deepseek_v3" and config.positions == "rope" and not config.rope_interleave
+    )
     stock = stock_config(DecoderConfig.from_dict({**config.to_dict(), "rope_interleave": True}) if turn else config)
     stock.architectures = [ARCHITECTURES[stock.model_type]]
     shards = checked_shards(source, shapes_of(config))
@@ -79,7 +85,7 @@ def export_checkpoint(
 
 
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
-    """Write a stock Llama, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
+    """Write a stock Llama, Qwen2, Qwen3, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
 
     Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
     Arguments and errors are those of `export_checkpoint`; returns our config.

@@ -77,6 +77,9 @@ class DecoderBlock(GradientCheckpointingLayer):
             rope_interleave=config.rope_interleave,
             rope_parameters=config.rope_parameters,
             rms_norm_eps=config.rms_norm_eps,
+            output_gate=config.output_gate,
+            qk_norm=config.qk_norm,
+            attention_bias=config.attention_bias,
             **config.attention_options,
         )
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)

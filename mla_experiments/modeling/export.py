@@ -1,18 +1,21 @@
-"""Which stock model of transformers each of ours is, and back: Llama for MHA, GQA and MQA, dense DeepSeek for MLA.
+"""Which stock model of transformers each of ours is, and back.
 
+Keys and values make a Llama, with biases a Qwen2, with norms of queries and keys a Qwen3; latents a dense DeepSeek.
 Names and shapes of all weights are the same on both sides; `docs/interop.md` lists them.
 """
 
+import contextlib
 import copy
 from dataclasses import fields
 from functools import partial
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError, reason_of
-from .attention.checks import require
+from .attention import ATTENTION
+from .attention.checks import COMMON, require
 from .configuration import DecoderConfig
 
 SHARED_FIELDS = (
@@ -22,13 +25,16 @@ SHARED_FIELDS = (
 )  # fmt: skip
 MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
+KEYS_AND_VALUES = ("llama", "qwen2", "qwen3")
 TRANSLATED_FIELDS = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_interleave", "first_k_dense_replace")
 # what changes no logit of a dense model: training, speed, and experts that are not there
 WITHOUT_EFFECT = (
     "attention_dropout", "pretraining_tp", "num_mtp_layers", "output_router_logits", "moe_intermediate_size",
     "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group", "topk_method",
-    "norm_topk_prob", "routed_scaling_factor",
+    "norm_topk_prob", "routed_scaling_factor", "max_window_layers",
 )  # fmt: skip
+# what the stock model of a mechanism is called where an option that is common to mechanisms makes it another
+WITH = {("llama", "qk_norm"): "qwen3", ("llama", "attention_bias"): "qwen2"}
 # what transformers itself looks for in any config, declared or not
 OF_ANY_MODEL = {
     "quantization_config": None, "sliding_window": None, "attention_chunk_size": None, "layer_types": None,
@@ -49,7 +55,8 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
     values["rope_parameters"] = dict(config.rope_parameters)
     if config.positions != "rope":
         raise UserError(f"positions={config.positions} exists in no stock model; only positions=rope can be exported")
-    if config.attention == "mla":
+    family = stock_family(config)
+    if family == "deepseek_v3":
         kind = DeepseekV3Config
         if not config.attention_options.get("latent_norm", True):
             raise UserError("latent_norm=False exists in no stock model; only latents with their norm can be exported")
@@ -59,12 +66,10 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
             "first_k_dense_replace": config.num_hidden_layers,  # every layer dense, none of experts
             "num_mtp_layers": 0,
         }
-    elif config.attention not in ("mha", "gqa", "mqa"):
-        raise UserError(f"attention={config.attention} exists in no stock model; mha, gqa, mqa and mla can be exported")
     elif config.rope_interleave:
         raise UserError("rope_interleave=True exists in no stock Llama; only the half-split layout can be exported")
     else:
-        kind = LlamaConfig
+        kind = CONFIG_MAPPING[family]
         values |= config.attention_options
     try:
         return kind(**values)
@@ -72,6 +77,39 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
         raise UserError(
             f"no stock {kind.model_type} is like this model ({reason_of(error)}); it cannot be exported"
         ) from None
+
+
+def stock_family(config: DecoderConfig) -> str:
+    """Return the `model_type` of the stock model with the mechanism of a config and what is common to mechanisms.
+
+    Raises:
+        UserError: there is none.
+    """
+    family = ATTENTION[config.attention].stock
+    if family is None:
+        raise UserError(
+            f"attention={config.attention} exists in no stock model; {', '.join(exportable())} can be exported"
+        )
+    chosen = [name for name in COMMON if getattr(config, name)]
+    for name in chosen:
+        if (family, name) not in WITH or len(chosen) > 1:
+            said = " and ".join(f"{other}={getattr(config, other)}" for other in chosen)
+            raise UserError(f"{said} with attention={config.attention} exists in no stock model; it cannot be exported")
+        family = WITH[family, name]
+    return family
+
+
+def exportable() -> list[str]:
+    """Return the names of the mechanisms that have a stock counterpart."""
+    return [name for name, mechanism in ATTENTION.items() if mechanism.stock]
+
+
+def has_stock(config: DecoderConfig) -> bool:
+    """Return whether there is a stock model like one of ours."""
+    try:
+        return bool(stock_config(config))
+    except UserError:
+        return False
 
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -90,9 +128,10 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         UserError: another architecture, or a feature that our decoder does not have, by its field.
     """
     kind = stock.model_type
+    known = (*KEYS_AND_VALUES, *LATENT_MODELS)
     require(
-        kind in ("llama", *LATENT_MODELS),
-        f"model_type={kind} has no counterpart here; llama, deepseek_v2 and deepseek_v3 checkpoints can be imported",
+        kind in known,
+        f"model_type={kind} has no counterpart here; checkpoints of {', '.join(known)} can be imported",
     )
     refuse_what_differs(stock)
     values = {name: getattr(stock, name) for name in SHARED_FIELDS}
@@ -101,12 +140,19 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         options = {name: getattr(stock, name) for name in MLA_FIELDS}
         interleaved = kind == "deepseek_v2" or bool(stock.rope_interleave)  # V2 knows no other layout
         return DecoderConfig(**values, attention="mla", attention_options=options, rope_interleave=interleaved)
-    groups, heads = stock.num_key_value_heads, stock.num_attention_heads
-    options = {"head_dim": stock.head_dim}
-    if groups in (1, heads):
-        return DecoderConfig(**values, attention="mha" if groups == heads else "mqa", attention_options=options)
-    options["num_key_value_heads"] = groups
-    return DecoderConfig(**values, attention="gqa", attention_options=options)
+    options = {"head_dim": getattr(stock, "head_dim", None), "num_key_value_heads": stock.num_key_value_heads}
+    values |= {name: True for (_, name), family in WITH.items() if family == kind}
+    return DecoderConfig(**values, attention=narrowest(stock, options), attention_options=options)
+
+
+def narrowest(stock: PreTrainedConfig, options: dict) -> str:
+    """Return the mechanism with keys and values that a stock model has: the one whose definition fixes most."""
+    for name in sorted(exportable(), key=lambda name: not ATTENTION[name].fixed_options):
+        with contextlib.suppress(UserError):
+            if ATTENTION[name].stock == KEYS_AND_VALUES[0]:
+                ATTENTION[name].resolve(stock.hidden_size, stock.num_attention_heads, **options)
+                return name
+    raise UserError(f"num_key_value_heads={stock.num_key_value_heads} is none that attention here can have")
 
 
 def refuse_what_differs(stock: PreTrainedConfig) -> None:
@@ -131,6 +177,8 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
     heads = {"num_key_value_heads": stock.num_attention_heads} if stock.model_type in LATENT_MODELS else {}
     for name, value in (declared | OF_ANY_MODEL | heads).items():
         found = getattr(stock, name, value)
+        if name == "layer_types" and found is not None and set(found) == {"full_attention"}:
+            continue  # all layers alike, in other words
         shown = "..." if isinstance(found, dict | list) else found
         require(found == value, f"{name}={shown} is not what a decoder here has ({value}); it cannot be imported")
     partial = stock.rope_parameters.get("partial_rotary_factor", 1.0)
@@ -139,8 +187,9 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
 
 def has_scale(name: str, config: DecoderConfig) -> bool:
     """Return whether what a weight of a model of ours gives, by its name, is multiplied by the scale of latents."""
-    scaled = config.attention == "mla" and config.attention_options.get("latent_scale", False)
-    return bool(scaled) and name.endswith(("self_attn.kv_a_layernorm.weight", "self_attn.q_a_layernorm.weight"))
+    return config.attention_options.get("latent_scale", False) and name.endswith(
+        ("self_attn.kv_a_layernorm.weight", "self_attn.q_a_layernorm.weight")
+    )
 
 
 def with_scale(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:

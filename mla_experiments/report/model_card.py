@@ -8,14 +8,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..evaluation.results import known_rows, with_headings
 from ..markdown import escaped, table
+from ..modeling import DecoderConfig
+from ..modeling.attention import ATTENTION
+from ..modeling.attention.plugins import how_to_get
+from ..modeling.export import native_config
 from ..run_files import RUN_FILE, read_run
 
-MECHANISMS = {
-    "mha": "multi-head attention",
-    "gqa": "grouped-query attention",
-    "mqa": "multi-query attention",
-    "mla": "multi-head latent attention",
-}
 METRICS = {
     "perplexity_per_token": "perplexity per token",
     "perplexity_per_word": "perplexity per word",
@@ -54,7 +52,7 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
     )
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# A decoder with {MECHANISMS.get(name, escaped(name))} ({escaped(name.upper())})",
+        f"# A decoder with {escaped(described(name))} ({escaped(name.upper())})",
         describe_model(config, native),
         describe_training(run, (folder / RUN_FILE).is_file()),
         describe_results(rows),
@@ -67,12 +65,12 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
 
 def attention_of(config: PreTrainedConfig) -> str:
     """Return the mechanism of a model, ours or stock."""
-    if hasattr(config, "attention"):
-        return config.attention
-    if hasattr(config, "kv_lora_rank"):
-        return "mla"
-    groups = config.num_key_value_heads
-    return {config.num_attention_heads: "mha", 1: "mqa"}.get(groups, "gqa")
+    return config.attention if isinstance(config, DecoderConfig) else native_config(config).attention
+
+
+def described(name: str) -> str:
+    """Return what a mechanism is, in words; its name where it is not here."""
+    return ATTENTION[name].description if name in ATTENTION else name
 
 
 def eval_results(row: dict) -> list[EvalResult]:
@@ -94,7 +92,12 @@ def describe_model(config: PreTrainedConfig, native: bool) -> str:
     )
     if native:
         options = ", ".join(f"{name} {value}" for name, value in config.attention_options.items() if value is not None)
-        return f"{size}; {options}. Positions: {config.positions}. A model of mla-experiments."
+        source = config.attention_source
+        beside = f" The mechanism is from outside mla-experiments: {escaped(how_to_get(source))}." if source else ""
+        return (
+            f"{size}; {options}. Positions: {config.positions}. A model of mla-experiments.{beside}\n\n"
+            f"    {ATTENTION[config.attention].equation}"
+        )
     return f"{size}. A stock `{config.model_type}` of transformers, written by mla-experiments."
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ..modeling.attention import MISSION, find
 from ..training import PRESETS, RunArguments, trainer_defaults
 from ..training.flags import taken
 from ..training.settings import preset_name
@@ -83,13 +84,12 @@ def read_study(path: Path) -> Study:
     """
     path = Path(path)
     source, content = read_yaml(path, "study", "`field: value`")
+    attention = [find(name) for name in listed("attention", content.pop("attention", list(MISSION)))]
     check_fields(content, path)
     preset = preset_name(content.pop("preset", "auto"))
     settings = {name: value for name, value in (trainer_defaults() | PRESETS[preset]).items() if value is not None}
-    own = {"attention": ["mha", "gqa", "mqa", "mla"], "seeds": 0, "match": "none", "cache_bytes_per_token": None}
-    own |= {"learning_rate": settings["learning_rate"]}
+    own = {"seeds": 0, "match": "none", "cache_bytes_per_token": None, "learning_rate": settings["learning_rate"]}
     own |= {name: content.pop(name) for name in OWN if name in content}
-    attention = listed("attention", own["attention"])
     match, budget = match_of(own["match"], own["cache_bytes_per_token"])
     prefix = "attention."
     options = {

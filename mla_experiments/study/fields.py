@@ -12,14 +12,14 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import UserError, unknown
 from ..modeling.attention import ATTENTION
+from ..modeling.attention.checks import check_option
 from ..training import RunArguments
 from ..training.flags import REFUSED
 
 CLASSES = (RunArguments, TrainingArguments)
-OWN = ("attention", "seeds", "learning_rate", "match", "cache_bytes_per_token")
+OWN = ("seeds", "learning_rate", "match", "cache_bytes_per_token")
 DATA = {"corpus": "auto", "text_column": "text", "vocab_size": 10_000, "shuffle_seed": 0}
 MATCHES = ("none", "parameters", "flops", "cache")
-LIMITING = {"gqa": "num_key_value_heads", "mla": "kv_lora_rank"}  # the option that sets the size of the cache
 INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
     "seed": "give seeds", "attention_options": "give attention.OPTION, such as attention.kv_lora_rank",
     "resume": "a study always goes on", "overwrite": "delete the folder of a run to train it again",
@@ -47,23 +47,21 @@ def check_fields(content: dict, path: Path) -> None:
 
 
 def check_options(attention: list[str], options: dict[str, list], match: str) -> None:
-    """Refuse unknown mechanisms, and options of none of them, that a match solves for, or that are no numbers."""
-    for name in attention:
-        if not isinstance(name, str) or name not in ATTENTION:
-            raise unknown("attention", name, ATTENTION)
+    """Refuse options that are none of any mechanism's, that cannot be what they are, or that a match solves for."""
     for option, values in options.items():
-        if not all(value is None or type(value) is int for value in values):
-            raise UserError(f"attention.{option}={values} must be a whole number or a list of them")
-        if not any(option in options_of(name) for name in attention):
+        knowing = [name for name in attention if option in options_of(name)]
+        if not knowing:
             raise UserError(f"attention.{option} is an option of none of {', '.join(attention)}; leave it out")
-        if match == "cache" and option in LIMITING.values():
+        for name in knowing:
+            for value in values:
+                check_option(f"attention.{option}", value, ATTENTION[name].option_types()[option])
+        if match == "cache" and any(option == ATTENTION[name].cache_option for name in attention):
             raise UserError(f"attention.{option} is what match=cache solves for; leave it out or choose another match")
 
 
 def options_of(attention: str) -> set[str]:
-    """Return the options of a mechanism that a study can choose: MHA and MQA have their groups by definition."""
-    names = ATTENTION[attention].option_names()
-    return names - {"num_key_value_heads"} if attention in ("mha", "mqa") else names
+    """Return the options of a mechanism that a study can choose."""
+    return ATTENTION[attention].option_names() - ATTENTION[attention].fixed_options
 
 
 def match_of(match: str, budget: Any) -> tuple[str, int | None]:

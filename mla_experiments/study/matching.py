@@ -4,15 +4,17 @@ The width of the MLP is the one size that every variant has and that no mechanis
 for, so that totals agree. The first variant of each size sets the mark.
 """
 
+import bisect
+import contextlib
 import json
 from dataclasses import dataclass
 
 from ..benchmark.costs import cache_elements_per_token, num_parameters, training_flops_per_token
 from ..errors import UserError
 from ..modeling import DecoderConfig
+from ..modeling.attention import ATTENTION
 from ..training import RunArguments
 from .description import Study, Variant
-from .fields import LIMITING
 
 TOLERANCE = 0.005
 BYTES = 4  # of a number in the cache of a model saved in single precision, as evaluation measures it
@@ -45,7 +47,7 @@ def match(study: Study, vocab_size: int) -> list[Matched]:
     solved, marks = [], {}
     for variant in study.variants:
         options = dict(variant.options)
-        if study.match == "cache" and variant.attention in LIMITING:
+        if study.match == "cache" and ATTENTION[variant.attention].cache_option:
             options |= nearest_cache(study, variant, vocab_size)
         size = tuple(variant.changed.get(name) for name in SIZES)
         solved.append(complete(study, variant, options, vocab_size, marks.get(size)))
@@ -100,17 +102,35 @@ def cost(study: Study, config: DecoderConfig) -> float:
 
 
 def nearest_cache(study: Study, variant: Variant, vocab_size: int) -> dict:
-    """Return the option of a mechanism whose cache is nearest to the study's budget."""
-    name = LIMITING[variant.attention]
-    heads = config_of(study, variant, variant.options, vocab_size).num_attention_heads
-    if name == "num_key_value_heads":
-        candidates = [groups for groups in range(1, heads + 1) if heads % groups == 0]
-    else:
-        one = cache_of(study, variant, {name: 1}, vocab_size)
-        slope = cache_of(study, variant, {name: 2}, vocab_size) - one
-        candidates = [max(1, round(1 + (study.cache_bytes_per_token - one) / slope))]
-    wanted = study.cache_bytes_per_token
-    return {name: min(candidates, key=lambda value: abs(cache_of(study, variant, {name: value}, vocab_size) - wanted))}
+    """Return the option of a mechanism whose cache is nearest to the study's budget.
+
+    The cache grows with the option, whatever it is: of the values that the mechanism can have, halving finds the one.
+    """
+    wanted, name = study.cache_bytes_per_token, ATTENTION[variant.attention].cache_option
+    values = possible_values(name, config_of(study, variant, variant.options, vocab_size), variant.options)
+
+    def cached(value):
+        return cache_of(study, variant, {name: value}, vocab_size)
+
+    place = bisect.bisect_left(values, wanted, key=cached)
+    return {name: min(values[max(0, place - 1) : place + 1], key=lambda value: abs(cached(value) - wanted))}
+
+
+def possible_values(name: str, config: DecoderConfig, given: dict) -> list[int]:
+    """Return the values of an option of a config's mechanism that it can have, up to what is useful.
+
+    Args:
+        name: of the option.
+        config: of the model.
+        given: the other options, as far as they are stated.
+    """
+    size = (config.hidden_size, config.num_attention_heads)
+    values = []
+    for value in range(1, 2 * config.hidden_size + 1):  # a larger rank would be larger than what it stands for
+        with contextlib.suppress(UserError):
+            ATTENTION[config.attention].resolve(*size, rotary=config.positions == "rope", **given | {name: value})
+            values.append(value)
+    return values
 
 
 def cache_of(study: Study, variant: Variant, options: dict, vocab_size: int) -> int:

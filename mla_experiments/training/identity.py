@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from ..manifest import library_versions
 from ..modeling import DecoderConfig
 from ..modeling.attention import ATTENTION
+from ..modeling.attention.checks import COMMON
 from .flags import REFUSED, STEERED_BY_VALIDATION
 from .settings import RunArguments, trainer_defaults
 
@@ -26,6 +27,7 @@ VERSION = "mla-experiments"  # among the versions of a record
 IN_OTHER_WORDS = {  # fields that count by what they come to
     "preset": "fills in others", "attention": "in the model", "hidden_size": "in the model",
     "num_hidden_layers": "in the model", "num_attention_heads": "in the model", "intermediate_size": "in the model",
+    **dict.fromkeys(("output_gate", "qk_norm", "attention_bias"), "in the model"),
     "positions": "in the model", "tie_word_embeddings": "in the model", "attention_options": "in the model",
     "train_tokens": "counted in steps", "max_steps": "counted in steps", "warmup_tokens": "counted in steps",
     "precision": "bf16 and fp16", "streaming": "the tokens' request says where they come from",
@@ -178,7 +180,8 @@ def identity_of(
         attention: its mechanism.
     """
     values = vars(run) | arguments.to_dict() | {"devices": arguments.world_size, "device": arguments.device.type}
-    aside = {"transformers_version", "_name_or_path", "dtype", "architectures"}
+    aside = {"transformers_version", "_name_or_path", "dtype", "architectures", "attention_source"}  # among the sources
+    aside |= {name for name in COMMON if not getattr(config, name)}  # younger than runs that had none of them either
     determines = {
         "model": {name: value for name, value in config.to_diff_dict().items() if name not in aside},
         "tokens": manifest["request"],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import find
 from .flags import REFUSED
@@ -79,6 +79,12 @@ class RunArguments:
         default="{}", metadata={"help": 'hyper-parameters by mechanism, JSON: {"mla": {"kv_lora_rank": 64}}'}
     )
 
+    output_gate: str | None = field(
+        default=None, metadata={"help": "element or head: a gate on what every head reads; none if not given"}
+    )
+    qk_norm: bool = field(default=False, metadata={"help": "norm queries and keys, each head alone"})
+    attention_bias: bool = field(default=False, metadata={"help": "biases of the projections to q, k and v"})
+
     def model_config(self, attention: str, vocab_size: int, end_of_document: int) -> DecoderConfig:
         """Return the configuration of one variant.
 
@@ -107,6 +113,9 @@ class RunArguments:
             max_position_embeddings=self.sequence_length,
             attention=attention,
             attention_options=options.get(attention),
+            output_gate=self.output_gate,
+            qk_norm=self.qk_norm,
+            attention_bias=self.attention_bias,
             positions=self.positions,
             tie_word_embeddings=self.tie_word_embeddings,
             bos_token_id=end_of_document,

@@ -138,7 +138,7 @@ def test_every_named_hardware_can_be_planned_for(capsys):
         (["plan", "reference", "--hardware", "h10"], "hardware=h10 is unknown; did you mean h100?"),
         (["plan", "reference", "--contexts", "0"], "contexts=0 must be positive"),
         (["plan", "reference", "--kv_lora_rank", "rank"], "argument --kv_lora_rank"),
-        (["plan", "reference", "--attention", "mlaa"], "attention='mlaa' is unknown"),
+        (["plan", "reference", "--attention", "mlaa"], "attention=mlaa is unknown; did you mean mla"),
         (["plan", "reference", "--attention", "mqa", "--kv-lora-rank", "3"], "attention_options has kv_lora_rank"),
     ],
 )

@@ -11,7 +11,8 @@ from transformers import DynamicCache, QuantizedCache, StaticCache
 from mla_experiments.kernels import attend
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.modeling.attention import ATTENTION
-from mla_experiments.modeling.attention.base import Attention, merge_heads, split_heads
+from mla_experiments.modeling.attention.base import Attention
+from mla_experiments.modeling.attention.heads import merge_heads, split_heads
 from mla_experiments.modeling.attention.rope import rotate
 
 WIDTH = 8
@@ -43,8 +44,8 @@ class TwoKeysOneValue(Attention):
         value = value.expand(-1, 2, -1, -1)
         return self.o_proj(merge_heads(attend(query, key, value, attention_mask, WIDTH**-0.5, attentions)))
 
-    def cache_elements_per_token(self) -> int:
-        return 5 * WIDTH
+    def cache_parts(self) -> dict[str, int]:
+        return {"keys": 2 * WIDTH, "values": 3 * WIDTH}
 
     def flops(self, num_tokens: int, context: int) -> int:
         raise NotImplementedError

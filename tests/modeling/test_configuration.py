@@ -9,7 +9,7 @@ from mla_experiments.modeling import DecoderConfig
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ({"attention": "linear"}, "attention='linear' is unknown; choose one of mha, gqa, mqa, mla"),
+        ({"attention": "linear"}, "attention=linear is unknown; choose one of mha, gqa, mqa, mla"),
         ({"attention": "mha", "hidden_size": 100, "num_attention_heads": 16}, "num_attention_heads=16"),
         ({"attention": "mla", "hidden_size": 100, "num_attention_heads": 16}, "num_attention_heads=16"),
         ({"attention": "mha", "hidden_size": 48, "num_attention_heads": 16}, "head_dim=3"),

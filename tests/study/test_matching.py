@@ -113,7 +113,7 @@ def test_costs_are_those_of_the_real_model(attention, layers, length, tied, voca
             "is what match=cache solves for",
         ),
         ({"attention": ["mha", "mqa"], "attention.kv_lora_rank": 8}, "is an option of none of mha, mqa"),
-        ({"attention.kv_lora_rank": "many"}, "must be a whole number"),
+        ({"attention.kv_lora_rank": "many"}, "must be an integer"),
         ({"attention": []}, r"attention=\[\] leaves nothing to run"),
         ({"attention": ["mha", "mha"]}, "attention names mha twice"),
         ({"seeds": []}, "leaves nothing to run"),

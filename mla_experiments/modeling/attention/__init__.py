@@ -5,6 +5,7 @@ To add one of ours: write its file and name its class here. From outside: `regis
 
 from pathlib import Path
 
+from ...errors import unknown
 from . import plugins
 from .base import Attention, set_decode_mode
 from .checks import require
@@ -16,6 +17,7 @@ from .mqa import MQA
 from .tpa import TPA
 
 ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "tpa": TPA, "mfa": MFA}
+MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
 
 def register(mechanism: type[Attention], name: str | None = None) -> str:
@@ -56,7 +58,7 @@ def find(asked: str) -> str:
             return asked
     if mechanism := plugins.announced(asked):
         return register(mechanism, asked)
-    require(False, f"attention={asked!r} is unknown; choose one of {', '.join(ATTENTION)}, or path/to/file.py:Class.")
+    raise unknown("attention", asked, ATTENTION)
 
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "GQA",
     "MFA",
     "MHA",
+    "MISSION",
     "MLA",
     "MQA",
     "TPA",

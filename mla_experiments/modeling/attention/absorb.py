@@ -5,10 +5,8 @@ and the output W_i^UV Σ p c: no key or value is ever made, and all heads read t
 """
 
 import torch
-from torch import nn
 
-from ...kernels import attend_latents, weight_of
-from .checks import require
+from ...kernels import attend_latents
 
 
 def absorbed(
@@ -36,27 +34,6 @@ def absorbed(
     folded = torch.cat((_per_head(q_nope, w_uk), q_rope), dim=-1)  # [B, H, T, d_c + d_R]
     mixed = attend_latents(folded, latents, rank, mask, scale, attentions)  # [B, H, T, d_c]
     return _per_head(mixed, w_uv.transpose(1, 2))
-
-
-def up_projections(kv_b_proj: nn.Module, num_heads: int, content: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`: views, which follow every change of the weight.
-
-    Args:
-        kv_b_proj: of the layer.
-        num_heads: H.
-        content: d_nope.
-
-    Raises:
-        UserError: `kv_b_proj` is no longer a plain matrix.
-    """
-    weight = weight_of(kv_b_proj)
-    require(
-        weight is not None,
-        f"decode_mode=absorb needs kv_b_proj as a plain matrix, but it is a {type(kv_b_proj).__name__} that "
-        "something stands around; merge the adapter, or use decode_mode=auto",
-    )
-    per_head = weight.unflatten(0, (num_heads, -1))
-    return per_head.tensor_split((content,), dim=1)
 
 
 def _per_head(rows, weight):

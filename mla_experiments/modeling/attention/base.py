@@ -15,9 +15,10 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import project
-from ..cache import quantised_in
 from ..cache_name import either_name
-from .checks import check_options, require
+from .checks import COMMON, check_common, check_options, require
+from .heads import merge_heads, split_heads
+from .remember import remember
 
 Option = int | float | bool | str | None
 Rotation = tuple[torch.Tensor, torch.Tensor] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
@@ -34,6 +35,9 @@ class Attention(nn.Module, ABC):
         rope_interleave: layout of rotary pairs, see `rope.rotate`.
         rope_parameters: how the rotary angles are made, see `rope.RotaryEmbedding`; some scale the scores too.
         rms_norm_eps: what the norms of the block add to the mean square, for norms that the mechanism has.
+        output_gate: "element" or "head" for a gate on what the heads have read, see `output`; None for none.
+        qk_norm: whether queries and keys are normed a head before they turn, see `normed`.
+        attention_bias: whether the projections of the hidden states have biases (the output's has none), see `linear`.
         options: the mechanism's own hyper-parameters, see its `resolve`.
 
     Attributes:
@@ -41,7 +45,9 @@ class Attention(nn.Module, ABC):
         equation: what it computes, in a line.
         cache_option: the option that sets the size of the cache, which a study solves for where the cache is held
             equal; None where nothing does.
+        takes: which of `output_gate`, `qk_norm` and `attention_bias` it follows, which are common to mechanisms.
         fixed_options: those of its options that its definition fixes, so that a study has no choice of them.
+        stock: the `model_type` of transformers' decoder that computes the same with the same weights, if there is one.
         decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
         decode_mode: the one in use.
     """
@@ -49,7 +55,9 @@ class Attention(nn.Module, ABC):
     description: ClassVar[str]
     equation: ClassVar[str]
     cache_option: ClassVar[str | None] = None
+    takes: ClassVar[frozenset[str]] = frozenset()
     fixed_options: ClassVar[frozenset[str]] = frozenset()
+    stock: ClassVar[str | None] = None
     decode_modes: ClassVar[tuple[str, ...]] = ("auto",)
     decode_mode: str = "auto"
 
@@ -68,6 +76,9 @@ class Attention(nn.Module, ABC):
         rope_interleave: bool = False,
         rope_parameters: dict | None = None,
         rms_norm_eps: float = 1e-6,
+        output_gate: str | None = None,
+        qk_norm: bool = False,
+        attention_bias: bool = False,
         **options: Option,
     ):
         super().__init__()
@@ -78,6 +89,8 @@ class Attention(nn.Module, ABC):
         self.rope_interleave = rope_interleave
         self.rope_parameters = rope_parameters
         self.rms_norm_eps = rms_norm_eps
+        self.output_gate, self.qk_norm, self.attention_bias = output_gate, qk_norm, attention_bias
+        check_common(type(self), {name: getattr(self, name) for name in COMMON})
         check_options(options, self.option_types())
         for name, value in self.resolve(hidden_size, num_attention_heads, rotary=rotary, **options).items():
             setattr(self, name, value)
@@ -172,51 +185,49 @@ class Attention(nn.Module, ABC):
     def remember(
         self, cache: Cache | None, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to this layer's cache, where there is one, and return all that is kept: `[B, G, S, ...]`.
+        """Append to this layer's cache, where there is one, and return all that is kept: see `remember.remember`."""
+        return remember(cache, self.layer_idx, key, value)
 
-        Caches of the library want as many heads of values as of keys. Where a mechanism has other numbers of them,
-        heads lie side by side in one wide one.
+    def linear(self, in_features: int, out_features: int) -> nn.Linear:
+        """Return a projection of the hidden states, with a bias where `attention_bias` says so (as in Qwen2)."""
+        return nn.Linear(in_features, out_features, bias=self.attention_bias)
+
+    def make_norms(self, width: int) -> None:
+        """Make the norms of queries and keys of this width, where `qk_norm` says so (as in Qwen3)."""
+        if self.qk_norm:
+            self.q_norm = nn.RMSNorm(width, eps=self.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(width, eps=self.rms_norm_eps)
+
+    def normed(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Norm queries `[B, H, T, D]` and keys `[B, G, T, D]`, each head alone, where `qk_norm` says so."""
+        return (self.q_norm(query), self.k_norm(key)) if self.qk_norm else (query, key)
+
+    def make_output(self, width: int) -> None:
+        """Make the projection of what the heads have read, and its gate where `output_gate` says so.
 
         Args:
-            cache: as given to `forward`.
-            key: `[B, G, T, D]`.
-            value: `[B, G', T, D']`.
-
-        Raises:
-            UserError: the cache holds tensors of another shape or dtype.
+            width: of what one head reads, Dv.
         """
-        if cache is None:
-            return key, value
-        if value.shape[-1] == 0 and (group := quantised_in(self._held(cache))):
-            last = min(group, key.shape[-1] // 2)  # quantisers want values too, both in whole groups
-            whole = torch.cat(self.remember(cache, key[..., :-last], key[..., -last:]), dim=-1)
-            return whole, whole[..., :0]
-        if key.shape[1] == value.shape[1]:
-            self._check_held(cache, key, value)
-            return cache.update(key, value, self.layer_idx)
-        widths, (key, value) = (key.shape[-1], value.shape[-1]), (merge_heads(x).unsqueeze(1) for x in (key, value))
-        self._check_held(cache, key, value)
-        kept = cache.update(key, value, self.layer_idx)
-        return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
+        self.o_proj = nn.Linear(self.num_heads * width, self.hidden_size, bias=False)
+        if self.output_gate:
+            gates = self.num_heads * (width if self.output_gate == "element" else 1)
+            self.gate_proj = nn.Linear(self.hidden_size, gates, bias=False)
 
-    def output(self, attended: torch.Tensor) -> torch.Tensor:
-        """Put what the heads have read `[B, H, T, Dv]` side by side and project it: `[B, T, D]`."""
+    def output(self, attended: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Gate what the heads have read, put it side by side and project it: `[B, H, T, Dv]` to `[B, T, D]`.
+
+        The gate is Qiu et al.'s (2025, Gated Attention, §2.2): o_i ← σ(W_i^G h) ⊙ o_i, a number for each element of
+        what a head reads, or for each head.
+        """
+        if self.output_gate:
+            gate = project(self.gate_proj, hidden_states).sigmoid()  # [B, T, H·Dv or H]
+            attended = attended * split_heads(gate, gate.shape[-1] // self.num_heads)
         return project(self.o_proj, merge_heads(attended))
 
-    def _held(self, cache):
-        return cache.layers[self.layer_idx] if self.layer_idx < len(cache.layers) else None
-
-    def _check_held(self, cache, key, value):
-        held = self._held(cache)
-        compiling = torch.compiler.is_compiling()  # a static cache's length is a tensor: asking would break the graph
-        if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
-            for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
-                fits = new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype
-                require(
-                    fits or old.dim() < 4,  # of what is quantised, a cache shows no tensor
-                    f"the cache holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
-                    f"{tuple(new.shape)} and {new.dtype}; pass a cache that this model and batch have filled",
-                )
+    def output_flops(self, num_tokens: int) -> int:
+        """Return the FLOPs of the projection of what the heads have read, and of its gate."""
+        gates = self.gate_proj.weight.numel() if self.output_gate else 0
+        return 2 * num_tokens * (self.o_proj.weight.numel() + gates)
 
 
 def set_decode_mode(model: nn.Module, mode: str) -> None:
@@ -236,13 +247,3 @@ def set_decode_mode(model: nn.Module, mode: str) -> None:
     for layer in layers:
         if mode in layer.decode_modes:
             layer.decode_mode = mode
-
-
-def split_heads(x: torch.Tensor, width: int) -> torch.Tensor:
-    """`[B, T, H·D]` to `[B, H, T, D]`, D = width."""
-    return x.unflatten(-1, (-1, width)).transpose(1, 2)
-
-
-def merge_heads(x: torch.Tensor) -> torch.Tensor:
-    """`[B, H, T, D]` to `[B, T, H·D]`."""
-    return x.transpose(1, 2).flatten(2)

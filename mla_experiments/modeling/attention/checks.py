@@ -7,6 +7,7 @@ from typing import get_args
 
 from ...errors import UserError
 
+COMMON = {"output_gate": (None, "element", "head"), "qk_norm": (False, True), "attention_bias": (False, True)}
 KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
 
 
@@ -51,6 +52,21 @@ def check_option(name: str, value: object, declared: type) -> None:
         fits = float in kinds and type(value) is int
     said = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
     require(fits, f"{name}={value!r} must be {said}.")
+
+
+def check_common(mechanism: type, given: dict[str, object]) -> None:
+    """Raise `UserError` where an option that is common to mechanisms cannot be, or is not followed by this one.
+
+    Args:
+        mechanism: the class; its `takes` says what it follows.
+        given: values by the names of `COMMON`.
+    """
+    for name, value in given.items():
+        require(value in COMMON[name], f"{name}={value!r} is unknown; choose one of {COMMON[name]}.")
+        require(
+            not value or name in mechanism.takes,
+            f"{name}={value!r} is not followed by {mechanism.__name__}; leave it out.",
+        )
 
 
 def head_width(hidden_size: int, num_attention_heads: int) -> int:

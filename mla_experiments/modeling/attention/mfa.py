@@ -12,15 +12,16 @@ Weights are named as in `mla.py` for queries and as in `mha.py` for the rest. MF
 is made from a key that is not turned, is not here: caches keep keys that are turned.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
-from .base import Attention, Rotation, split_heads
+from .base import Attention, Rotation
 from .checks import head_width, require, require_turnable
+from .heads import split_heads
 from .rope import rotate
 
 
@@ -30,17 +31,19 @@ class MFA(Attention):
     description = "multi-matrix factorisation attention"
     equation = "o_i = Σ_s softmax_s(Q_i RMSNorm(S^q h) · k_s / √C) v_s"
     cache_option = "head_dim"
+    takes: ClassVar = frozenset({"output_gate", "qk_norm", "attention_bias"})
     head_dim: int
     q_lora_rank: int
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
-        self.q_a_proj = nn.Linear(hidden_size, self.q_lora_rank, bias=False)
+        self.q_a_proj = self.linear(hidden_size, self.q_lora_rank)
         self.q_a_layernorm = nn.RMSNorm(self.q_lora_rank, eps=self.rms_norm_eps)
         self.q_b_proj = nn.Linear(self.q_lora_rank, self.num_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, self.head_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, hidden_size, bias=False)
+        self.k_proj = self.linear(hidden_size, self.head_dim)
+        self.v_proj = self.linear(hidden_size, self.head_dim)
+        self.make_norms(self.head_dim)
+        self.make_output(self.head_dim)
 
     @classmethod
     def resolve(
@@ -80,11 +83,13 @@ class MFA(Attention):
         query = split_heads(project(self.q_b_proj, latent), self.head_dim)  # [B, H, T, C]
         key = project(self.k_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]
         value = project(self.v_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]
+        query, key = self.normed(query, key)
         if self.rotary:
             query = rotate(query, position_embeddings, self.rope_interleave)
             key = rotate(key, position_embeddings, self.rope_interleave)
         key, value = self.remember(cache, key, value)  # [B, 1, S, C]
-        return self.output(attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions))
+        attended = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, C]
+        return self.output(attended, hidden_states)
 
     def cache_parts(self) -> dict[str, int]:
         """2 · C: one key and one value for all heads."""
@@ -93,6 +98,5 @@ class MFA(Attention):
     def flops(self, num_tokens: int, context: int) -> int:
         """Five projections, then scores and sums over the context; see `Attention.flops`."""
         width = self.num_heads * self.head_dim
-        queries = self.q_lora_rank * (self.hidden_size + width)
-        projections = queries + self.hidden_size * (2 * self.head_dim + width)
-        return 2 * num_tokens * (projections + context * 2 * width)
+        projections = self.q_lora_rank * (self.hidden_size + width) + self.hidden_size * 2 * self.head_dim
+        return 2 * num_tokens * (projections + context * 2 * width) + self.output_flops(num_tokens)

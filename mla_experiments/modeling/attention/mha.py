@@ -12,12 +12,12 @@ key-value heads, G = H here; `gqa.py` and `mqa.py` choose another G and change n
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
-from .base import Attention, Rotation, split_heads
+from .base import Attention, Rotation
 from .checks import head_width, require, require_turnable
+from .heads import split_heads
 from .rope import rotate
 
 
@@ -26,18 +26,20 @@ class MHA(Attention):
 
     description = "multi-head attention"
     equation = "o_i = Σ_s softmax_s(q_i · k_i,s / √d_h) v_i,s"
+    stock = "llama"
+    takes: ClassVar = frozenset({"output_gate", "qk_norm", "attention_bias"})
     fixed_options: ClassVar = frozenset({"num_key_value_heads"})
     head_dim: int
     num_key_value_heads: int
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
-        query_width = self.num_heads * self.head_dim
         key_width = self.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
-        self.k_proj = nn.Linear(hidden_size, key_width, bias=False)
-        self.v_proj = nn.Linear(hidden_size, key_width, bias=False)
-        self.o_proj = nn.Linear(query_width, hidden_size, bias=False)
+        self.q_proj = self.linear(hidden_size, self.num_heads * self.head_dim)
+        self.k_proj = self.linear(hidden_size, key_width)
+        self.v_proj = self.linear(hidden_size, key_width)
+        self.make_norms(self.head_dim)
+        self.make_output(self.head_dim)
 
     @classmethod
     def resolve(
@@ -92,11 +94,13 @@ class MHA(Attention):
         query = split_heads(project(self.q_proj, hidden_states), self.head_dim)  # [B, H, T, D]
         key = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, D]
         value = split_heads(project(self.v_proj, hidden_states), self.head_dim)  # [B, G, T, D]
+        query, key = self.normed(query, key)
         if self.rotary:
             query = rotate(query, position_embeddings, self.rope_interleave)
             key = rotate(key, position_embeddings, self.rope_interleave)
         key, value = self.remember(cache, key, value)  # [B, G, S, D]
-        return self.output(attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions))
+        attended = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, D]
+        return self.output(attended, hidden_states)
 
     def cache_parts(self) -> dict[str, int]:
         """2 · G · d_h: one key and one value per key-value head."""
@@ -104,6 +108,6 @@ class MHA(Attention):
 
     def flops(self, num_tokens: int, context: int) -> int:
         """Four projections, then scores and sums over the context; see `Attention.flops`."""
-        projections = 2 * self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_key_value_heads)
+        projections = 2 * self.hidden_size * self.head_dim * (self.num_heads + 2 * self.num_key_value_heads)
         attention = 2 * context * self.num_heads * 2 * self.head_dim
-        return num_tokens * (projections + attention)
+        return num_tokens * (projections + attention) + self.output_flops(num_tokens)

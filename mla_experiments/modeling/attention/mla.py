@@ -14,16 +14,17 @@ their rows are those of transformers' `DeepseekV3Attention`. Two options change 
 √(width / rank), as in LongCat-Flash (Meituan 2025, arXiv 2509.01322, scale correction of MLA), and without a norm.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, project, weight_of
-from .absorb import absorbed, is_cheaper_absorbed, up_projections
-from .base import Attention, Rotation, split_heads
+from .absorb import absorbed, is_cheaper_absorbed
+from .base import Attention, Rotation
 from .checks import head_width, require
+from .heads import split_heads
 from .rope import rotate, score_factor
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
@@ -42,6 +43,8 @@ class MLA(Attention):
     description = "multi-head latent attention"
     equation = "o_i = Σ_s softmax_s(q_i · [W_i^UK c_s; k_s^R] / √(d_nope + d_R)) W_i^UV c_s"
     cache_option = "kv_lora_rank"
+    takes: ClassVar = frozenset({"output_gate", "attention_bias"})
+    stock = "deepseek_v3"
     decode_modes = ("auto", "expand", "absorb", "full")
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
@@ -50,16 +53,16 @@ class MLA(Attention):
         self.scale = self.qk_head_dim**-0.5 * score_factor(self.rope_parameters)
         query_width = self.num_heads * self.qk_head_dim
         if self.q_lora_rank is None:
-            self.q_proj = nn.Linear(hidden_size, query_width, bias=False)
+            self.q_proj = self.linear(hidden_size, query_width)
         else:
-            self.q_a_proj = nn.Linear(hidden_size, self.q_lora_rank, bias=False)
+            self.q_a_proj = self.linear(hidden_size, self.q_lora_rank)
             self.q_a_layernorm = nn.RMSNorm(self.q_lora_rank, eps=LATENT_NORM_EPS) if self.latent_norm else None
             self.q_b_proj = nn.Linear(self.q_lora_rank, query_width, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = self.linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim)
         self.kv_a_layernorm = nn.RMSNorm(self.kv_lora_rank, eps=LATENT_NORM_EPS) if self.latent_norm else None
         expanded_width = self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         self.kv_b_proj = nn.Linear(self.kv_lora_rank, expanded_width, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.v_head_dim, hidden_size, bias=False)
+        self.make_output(self.v_head_dim)
 
     @classmethod
     def resolve(
@@ -122,16 +125,19 @@ class MLA(Attention):
         latent = self.latents(hidden_states, position_embeddings)  # [B, 1, T, d_c + d_R]
         if self.decode_mode == "full":
             key, value = self.remember(cache, *self.expand(latent))
-            return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
+            attended = attend(query, key, value, attention_mask, self.scale, attentions)
+            return self.output(attended, hidden_states)
         # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
         latents, _ = self.remember(cache, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
         if attention_mask is None and latent.shape[2] > 1:
             latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
         if self.absorbs(latent.shape[2], latents.shape[2]):
-            up = up_projections(self.kv_b_proj, self.num_heads, self.qk_nope_head_dim)
-            return self.output(absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions))
-        key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
-        return self.output(attend(query, key, value, attention_mask, self.scale, attentions))
+            up = self.up_projections()
+            attended = absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions)
+        else:
+            key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
+            attended = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
+        return self.output(attended, hidden_states)
 
     def absorbs(self, num_new: int, context: int) -> bool:
         """Return whether to attend in the latent space: as told, or where that is cheaper and can be done.
@@ -142,6 +148,21 @@ class MLA(Attention):
             return self.decode_mode == "absorb"
         widths = (self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
         return is_cheaper_absorbed(num_new, context, *widths) and weight_of(self.kv_b_proj) is not None
+
+    def up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`: views, which follow every change of the weight.
+
+        Raises:
+            UserError: `kv_b_proj` is no longer a plain matrix.
+        """
+        weight = weight_of(self.kv_b_proj)
+        require(
+            weight is not None,
+            f"decode_mode=absorb needs kv_b_proj as a plain matrix, but it is a {type(self.kv_b_proj).__name__} that "
+            "something stands around; merge the adapter, or use decode_mode=auto",
+        )
+        per_head = weight.unflatten(0, (self.num_heads, -1))
+        return per_head.split((self.qk_nope_head_dim, self.v_head_dim), dim=1)
 
     def queries(self, hidden_states: torch.Tensor, position_embeddings: Rotation) -> torch.Tensor:
         """Return `[B, H, T, d_nope + d_R]`: content, then the rotated part."""
@@ -167,14 +188,16 @@ class MLA(Attention):
         c_kv = self.latent_of(c_kv, self.kv_a_layernorm).unsqueeze(1)
         if not self.rotary:
             return c_kv
-        return torch.cat((c_kv, rotate(k_rope.unsqueeze(1), position_embeddings, self.rope_interleave)), dim=-1)
+        k_rope = rotate(k_rope.unsqueeze(1), position_embeddings, self.rope_interleave)
+        return torch.cat((c_kv, k_rope), dim=-1)
 
     def expand(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every head's key `[B, H, S, d_nope + d_R]` and value `[B, H, S, d_v]` from the latents."""
         c_kv, k_rope = latent.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
         content = split_heads(project(self.kv_b_proj, c_kv.squeeze(1)), self.qk_nope_head_dim + self.v_head_dim)
         k_nope, value = content.split((self.qk_nope_head_dim, self.v_head_dim), dim=-1)
-        return torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1), value
+        key = torch.cat((k_nope, k_rope.expand(-1, self.num_heads, -1, -1)), dim=-1)
+        return key, value
 
     def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the latent and one rotary key, for all heads together."""
@@ -188,10 +211,10 @@ class MLA(Attention):
         else:
             queries = self.q_lora_rank * (self.hidden_size + query_width)
         compress = self.hidden_size * (self.kv_lora_rank + self.qk_rope_head_dim)
-        output = self.num_heads * self.v_head_dim * self.hidden_size
         expand = self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
         attention = self.num_heads * (self.qk_head_dim + self.v_head_dim)
-        return 2 * (num_tokens * (queries + compress + output + context * attention) + context * expand)
+        products = num_tokens * (queries + compress + context * attention) + context * expand
+        return 2 * products + self.output_flops(num_tokens)
 
     def decoding_flops(self, context: int) -> int:
         """Fold the query, attend to the latents, unfold: nothing is expanded; see `Attention.decoding_flops`."""

@@ -131,7 +131,7 @@ def how_to_get(source: dict[str, str]) -> str:
             f"it came from {source['file']} (sha256 {source['sha256'][:12]}): "
             f"add --attention path/to/{source['file']}:{source['class']}"
         )
-    return f"it came from a class {source.get('class')} that was registered by hand: register it first"
+    return f"it came from a class {source['class']} that was registered by hand: register it first"
 
 
 def hash_of(path: Path) -> str:

@@ -10,10 +10,10 @@ b what of. Both are linear in the token's own state, so that no matrix but W^O i
 
 Cached per token: the factors of keys and values, (R_K + R_V)(H + d_h) numbers (§3.3), here with R_K = R_V = R, as in
 the paper's models. A decoding step works from the factors as they are (§5). With R = G and an a that is the same for
-every token, TPA is GQA (§4).
+every token, as a bias makes it, TPA is GQA (§4). A norm of keys would need whole keys, and is not followed.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ class TPA(Attention):
     description = "tensor product attention"
     equation = "o_i = Σ_s softmax_s(q_i · k_i,s / √d_h) v_i,s,  k_i = 1/R Σ_r a_r[i] RoPE(b_r),  q_i and v_i likewise"
     cache_option = "kv_rank"
+    takes: ClassVar = frozenset({"output_gate", "attention_bias"})
     head_dim: int
     q_rank: int
     kv_rank: int
@@ -41,10 +42,10 @@ class TPA(Attention):
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         width = self.num_heads + self.head_dim  # [a_r; b_r] of one rank
-        self.q_proj = nn.Linear(hidden_size, self.q_rank * width, bias=False)
-        self.k_proj = nn.Linear(hidden_size, self.kv_rank * width, bias=False)
-        self.v_proj = nn.Linear(hidden_size, self.kv_rank * width, bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.head_dim, hidden_size, bias=False)
+        self.q_proj = self.linear(hidden_size, self.q_rank * width)
+        self.k_proj = self.linear(hidden_size, self.kv_rank * width)
+        self.v_proj = self.linear(hidden_size, self.kv_rank * width)
+        self.make_output(self.head_dim)
 
     @classmethod
     def resolve(
@@ -88,9 +89,11 @@ class TPA(Attention):
         key, value = (self.split(part.squeeze(1)) for part in kept)  # a [B, S, R, H] and b [B, S, R, D] of each
         scale = self.head_dim**-0.5
         if reads_factors(num_new, key[0].shape[1], attention_mask):
-            return self.output(attend_factors(query, key, value, attention_mask, scale, attentions))
-        query, key, value = (expanded(*pair) for pair in (query, key, value))  # [B, H, T or S, D]
-        return self.output(attend(query, key, value, attention_mask, scale, attentions))
+            attended = attend_factors(query, key, value, attention_mask, scale, attentions)  # [B, H, T, D]
+        else:
+            query, key, value = (expanded(*pair) for pair in (query, key, value))  # [B, H, T or S, D]
+            attended = attend(query, key, value, attention_mask, scale, attentions)  # [B, H, T, D]
+        return self.output(attended, hidden_states)
 
     def factors(self, projection: nn.Module, hidden_states: torch.Tensor, tables: Rotation) -> Factors:
         """Return the factors that a projection makes, b turned where there are cosines and sines."""
@@ -113,17 +116,17 @@ class TPA(Attention):
         width = self.num_heads * self.head_dim
         attention = context * 2 * width
         expand = width * (num_tokens * self.q_rank + context * 2 * self.kv_rank)
-        return 2 * (num_tokens * (self._projections() + attention) + expand)
+        return 2 * (num_tokens * (self._factors() + attention) + expand) + self.output_flops(num_tokens)
 
     def decoding_flops(self, context: int) -> int:
         """Projections, products of b with b, weighing by the query's a, sum of the values' b; nothing is expanded."""
         scores = self.q_rank * (self.head_dim + self.num_heads)
-        return 2 * (self._projections() + context * self.kv_rank * (scores + self.num_heads * self.head_dim))
+        attention = context * self.kv_rank * (scores + self.num_heads * self.head_dim)
+        return 2 * (self._factors() + attention) + self.output_flops(1)
 
-    def _projections(self):
-        """Multiply-adds of the four projections of a token."""
-        factors = (self.q_rank + 2 * self.kv_rank) * (self.num_heads + self.head_dim)
-        return self.hidden_size * (factors + self.num_heads * self.head_dim)
+    def _factors(self):
+        """Multiply-adds of the factors of a token."""
+        return self.hidden_size * (self.q_rank + 2 * self.kv_rank) * (self.num_heads + self.head_dim)
 
 
 def reads_factors(num_new: int, context: int, mask: torch.Tensor | None) -> bool:

@@ -1,0 +1,59 @@
+"""What a layer says to a cache, whatever kind it is: append, and return all that is kept."""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from ..cache import quantised_in
+from .checks import require
+from .heads import merge_heads, split_heads
+
+
+def remember(
+    cache: Cache | None, layer: int, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Append to a layer's cache, where there is one, and return all that is kept: `[B, G, S, ...]`.
+
+    Caches of the library want as many heads of values as of keys. Where a mechanism has other numbers of them,
+    heads lie side by side in one wide one.
+
+    Args:
+        cache: as given to `Attention.forward`.
+        layer: its number.
+        key: `[B, G, T, D]`.
+        value: `[B, G', T, D']`.
+
+    Raises:
+        UserError: the cache holds tensors of another shape or dtype.
+    """
+    if cache is None:
+        return key, value
+    if value.shape[-1] == 0 and (group := quantised_in(held_by(cache, layer))):
+        last = min(group, key.shape[-1] // 2)  # quantisers want values too, both in whole groups
+        whole = torch.cat(remember(cache, layer, key[..., :-last], key[..., -last:]), dim=-1)
+        return whole, whole[..., :0]
+    if key.shape[1] == value.shape[1]:
+        check_held(cache, layer, key, value)
+        return cache.update(key, value, layer)
+    widths, (key, value) = (key.shape[-1], value.shape[-1]), (merge_heads(x).unsqueeze(1) for x in (key, value))
+    check_held(cache, layer, key, value)
+    kept = cache.update(key, value, layer)
+    return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
+
+
+def held_by(cache: Cache, layer: int) -> CacheLayerMixin | None:
+    """Return what a cache holds of a layer, None where it has not come to that layer."""
+    return cache.layers[layer] if layer < len(cache.layers) else None
+
+
+def check_held(cache: Cache, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Refuse a cache that another model has filled."""
+    held = held_by(cache, layer)
+    compiling = torch.compiler.is_compiling()  # a static cache's length is a tensor: asking would break the graph
+    if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
+        for name, new, old in (("keys", key, held.keys), ("values", value, held.values)):
+            fits = new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype
+            require(
+                fits or old.dim() < 4,  # of what is quantised, a cache shows no tensor
+                f"the cache holds {name} of shape {tuple(old.shape)} and {old.dtype}, but this model makes "
+                f"{tuple(new.shape)} and {new.dtype}; pass a cache that this model and batch have filled",
+            )

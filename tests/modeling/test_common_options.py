@@ -1,0 +1,134 @@
+"""What is common to mechanisms, against models of transformers: biases (Qwen2), norms (Qwen3), gates (Qwen3-Next)."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
+
+from mla_experiments import GQA, DecoderConfig, DecoderForCausalLM
+from mla_experiments.errors import UserError
+from mla_experiments.modeling.attention import ATTENTION
+from mla_experiments.modeling.attention.checks import COMMON
+from mla_experiments.modeling.export import native_config, stock_config, stock_model
+from mla_experiments.training import RunArguments
+from mla_experiments.training.identity import identity_of
+
+SIZE = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 64, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 40, (2, 11), generator=torch.Generator().manual_seed(1))
+
+
+def moved(model):
+    """Move what starts at zero or one away from there."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mqa"])
+@pytest.mark.parametrize(("common", "kind"), [("qk_norm", "qwen3"), ("attention_bias", "qwen2")])
+def test_with_it_the_decoder_is_a_stock_model(attention, common, kind, tokens):
+    ours = moved(DecoderForCausalLM(DecoderConfig(**SIZE, attention=attention, **{common: True})))
+    stock = stock_model(ours)
+    assert stock.config.model_type == kind and type(stock) is not type(ours)
+    for model in (ours, stock):
+        model(tokens, labels=tokens).loss.backward()
+    torch.testing.assert_close(ours(tokens).logits, stock(tokens).logits, atol=1e-5, rtol=1e-5)
+    gradients = dict(stock.named_parameters())
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-5, rtol=1e-4)
+    written = [model.eval().generate(tokens, max_new_tokens=6, do_sample=False).tolist() for model in (ours, stock)]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_a_stock_model_comes_back(kind, tokens):
+    common = {"qwen2": "attention_bias", "qwen3": "qk_norm"}[kind]
+    ours = DecoderConfig(**SIZE, attention="gqa", **{common: True})
+    back = native_config(stock_config(ours))
+    assert getattr(back, common) and back.attention == "gqa" and back.attention_options == ours.attention_options
+    stock = moved(AutoModelForCausalLM.from_config(stock_config(ours)))
+    model = DecoderForCausalLM(back)
+    model.load_state_dict(stock.state_dict())
+    torch.testing.assert_close(model(tokens).logits, stock(tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gate_is_that_of_qwen3_next():
+    """Which keeps a head's gate beside its query, in one projection, and norms with weights about zero."""
+    config = qwen3_next.Qwen3NextConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_hidden_layers=1,
+        layer_types=["full_attention"], rope_parameters={"rope_type": "default", "rope_theta": 1e4}, num_experts=0,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    stock = qwen3_next.Qwen3NextAttention(config, 0)
+    ours = GQA(32, 4, num_key_value_heads=2, output_gate="element", qk_norm=True)
+    torch.manual_seed(0)
+    both = torch.randn(4, 2, 8, 32) / 5
+    with torch.no_grad():
+        stock.q_proj.weight.copy_(both.flatten(0, 2))
+        ours.q_proj.weight.copy_(both[:, 0].flatten(0, 1))
+        ours.gate_proj.weight.copy_(both[:, 1].flatten(0, 1))
+        for name in ("k_proj", "v_proj", "o_proj"):
+            getattr(ours, name).weight.copy_(getattr(stock, name).weight)
+        for name in ("q_norm", "k_norm"):
+            getattr(stock, name).weight.normal_(std=0.3)
+            getattr(ours, name).weight.copy_(1 + getattr(stock, name).weight)
+    hidden = torch.randn(2, 9, 32, requires_grad=True)
+    angles = torch.arange(9)[None, :, None] * 1e4 ** -(torch.arange(0, 8, 2) / 8)
+    cos, sin = (torch.cat((table, table), dim=-1) for table in (angles.cos(), angles.sin()))
+    mask = torch.full((9, 9), -torch.inf).triu(1)[None, None]
+    theirs, _ = stock(hidden, (cos, sin), mask)
+    torch.testing.assert_close(ours(hidden, (angles.cos(), angles.sin())), theirs, atol=1e-5, rtol=1e-5)
+    (expected,) = torch.autograd.grad(theirs.square().sum(), hidden)
+    (found,) = torch.autograd.grad(ours(hidden, (angles.cos(), angles.sin())).square().sum(), hidden)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_gate_for_each_head_is_one_number_for_all_its_elements():
+    wide, narrow = GQA(32, 4, output_gate="element"), GQA(32, 4, output_gate="head")
+    state = narrow.state_dict()
+    state["gate_proj.weight"] = state["gate_proj.weight"].repeat_interleave(8, dim=0)
+    wide.load_state_dict(state)
+    hidden, tables = torch.randn(2, 5, 32), (torch.ones(1, 5, 4), torch.zeros(1, 5, 4))
+    torch.testing.assert_close(wide(hidden, tables), narrow(hidden, tables))
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_left_out_it_changes_nothing(attention):
+    config = DecoderConfig(**SIZE, attention=attention)
+    names = " ".join(DecoderForCausalLM(config).state_dict())
+    assert "self_attn.gate_proj" not in names and "bias" not in names
+    run, trainer = RunArguments(attention=[attention]), TrainingArguments()
+    identity = identity_of(run, trainer, config, {"request": {}}, attention)
+    assert not COMMON.keys() & identity.determines["model"].keys()  # so that runs of before stay what they were
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"output_gate": "token"}, "output_gate='token' is unknown; choose one of"),
+        ({"qk_norm": "yes"}, "qk_norm='yes' is unknown"),
+        ({"attention": "mla", "qk_norm": True}, "qk_norm=True is not followed by MLA"),
+        ({"output_gate": []}, "output_gate=.. is unknown"),
+    ],
+)
+def test_what_cannot_be_is_named(given, said):
+    with pytest.raises(UserError, match=said):
+        DecoderConfig(**SIZE | given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"output_gate": "head"}, {"qk_norm": True, "attention_bias": True}, {"attention": "mla", "attention_bias": True}],
+)
+def test_what_no_stock_model_has_is_not_exported(given):
+    with pytest.raises(UserError, match="exists in no stock model; it cannot be exported"):
+        stock_config(DecoderConfig(**SIZE | {"attention": "gqa"} | given))

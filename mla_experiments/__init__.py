@@ -19,8 +19,7 @@ _WHERE = {
     "DecoderConfig": ".modeling", "DecoderForCausalLM": ".modeling", "load_model": ".modeling",
     "GQA": ".modeling.attention", "MHA": ".modeling.attention", "MLA": ".modeling.attention",
     "MQA": ".modeling.attention", "TPA": ".modeling.attention", "MFA": ".modeling.attention",
-    "set_decode_mode": ".modeling.attention", "Attention": ".modeling.attention",
-    "register": ".modeling.attention",
+    "set_decode_mode": ".modeling.attention", "Attention": ".modeling.attention", "register": ".modeling.attention",
     "RotaryEmbedding": ".modeling.attention.rope",
 }  # fmt: skip
 __all__ = list(_WHERE)

@@ -44,6 +44,7 @@ def test_a_mechanism_imports_only_its_neighbours_and_is_imported_by_the_registry
         "absorb",
         "base",
         "checks",
+        "compress",
         "heads",
         "plugins",
         "remember",

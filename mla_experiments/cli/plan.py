@@ -36,18 +36,14 @@ def run(argv: list[str]) -> None:
     from ..study import read_study, study_plan
 
     argv = with_files_of_mechanisms(argv, {"attention"})  # whose options are flags too
-    known, kinds = {}, {}  # option: the mechanisms that know it, and what it may be
+    known = {}  # option: what it may be, and the mechanisms that know it
     for name, mechanism in ATTENTION.items():
         for option, kind in sorted(mechanism.option_types().items()):
-            known.setdefault(option, []).append(name)
-            kinds.setdefault(option, kind)
-    what_if = make_dataclass(
-        "WhatIf",
-        [
-            (option, kinds[option] | None, field(default=None, metadata=POSITIVE | {"help": f"what if: of {names}"}))
-            for option, names in ((option, ", ".join(names)) for option, names in known.items())
-        ],
-    )
+            known.setdefault(option, (kind | None, []))[1].append(name)
+    what_if = make_dataclass("WhatIf", [
+        (option, kind, field(default=None, metadata={"help": f"what if: of {', '.join(names)}"} | _range(kind)))
+        for option, (kind, names) in known.items()
+    ])  # fmt: skip
     argv = ["reference", *argv] if argv[:1] not in (["-h"], ["--help"]) and (not argv or argv[0][0] == "-") else argv
     places = {"MODEL": "a well-known name (by default: reference), a folder with config.json, or a study's YAML file"}
     given, what_if, where = parse([PlanArguments, what_if], argv, "plan", __doc__, positional=places)
@@ -63,3 +59,8 @@ def run(argv: list[str]) -> None:
     hardware = hardware_of(given["hardware"], own)
     print("\n".join(facts(architecture, hardware)) + "\n")
     print(table(plan(architecture, hardware, given["contexts"], given["batch_sizes"])))
+
+
+def _range(kind):
+    """Sizes are positive; what is true or false is what it is."""
+    return {} if kind == bool | None else POSITIVE

@@ -4,6 +4,7 @@ from .attention import attend
 from .factors import attend_factors
 from .latent import attend_latents
 from .linear import project
+from .parted import attend_parts
 from .plain import weight_of
 
-__all__ = ["attend", "attend_factors", "attend_latents", "project", "weight_of"]
+__all__ = ["attend", "attend_factors", "attend_latents", "attend_parts", "project", "weight_of"]

@@ -28,7 +28,7 @@ def attend(
         attentions.append(probabilities)
         return output
     if not torch.compiler.is_compiling() and key.shape[1] == 1 and _pays_in_c(query, key, value, mask):
-        return shared_keys.attend(query, key.squeeze(1), value.squeeze(1), mask, scale)
+        return shared_keys.attend(query, key, value, mask, scale)
     return sdpa.attend(query, key, value, mask, scale)
 
 

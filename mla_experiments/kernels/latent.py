@@ -91,6 +91,11 @@ def reasons() -> dict[str, str | None]:
     return found
 
 
+def forced() -> str | None:
+    """Return the backend that all attention over latents must use, if one is forced."""
+    return _forced
+
+
 def force_backend(name: str | None) -> None:
     """Use one backend for all attention over latents from now on; None chooses the fastest for each call again.
 

@@ -20,4 +20,5 @@ def why_not(query, latents, value_width, mask) -> str | None:
 
 def attend_latents(query, latents, value_width, mask, scale):
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
-    return shared_keys.attend(query, latents, latents[..., :value_width], mask, scale)
+    shared = latents.unsqueeze(1)  # [B, 1, S, W]
+    return shared_keys.attend(query, shared, shared[..., :value_width], mask, scale)

@@ -1,4 +1,6 @@
 /* Attention of query rows that all read the same keys and values: softmax(scale q kT + mask) v, in single precision.
+   Rows may be in parts, each with keys and values of its own; the end of every key, its tail, may lie elsewhere, and is
+   one for all parts.
 
    A vector holds one number of LANES query rows. Both products are then sums of a vector of rows times a scalar of the
    cache, read in the order in which the cache lies in memory, and the softmax needs no sum across lanes. The context is
@@ -22,10 +24,13 @@ typedef float rows __attribute__((vector_size(4 * LANES)));
 typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
-    int64_t batch, num_rows, num_new, context, width, value_width, splits, threads;
-    int64_t query_batch, query_row, key_batch, key_token, value_batch, value_token, mask_batch, mask_new;
+    int64_t batch, parts, num_rows, num_new, context, width, tail_width, value_width, splits, threads;
+    int64_t query_batch, query_row, key_batch, key_part, key_token, tail_batch, tail_token;
+    int64_t value_batch, value_part, value_token, mask_batch, mask_new;
     float scale;
-} shape; /* strides are in numbers; row r of the queries is new token r % num_new */
+} shape; /* strides are in numbers; num_rows are those of a part; row r of the queries is new token r % num_new */
+
+typedef struct { const float *query, *key, *tail, *value, *mask; } sequence; /* mask may be null */
 
 int lanes(void) { return LANES; }
 
@@ -53,22 +58,20 @@ static inline rows exponential(rows x) {
     return (rows)((bits)(p * power) & ~gone);
 }
 
-/* scores[i] = sum over w of query[w] * key[i][w], of TILE tokens; a tile further on is fetched meanwhile */
-static inline void score_tile(rows *scores, const rows *query, const float *key, int64_t width, int64_t step) {
-    rows sum[TILE] = {0};
+/* sum[i] += sum over w of query[w] * key[i][w], of TILE tokens; what lies ahead is fetched meanwhile */
+static inline void score_tile(rows *sum, const rows *query, const float *key, int64_t width, int64_t step,
+                              const float *ahead) {
     const float *quarter[4]; /* one pointer a token would find no registers */
     for (int i = 0; i < 4; i++) quarter[i] = key + i * (TILE / 4) * step;
     for (int64_t w = 0; w < width; w++) {
         rows one = query[w];
-        __builtin_prefetch(key + AHEAD * step + TILE * w, 0, 2);
+        __builtin_prefetch(ahead + TILE * w, 0, 2);
 #pragma GCC unroll 16
         for (int i = 0; i < TILE; i++) sum[i] += one * quarter[i / (TILE / 4)][i % (TILE / 4) * step + w];
     }
-    for (int i = 0; i < TILE; i++) scores[i] = sum[i];
 }
 
-static inline rows score_one(const rows *query, const float *key, int64_t width) {
-    rows sum = {0};
+static inline rows score_one(rows sum, const rows *query, const float *key, int64_t width) {
     for (int64_t w = 0; w < width; w++) sum += query[w] * key[w];
     return sum;
 }
@@ -91,26 +94,49 @@ static inline rows mix_one(rows sum, const rows *weights, const float *value, in
     return sum;
 }
 
-/* LANES queries, scaled, with their numbers side by side: [width] */
+/* LANES queries of a part, from first on, scaled, with their numbers side by side: [width + tail_width] */
 static void turn(const shape *z, const float *query, int64_t first, rows *turned) {
-    for (int64_t w = 0; w < z->width; w++)
+    for (int64_t w = 0; w < z->width + z->tail_width; w++)
         for (int64_t lane = 0; lane < LANES; lane++) {
             int64_t row = first + lane;
             turned[w][lane] = row < z->num_rows ? query[row * z->query_row + w] * z->scale : 0;
         }
 }
 
+/* Scores of a part's LANES rows with the tokens from start on. */
+static void score_block(const shape *z, const rows *query, const sequence *at, int64_t part, int64_t start,
+                        int64_t tokens, rows *scores) {
+    const float *key = at->key + part * z->key_part + start * z->key_token, *tail = at->tail + start * z->tail_token;
+    /* parts that lie side by side in a token's row fetch a share of the rows each, a tile further on */
+    const float *ahead = z->key_part < z->key_token
+                             ? at->key + start * z->key_token + part * (TILE * z->key_token / z->parts)
+                             : key;
+    int64_t t = 0;
+    for (; t + TILE <= tokens; t += TILE) {
+        rows sum[TILE] = {0};
+        score_tile(sum, query, key + t * z->key_token, z->width, z->key_token, ahead + (t + AHEAD) * z->key_token);
+        if (z->tail_width) {
+            const float *tails = tail + t * z->tail_token;
+            score_tile(sum, query + z->width, tails, z->tail_width, z->tail_token, tails + AHEAD * z->tail_token);
+        }
+        for (int i = 0; i < TILE; i++) scores[t + i] = sum[i];
+    }
+    for (; t < tokens; t++) {
+        scores[t] = score_one((rows){0}, query, key + t * z->key_token, z->width);
+        scores[t] = score_one(scores[t], query + z->width, tail + t * z->tail_token, z->tail_width);
+    }
+}
+
 /* One block of tokens for LANES rows. State: [value_width] sums of values, then the maximum and the sum of weights. */
-static void attend_block(const shape *z, const rows *query, const float *key, const float *value, const float *mask,
-                         int64_t first, int64_t tokens, rows *state) {
+static void attend_block(const shape *z, const rows *query, const sequence *at, int64_t part, int64_t first,
+                         int64_t start, int64_t tokens, rows *state) {
     rows scores[BLOCK], *top = state + z->value_width, *total = top + 1, new_top = *top;
-    int64_t t = 0, c = 0;
-    for (; t + TILE <= tokens; t += TILE)
-        score_tile(scores + t, query, key + t * z->key_token, z->width, z->key_token);
-    for (; t < tokens; t++) scores[t] = score_one(query, key + t * z->key_token, z->width);
-    if (mask)
+    const float *value = at->value + part * z->value_part + start * z->value_token;
+    int64_t t, c = 0;
+    score_block(z, query, at, part, start, tokens, scores);
+    if (at->mask)
         for (int64_t lane = 0; lane < LANES; lane++) {
-            const float *seen = mask + (first + lane) % z->num_new * z->mask_new;
+            const float *seen = at->mask + (first + lane) % z->num_new * z->mask_new + start;
             for (t = 0; t < tokens; t++) scores[t][lane] += seen[t];
         }
     for (t = 0; t < tokens; t++) new_top = larger(scores[t], new_top);
@@ -127,23 +153,25 @@ static void attend_block(const shape *z, const rows *query, const float *key, co
     for (; c < z->value_width; c++) state[c] = mix_one(state[c] * shrink, scores, value + c, tokens, z->value_token);
 }
 
-/* One sequence over the tokens from begin to end, each block of them read once for all rows. */
-static void attend_split(const shape *z, const float *query, const float *key, const float *value, const float *mask,
-                         int64_t begin, int64_t end, rows *turned, rows *state) {
-    int64_t size = z->value_width + 2;
-    for (int64_t first = 0, b = 0; first < z->num_rows; first += LANES, b++) {
-        turn(z, query, first, turned + b * z->width);
-        for (int64_t c = 0; c < size; c++) state[b * size + c] = (rows){0};
-        state[b * size + z->value_width] -= INFINITY;
+/* One sequence over the tokens from begin to end, each block of them read once for all rows of all parts. */
+static void attend_split(const shape *z, const sequence *at, int64_t begin, int64_t end, rows *turned, rows *state) {
+    int64_t size = z->value_width + 2, width = z->width + z->tail_width, b = 0;
+    for (int64_t part = 0; part < z->parts; part++)
+        for (int64_t first = 0; first < z->num_rows; first += LANES, b++) {
+            turn(z, at->query + part * z->num_rows * z->query_row, first, turned + b * width);
+            for (int64_t c = 0; c < size; c++) state[b * size + c] = (rows){0};
+            state[b * size + z->value_width] -= INFINITY;
+        }
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        int64_t tokens = end - start < BLOCK ? end - start : BLOCK;
+        b = 0;
+        for (int64_t part = 0; part < z->parts; part++)
+            for (int64_t first = 0; first < z->num_rows; first += LANES, b++)
+                attend_block(z, turned + b * width, at, part, first, start, tokens, state + b * size);
     }
-    for (int64_t start = begin; start < end; start += BLOCK)
-        for (int64_t first = 0, b = 0; first < z->num_rows; first += LANES, b++)
-            attend_block(z, turned + b * z->width, key + start * z->key_token, value + start * z->value_token,
-                         mask ? mask + start : mask, first, end - start < BLOCK ? end - start : BLOCK,
-                         state + b * size);
 }
 
-/* Weigh the splits of a sequence by their sums of exponentials; a row that sees nothing gives zeros. */
+/* Weigh the splits of a part by their sums of exponentials; a row that sees nothing gives zeros. */
 static void join(const shape *z, const rows *state, int64_t apart, float *output) {
     int64_t size = z->value_width + 2;
     for (int64_t first = 0; first < z->num_rows; first += LANES, state += size) {
@@ -164,25 +192,28 @@ static void join(const shape *z, const rows *state, int64_t apart, float *output
     }
 }
 
-/* output [batch, num_rows, value_width]; mask may be null. Returns 1 where there is no memory for the state. */
-int attend(const shape *z, const float *query, const float *key, const float *value, const float *mask, float *output) {
-    int64_t blocks = (z->num_rows + LANES - 1) / LANES, tasks = z->batch * z->splits;
-    int64_t size = blocks * (z->value_width + 2), length = (z->context + z->splits - 1) / z->splits;
-    rows *state = aligned_alloc(sizeof(rows), sizeof(rows) * (tasks * size + z->threads * blocks * z->width));
+/* output [batch, parts, num_rows, value_width]. Returns 1 where there is no memory for the state. */
+int attend(const shape *z, const sequence *all, float *output) {
+    int64_t of_part = (z->num_rows + LANES - 1) / LANES, blocks = z->parts * of_part, tasks = z->batch * z->splits;
+    int64_t size = z->value_width + 2, width = z->width + z->tail_width;
+    int64_t length = (z->context + z->splits - 1) / z->splits;
+    rows *state = aligned_alloc(sizeof(rows), sizeof(rows) * blocks * (tasks * size + z->threads * width));
     if (!state) return 1;
 #pragma omp parallel num_threads(z->threads)
     {
-        rows *turned = state + tasks * size + omp_get_thread_num() * blocks * z->width;
+        rows *turned = state + blocks * (tasks * size + omp_get_thread_num() * width);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < tasks; task++) {
             int64_t b = task / z->splits, begin = task % z->splits * length, end = begin + length;
-            attend_split(z, query + b * z->query_batch, key + b * z->key_batch, value + b * z->value_batch,
-                         mask ? mask + b * z->mask_batch : mask, begin, end < z->context ? end : z->context, turned,
-                         state + task * size);
+            sequence at = {all->query + b * z->query_batch, all->key + b * z->key_batch, all->tail + b * z->tail_batch,
+                           all->value + b * z->value_batch, all->mask ? all->mask + b * z->mask_batch : all->mask};
+            attend_split(z, &at, begin, end < z->context ? end : z->context, turned, state + task * blocks * size);
         }
 #pragma omp for
-        for (int64_t b = 0; b < z->batch; b++)
-            join(z, state + b * z->splits * size, size, output + b * z->num_rows * z->value_width);
+        for (int64_t p = 0; p < z->batch * z->parts; p++) {
+            int64_t first = (p / z->parts * z->splits * z->parts + p % z->parts) * of_part * size;
+            join(z, state + first, blocks * size, output + p * z->num_rows * z->value_width);
+        }
     }
     free(state);
     return 0;

@@ -18,15 +18,22 @@ class Shape(ctypes.Structure):
     """The C code's `shape`."""
 
     _fields_ = [
-        ("batch", ctypes.c_int64), ("num_rows", ctypes.c_int64), ("num_new", ctypes.c_int64),
-        ("context", ctypes.c_int64), ("width", ctypes.c_int64), ("value_width", ctypes.c_int64),
-        ("splits", ctypes.c_int64), ("threads", ctypes.c_int64),
+        ("batch", ctypes.c_int64), ("parts", ctypes.c_int64), ("num_rows", ctypes.c_int64), ("num_new", ctypes.c_int64),
+        ("context", ctypes.c_int64), ("width", ctypes.c_int64), ("tail_width", ctypes.c_int64),
+        ("value_width", ctypes.c_int64), ("splits", ctypes.c_int64), ("threads", ctypes.c_int64),
         ("query_batch", ctypes.c_int64), ("query_row", ctypes.c_int64),
-        ("key_batch", ctypes.c_int64), ("key_token", ctypes.c_int64),
-        ("value_batch", ctypes.c_int64), ("value_token", ctypes.c_int64),
+        ("key_batch", ctypes.c_int64), ("key_part", ctypes.c_int64), ("key_token", ctypes.c_int64),
+        ("tail_batch", ctypes.c_int64), ("tail_token", ctypes.c_int64),
+        ("value_batch", ctypes.c_int64), ("value_part", ctypes.c_int64), ("value_token", ctypes.c_int64),
         ("mask_batch", ctypes.c_int64), ("mask_new", ctypes.c_int64),
         ("scale", ctypes.c_float),
     ]  # fmt: skip
+
+
+class Sequence(ctypes.Structure):
+    """The C code's `sequence`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("query", "key", "tail", "value", "mask")]
 
 
 def why_not_here() -> str | None:
@@ -52,28 +59,39 @@ def why_not(
 
 def fills_lanes(num_rows: int) -> bool:
     """Return whether so many rows fill this processor's vectors well enough to be worth it."""
+    return num_rows / lanes_for(num_rows) >= FULL_ENOUGH
+
+
+def lanes_for(num_rows: int) -> int:
+    """Return how many lanes are computed for so many rows: whole vectors."""
     lanes = library(NAME).lanes()
-    return num_rows / (-(-num_rows // lanes) * lanes) >= FULL_ENOUGH
+    return -(-num_rows // lanes) * lanes
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    tail: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return softmax(scale · query keyᵀ + mask) value, `[B, H, T, Dv]`.
+    """Return softmax(scale · query [key; tail]ᵀ + mask) value, `[B, H, T, Dv]`.
 
     Args:
-        query: `[B, H, T, D]`.
-        key: `[B, S, D]`, shared by all heads.
-        value: `[B, S, Dv]`; may be a part of the key's own memory.
+        query: `[B, H, T, D + Dt]`.
+        key: `[B, G, S, D]`, each shared by H / G heads.
+        value: `[B, G, S, Dv]`; may be a part of the key's own memory.
         mask: `[B or 1, 1, T, S]`, boolean (True attends) or additive; None attends to everything.
         scale: factor on the scores before the softmax.
+        tail: `[B, S, Dt]`, the end of every key, the same for all G; None where keys are whole.
     """
-    return torch.ops.mla_experiments.attend_shared_keys(query, key, value, mask, scale)
+    return torch.ops.mla_experiments.attend_shared_keys(query, key, value, mask, scale, tail)
 
 
-def _attend(query, key, value, mask, scale):
-    batch, num_heads, num_new, width = query.shape
-    context, value_width, threads = key.shape[1], value.shape[-1], torch.get_num_threads()
+def _attend(query, key, value, mask, scale, tail):
+    (batch, num_heads, num_new, width), (_, parts, context, key_width) = query.shape, key.shape
+    value_width, threads = value.shape[-1], torch.get_num_threads()
     rows = query.reshape(batch, num_heads * num_new, width).contiguous()
     mask_strides = (0, 0)
     if mask is not None:
@@ -82,26 +100,29 @@ def _attend(query, key, value, mask, scale):
         mask = mask.float().contiguous()
         mask_strides = (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
     splits = 1 if batch % threads == 0 else max(1, min(threads, context // SHORTEST_SPLIT))
+    tail = key[:, 0, :, :0] if tail is None else tail
     shape = Shape(
-        batch, num_heads * num_new, num_new, context, width, value_width, splits, threads, rows.stride(0),
-        rows.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1), *mask_strides, scale,
+        batch, parts, num_heads // parts * num_new, num_new, context, key_width, tail.shape[-1], value_width, splits,
+        threads, rows.stride(0), rows.stride(1), *key.stride()[:3], *tail.stride()[:2], *value.stride()[:3],
+        *mask_strides, scale,
     )  # fmt: skip
+    read = Sequence(*(None if part is None else part.data_ptr() for part in (rows, key, tail, value, mask)))
     output = torch.empty(batch, num_heads, num_new, value_width)
-    tensors = (rows, key, value, mask, output)
-    pointers = [ctypes.c_void_p(None if part is None else part.data_ptr()) for part in tensors]
-    if library(NAME).attend(ctypes.byref(shape), *pointers):
+    if library(NAME).attend(ctypes.byref(shape), ctypes.byref(read), ctypes.c_void_p(output.data_ptr())):
         raise MemoryError(f"no memory for attention over {context} tokens")
     return output
 
 
 # an operator, so that profilers and FLOP counters see it
 _operators = torch.library.Library("mla_experiments", "FRAGMENT")
-_operators.define("attend_shared_keys(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor")
+_operators.define(
+    "attend_shared_keys(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, Tensor? tail) -> Tensor"
+)
 _operators.impl("attend_shared_keys", _attend, "CPU")
 
 
 @register_flop_formula(torch.ops.mla_experiments.attend_shared_keys)
 def _flops(query, key, value, *_, **__) -> int:
-    """Two products of every query with every key and value that all heads share."""
+    """Two products of every query: with the keys and with the values of its head."""
     batch, num_heads, num_new, width = query
-    return 2 * batch * num_heads * num_new * key[1] * (width + value[-1])
+    return 2 * batch * num_heads * num_new * key[2] * (width + value[-1])

@@ -187,9 +187,8 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
 
 def has_scale(name: str, config: DecoderConfig) -> bool:
     """Return whether what a weight of a model of ours gives, by its name, is multiplied by the scale of latents."""
-    return config.attention_options.get("latent_scale", False) and name.endswith(
-        ("self_attn.kv_a_layernorm.weight", "self_attn.q_a_layernorm.weight")
-    )
+    scaled = config.attention == "mla" and config.attention_options.get("latent_scale", False)
+    return bool(scaled) and name.endswith(("self_attn.kv_a_layernorm.weight", "self_attn.q_a_layernorm.weight"))
 
 
 def with_scale(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:

@@ -98,54 +98,137 @@ def mla(weights, hidden_states, settings):
 
 
 @each_sequence
-def tpa(weights, hidden_states, settings):
-    """Zhang et al. 2025, Tensor Product Attention, eq. 3.1-3.5."""
-    heads, width = settings["num_attention_heads"], settings["head_dim"]
-
-    def of_heads(name, rank, place):
-        """1/R Σ_r a_r ⊗ b_r, a row for each head; a projection gives a_1, b_1, a_2, b_2, ..."""
-        total = torch.zeros(heads, width, dtype=hidden_states.dtype)
-        for r in range(rank):
-            rows = weights[f"{name}.weight"][r * (heads + width) : (r + 1) * (heads + width)]
-            a, b = rows[:heads] @ hidden_states[place], rows[heads:] @ hidden_states[place]
-            if settings["rotary"] and name != "v_proj":
-                b = turned(b, place, settings)
-            total += torch.outer(a, b) / rank
-        return total
-
-    cached = [
-        [of_heads(name, settings["kv_rank"], place) for place in range(len(hidden_states))]
-        for name in ("k_proj", "v_proj")
-    ]
+def gta(weights, hidden_states, settings):
+    """Zadouri et al. 2025, Hardware-Efficient Attention for Fast Decoding, GTA: half a key is half of the value."""
+    heads, groups, width = (settings[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    tied_width = width // 2 if settings["rotary"] else width
     rows = []
     for now in range(len(hidden_states)):
-        queries, outputs = of_heads("q_proj", settings["q_rank"], now), []
+        outputs = []
         for head in range(heads):
-            keys, values = ([one[head] for one in part[: now + 1]] for part in cached)
-            outputs.append(mixed(queries[head], keys, values, width**-0.5))
+            group = head // (heads // groups)
+            own = weights["kv_proj.weight"][group * width : (group + 1) * width]
+            values = [own @ hidden_states[place] for place in range(now + 1)]
+            keys = [value[:tied_width] for value in values]
+            query = weights["q_proj.weight"][head * width : (head + 1) * width] @ hidden_states[now]
+            if settings["rotary"]:
+                ends = [weights["k_rope_proj.weight"] @ hidden_states[place] for place in range(now + 1)]
+                keys = [torch.cat((key, turned(ends[s], s, settings))) for s, key in enumerate(keys)]
+                query = torch.cat((query[:tied_width], turned(query[tied_width:], now, settings)))
+            outputs.append(mixed(query, keys, values, width**-0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def gla(weights, hidden_states, settings):
+    """Zadouri et al. 2025, Hardware-Efficient Attention for Fast Decoding, GLA: a head reads its part of the latent."""
+    heads, parts, rank = (settings[name] for name in ("num_attention_heads", "num_latent_groups", "kv_lora_rank"))
+    per_part, part_rank = heads // parts, rank // parts
+    compressed = [weights["kv_a_proj_with_mqa.weight"] @ state for state in hidden_states]
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            part = head // per_part
+            norm, up = weights[f"kv_a_layernorm.{part}.weight"], weights[f"kv_b_proj.{part}.weight"]
+            latents = [
+                normed(both[part * part_rank : (part + 1) * part_rank], norm, 1e-6) for both in compressed[: now + 1]
+            ]
+            ends = [turned(both[rank:], place, settings) for place, both in enumerate(compressed[: now + 1])]
+            outputs.append(
+                read_latents(weights, hidden_states, settings, now, head, latents, ends, up, head % per_part)
+            )
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
+def mlra(weights, hidden_states, settings):
+    """Liu et al. 2026, Multi-Head Low-Rank Attention: a head reads every branch of the latent, and sums."""
+    heads, branches, rank = (settings[name] for name in ("num_attention_heads", "num_branches", "kv_lora_rank"))
+    part = rank // branches
+    compressed = [weights["kv_a_proj_with_mqa.weight"] @ state for state in hidden_states]
+    latents = [normed(both[:rank], weights["kv_a_layernorm.weight"], 1e-6) for both in compressed]
+    ends = [turned(both[rank:], place, settings) for place, both in enumerate(compressed)]
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            total = 0
+            for branch in range(branches):
+                seen = [latent[branch * part : (branch + 1) * part] for latent in latents[: now + 1]]
+                up = weights[f"kv_b_proj.{branch}.weight"]
+                total = total + read_latents(
+                    weights, hidden_states, settings, now, head, seen, ends[: now + 1], up, head
+                )
+            outputs.append(total / math.sqrt(branches))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+def read_latents(weights, hidden_states, settings, now, head, latents, ends, up, place):
+    """What MLA's query of a head reads of keys and values that rows `place` of an up-projection make."""
+    content, rotary, width = (settings[name] for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    asking, name = hidden_states[now], "q_proj"
+    if settings["q_lora_rank"] is not None:
+        asking = normed(weights["q_a_proj.weight"] @ asking, weights["q_a_layernorm.weight"], 1e-6)
+        name = "q_b_proj"
+    query = weights[f"{name}.weight"][head * (content + rotary) : (head + 1) * (content + rotary)] @ asking
+    query = torch.cat((query[:content], turned(query[content:], now, settings)))
+    up = up[place * (content + width) : (place + 1) * (content + width)]
+    keys = [torch.cat((up[:content] @ latent, end)) for latent, end in zip(latents, ends, strict=True)]
+    values = [up[content:] @ latent for latent in latents]
+    return mixed(query, keys, values, (content + rotary) ** -0.5)
+
+
+@each_sequence
+def tpa(weights, hidden_states, settings):
+    """Zhang et al. 2025, Tensor Product Attention, eq. 3.1-3.6; a projection's rows are a_1, b_1, a_2, b_2, ..."""
+    heads, width = settings["num_attention_heads"], settings["head_dim"]
+
+    def matrix(name, rank, place):
+        factors, total = weights[f"{name}.weight"] @ hidden_states[place], torch.zeros(heads, width).double()
+        for r in range(rank):
+            a, b = factors[r * (heads + width) : (r + 1) * (heads + width)].split((heads, width))
+            total += torch.outer(a, turned(b, place, settings) if settings["rotary"] and name != "v_proj" else b)
+        return total / rank
+
+    keys = [matrix("k_proj", settings["kv_rank"], place) for place in range(len(hidden_states))]
+    values = [matrix("v_proj", settings["kv_rank"], place) for place in range(len(hidden_states))]
+    rows = []
+    for now in range(len(hidden_states)):
+        query = matrix("q_proj", settings["q_rank"], now)
+        outputs = [
+            mixed(query[i], [key[i] for key in keys[: now + 1]], [value[i] for value in values[: now + 1]], width**-0.5)
+            for i in range(heads)
+        ]
         rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
     return torch.stack(rows)
 
 
 @each_sequence
 def mfa(weights, hidden_states, settings):
-    """Hu et al. 2024, Multi-matrix Factorization Attention, with Step-3's norm of the latent of the queries."""
+    """Hu et al. 2024, Multi-matrix Factorization Attention, with Step-3's norm of the queries' latent."""
     heads, width = settings["num_attention_heads"], settings["head_dim"]
 
-    def placed(vector, place):
+    def at(vector, place):
         return turned(vector, place, settings) if settings["rotary"] else vector
 
-    keys = [placed(weights["k_proj.weight"] @ state, place) for place, state in enumerate(hidden_states)]
-    values = [weights["v_proj.weight"] @ state for state in hidden_states]
+    keys = [at(weights["k_proj.weight"] @ h, place) for place, h in enumerate(hidden_states)]
+    values = [weights["v_proj.weight"] @ h for h in hidden_states]
     rows = []
-    for now, state in enumerate(hidden_states):
-        latent = normed(weights["q_a_proj.weight"] @ state, weights["q_a_layernorm.weight"], settings["rms_norm_eps"])
+    for now, h in enumerate(hidden_states):
+        latent = normed(weights["q_a_proj.weight"] @ h, weights["q_a_layernorm.weight"], settings["rms_norm_eps"])
         outputs = []
         for head in range(heads):
-            query = placed(weights["q_b_proj.weight"][head * width : (head + 1) * width] @ latent, now)
+            query = at(weights["q_b_proj.weight"][head * width : (head + 1) * width] @ latent, now)
             outputs.append(mixed(query, keys[: now + 1], values[: now + 1], width**-0.5))
         rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
     return torch.stack(rows)
 
 
-REFERENCES = {"mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla, "tpa": tpa, "mfa": mfa}
+REFERENCES = {
+    "mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla, "gta": gta, "gla": gla, "mlra": mlra, "tpa": tpa,
+    "mfa": mfa,
+}  # fmt: skip

@@ -1,7 +1,7 @@
 """What every registered mechanism promises, with both kinds of positions: to register is to be tested."""
 
 import pytest
-from references import REFERENCES
+from contract.references import REFERENCES
 
 from mla_experiments.modeling.attention import ATTENTION
 from mla_experiments.testing import CHECKS, Case, run_check

@@ -9,14 +9,19 @@ from ...errors import unknown
 from . import plugins
 from .base import Attention, set_decode_mode
 from .checks import require
+from .gla import GLA
 from .gqa import GQA
+from .gta import GTA
 from .mfa import MFA
 from .mha import MHA
 from .mla import MLA
+from .mlra import MLRA
 from .mqa import MQA
 from .tpa import TPA
 
-ATTENTION: dict[str, type[Attention]] = {"mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "tpa": TPA, "mfa": MFA}
+ATTENTION: dict[str, type[Attention]] = {
+    "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "gla": GLA, "mlra": MLRA, "tpa": TPA, "mfa": MFA,
+}  # fmt: skip
 MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
 
@@ -63,11 +68,14 @@ def find(asked: str) -> str:
 
 __all__ = [
     "ATTENTION",
+    "GLA",
     "GQA",
+    "GTA",
     "MFA",
     "MHA",
     "MISSION",
     "MLA",
+    "MLRA",
     "MQA",
     "TPA",
     "Attention",

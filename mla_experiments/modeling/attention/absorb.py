@@ -2,11 +2,16 @@
 
 With W_i^UK and W_i^UV the up-projections of head i, the score of a cached token is (W_i^UKᵀ q_i^C) · c + q_i^R · k^R
 and the output W_i^UV Σ p c: no key or value is ever made, and all heads read the same d_c + d_R numbers a token.
+Where the latent is in parts (`gla.py`, `mlra.py`), so are the heads, and each part reads its own.
 """
 
 import torch
+from torch import nn
 
-from ...kernels import attend_latents
+from ...kernels import attend_latents, attend_parts, weight_of
+from .checks import require
+
+Ups = tuple[torch.Tensor, torch.Tensor]
 
 
 def absorbed(
@@ -36,6 +41,54 @@ def absorbed(
     return _per_head(mixed, w_uv.transpose(1, 2))
 
 
+def absorbed_in_parts(
+    query: torch.Tensor,
+    latents: torch.Tensor,
+    ups: list[Ups],
+    mask: torch.Tensor | None,
+    scale: float,
+    attentions: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Return the output `[B, P, R, T, d_v]` of R heads for each of P parts of the latent; others as in `absorbed`.
+
+    Args:
+        query: `[B, P, R, T, d_nope + d_R]`.
+        latents: `[B, S, d_c + d_R]`; a part is d_c / P numbers of the first d_c.
+        ups: W^UK `[R, d_nope, d_c / P]` and W^UV `[R, d_v, d_c / P]` of each part.
+        mask: see there.
+        scale: see there.
+        attentions: see there; `[B, P·R, T, S]`.
+    """
+    content, rank = ups[0][0].shape[1:]
+    q_nope, q_rope = query.split((content, query.shape[-1] - content), dim=-1)
+    folded = [_per_head(part, w_uk) for part, (w_uk, _) in zip(q_nope.unbind(1), ups, strict=True)]
+    folded = torch.cat((torch.stack(folded, dim=1), q_rope), dim=-1)  # [B, P, R, T, d_c / P + d_R]
+    mixed = attend_parts(folded, latents, rank, mask, scale, attentions)  # [B, P, R, T, d_c / P]
+    outputs = [_per_head(part, w_uv.transpose(1, 2)) for part, (_, w_uv) in zip(mixed.unbind(1), ups, strict=True)]
+    return torch.stack(outputs, dim=1)
+
+
+def up_projections(kv_b_proj: nn.Module, num_heads: int, content: int) -> Ups:
+    """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`: views, which follow every change of the weight.
+
+    Args:
+        kv_b_proj: gives the keys and values of each head in turn.
+        num_heads: H.
+        content: d_nope.
+
+    Raises:
+        UserError: `kv_b_proj` is no longer a plain matrix.
+    """
+    weight = weight_of(kv_b_proj)
+    require(
+        weight is not None,
+        f"decode_mode=absorb needs kv_b_proj as a plain matrix, but it is a {type(kv_b_proj).__name__} that "
+        "something stands around; merge the adapter, or use decode_mode=auto",
+    )
+    per_head = weight.unflatten(0, (num_heads, -1))
+    return per_head[:, :content], per_head[:, content:]
+
+
 def _per_head(rows, weight):
     """`[B, H, T, D]` times `[H, D, E]`: one product a head, since broadcasting would copy the weights per sequence."""
     batch, _, num_new, _ = rows.shape
@@ -54,7 +107,7 @@ def is_cheaper_absorbed(num_new: int, context: int, rank: int, content: int, rot
     Args:
         num_new: T.
         context: S, the new tokens included.
-        rank: d_c.
+        rank: d_c, of the part of the latent that a head reads.
         content: d_nope.
         rotary: d_R.
         value: d_v.

@@ -98,5 +98,6 @@ class MFA(Attention):
     def flops(self, num_tokens: int, context: int) -> int:
         """Five projections, then scores and sums over the context; see `Attention.flops`."""
         width = self.num_heads * self.head_dim
-        projections = self.q_lora_rank * (self.hidden_size + width) + self.hidden_size * 2 * self.head_dim
+        queries = self.q_lora_rank * (self.hidden_size + width)
+        projections = queries + self.hidden_size * 2 * self.head_dim
         return 2 * num_tokens * (projections + context * 2 * width) + self.output_flops(num_tokens)

@@ -120,6 +120,7 @@ def check_rope(described: dict, dim: int, max_position_embeddings: int | None) -
         require(low < high, f"low_freq_factor={low} must be below high_freq_factor={high}.")
     if kind == "dynamic":
         require(max_position_embeddings is not None, "rope_type='dynamic' needs max_position_embeddings.")
+        require(dim != 2, "rope_type='dynamic' needs more than one rotary pair; choose wider heads or another type.")
     if kind == "longrope":
         for name in LONGROPE:
             _check_factors(name, described[name], dim // 2)

@@ -10,7 +10,7 @@ b what of. Both are linear in the token's own state, so that no matrix but W^O i
 
 Cached per token: the factors of keys and values, (R_K + R_V)(H + d_h) numbers (§3.3), here with R_K = R_V = R, as in
 the paper's models. A decoding step works from the factors as they are (§5). With R = G and an a that is the same for
-every token, as a bias makes it, TPA is GQA (§4). A norm of keys would need whole keys, and is not followed.
+every token, TPA is GQA (§4).
 """
 
 from typing import Any, ClassVar
@@ -89,11 +89,10 @@ class TPA(Attention):
         key, value = (self.split(part.squeeze(1)) for part in kept)  # a [B, S, R, H] and b [B, S, R, D] of each
         scale = self.head_dim**-0.5
         if reads_factors(num_new, key[0].shape[1], attention_mask):
-            attended = attend_factors(query, key, value, attention_mask, scale, attentions)  # [B, H, T, D]
-        else:
-            query, key, value = (expanded(*pair) for pair in (query, key, value))  # [B, H, T or S, D]
-            attended = attend(query, key, value, attention_mask, scale, attentions)  # [B, H, T, D]
-        return self.output(attended, hidden_states)
+            attended = attend_factors(query, key, value, attention_mask, scale, attentions)
+            return self.output(attended, hidden_states)
+        query, key, value = (expanded(*pair) for pair in (query, key, value))  # [B, H, T or S, D]
+        return self.output(attend(query, key, value, attention_mask, scale, attentions), hidden_states)
 
     def factors(self, projection: nn.Module, hidden_states: torch.Tensor, tables: Rotation) -> Factors:
         """Return the factors that a projection makes, b turned where there are cosines and sines."""
@@ -125,7 +124,7 @@ class TPA(Attention):
         return 2 * (self._factors() + attention) + self.output_flops(1)
 
     def _factors(self):
-        """Multiply-adds of the factors of a token."""
+        """Multiply-adds of the three projections of a token to its factors."""
         return self.hidden_size * (self.q_rank + 2 * self.kv_rank) * (self.num_heads + self.head_dim)
 
 

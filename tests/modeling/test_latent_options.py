@@ -4,15 +4,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, DynamicCache, LongcatFlashConfig
+from transformers import AutoModelForCausalLM, LongcatFlashConfig
 from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMLA
 
 from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
-from mla_experiments.modeling.attention import MLA, set_decode_mode
+from mla_experiments.modeling.attention import MLA
 from mla_experiments.modeling.attention.compress import latent_rows
 from mla_experiments.modeling.conversion import export_checkpoint
 from mla_experiments.modeling.export import stock_config, stock_model
+from mla_experiments.testing import CHECKS, Case, run_check
 
 SIZE = {
     "vocab_size": 37, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -85,15 +86,11 @@ def test_without_norms_there_are_none_and_the_latent_is_linear():
     torch.testing.assert_close(latent_rows(scaled, states, None, [None]).squeeze(1), 2 * compressed, atol=1e-14, rtol=0)
 
 
-@pytest.mark.parametrize("mode", ["absorb", "expand", "full"])
-@pytest.mark.parametrize("options", [{"latent_scale": True}, {"latent_norm": False}])
-def test_every_decode_mode_gives_the_whole_pass(mode, options):
-    model, tokens = model_of(q_lora_rank=10, **options).double(), torch.randint(0, 37, (2, 9))
-    set_decode_mode(model, mode)
-    with torch.no_grad():
-        whole, cache = model(tokens, use_cache=False).logits, DynamicCache()
-        parts = [model(part, cache=cache).logits for part in tokens.split([5, 1, 1, 2], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-10, rtol=0)
+@pytest.mark.parametrize("options", [{"latent_scale": True}, {"latent_norm": False}], ids=str)
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("check", sorted(CHECKS.keys() - {"reference", "compilation"}))
+def test_it_keeps_the_contract_with_either(check, positions, options):
+    run_check(CHECKS[check], Case("mla", {"q_lora_rank": 10, **options}, positions=positions))
 
 
 @pytest.mark.parametrize("q_lora_rank", [None, 10])

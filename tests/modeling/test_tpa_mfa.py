@@ -82,20 +82,19 @@ def test_the_whole_pass_and_decoding_are_the_equations(options, rotary, interlea
 def test_tpa_whose_head_factors_are_masks_of_groups_is_gqa(groups, rotary):
     """§4 of the paper: R_Q = H, R = G, a_r = R · (heads of group r), b_r a projection of its own, as k_g is.
 
-    Factors are linear in the state and cannot be constant for every state; they are for states with a number in them
-    that never changes, here the last. So the reduction is exact on those.
+    Factors that are linear in the state are not the same for every state; with a bias, and no weight, they are.
     """
     of_groups = layer_of({1: MQA, 2: GQA, 4: MHA}[groups], rotary, num_key_value_heads=groups)
-    layer = layer_of(TPA, rotary, head_dim=of_groups.head_dim, q_rank=HEADS, kv_rank=groups)
+    layer = layer_of(TPA, rotary, attention_bias=True, head_dim=of_groups.head_dim, q_rank=HEADS, kv_rank=groups)
     with torch.no_grad():
         layer.o_proj.weight.copy_(of_groups.o_proj.weight)
         for name, rank in (("q_proj", HEADS), ("k_proj", groups), ("v_proj", groups)):
-            rows = layer.get_submodule(name).weight.zero_().unflatten(0, (rank, -1))
+            projection = layer.get_submodule(name)
+            weights, biases = (one.zero_().unflatten(0, (rank, -1)) for one in (projection.weight, projection.bias))
+            weights[:, HEADS:] = of_groups.get_submodule(name).weight.unflatten(0, (rank, -1))
             for r in range(rank):
-                rows[r, r * HEADS // rank : (r + 1) * HEADS // rank, -1] = rank
-            rows[:, HEADS:] = of_groups.get_submodule(name).weight.unflatten(0, (rank, -1))
+                biases[r, r * HEADS // rank : (r + 1) * HEADS // rank] = rank
         states, tables = states_of(7), tables_of(layer, 7)
-        states[..., -1] = 1
         torch.testing.assert_close(layer(states, tables), of_groups(states, tables), atol=1e-12, rtol=1e-10)
         expected = token_by_token(of_groups, states, tables)
         torch.testing.assert_close(token_by_token(layer, states, tables), expected, atol=1e-12, rtol=1e-10)

@@ -10,7 +10,7 @@ b what of. Both are linear in the token's own state, so that no matrix but W^O i
 
 Cached per token: the factors of keys and values, (R_K + R_V)(H + d_h) numbers (§3.3), here with R_K = R_V = R, as in
 the paper's models. A decoding step works from the factors as they are (§5). With R = G and an a that is the same for
-every token, TPA is GQA (§4).
+every token, as a bias makes it, TPA is GQA (§4). A norm of keys would need whole keys, and is not followed.
 """
 
 from typing import Any, ClassVar

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from ..errors import UserError
 from ..kernels import project
 from ..kernels.plain import is_plain
-from .attention import ATTENTION, Attention
+from .attention import ATTENTION
 from .attention.checks import require
 from .attention.rope import RotaryEmbedding
 from .cache import growing
@@ -109,8 +109,6 @@ class DecoderPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, RotaryEmbedding):  # a model made on the meta device has its buffers filled here
             module.fill()
-        if isinstance(module, Attention):
-            module.init_weights(self.config.initializer_range)
 
 
 class DecoderModel(DecoderPreTrainedModel):
@@ -128,6 +126,9 @@ class DecoderModel(DecoderPreTrainedModel):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
+        with torch.no_grad():
+            for layer in self.layers:  # without memory where weights will be loaded, so that nothing loaded is set anew
+                layer.self_attn.init_weights(config.initializer_range)
 
     @either_name
     def forward(

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
-from mla_experiments.modeling.attention import ATTENTION
+from mla_experiments.modeling.attention import ATTENTION, MLA
 
 NAMES = ("cache", "past_key_values")
 
@@ -359,3 +359,18 @@ def test_every_rope_that_a_llama_takes_is_the_llama_s(rope, length):
     model.load_state_dict(llama.state_dict())
     tokens = torch.randint(0, 40, (2, length))
     torch.testing.assert_close(model(tokens).logits, llama(tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_mechanism_starts_with_is_set_once_and_not_over_what_was_loaded(tmp_path, monkeypatch):
+    def init_weights(self, std):
+        with torch.no_grad():
+            self.o_proj.weight.fill_(std)  # as somebody writes it who does not know of the library's marks
+
+    monkeypatch.setattr(MLA, "init_weights", init_weights)
+    model = DecoderForCausalLM(
+        DecoderConfig(vocab_size=9, hidden_size=16, num_attention_heads=2, initializer_range=0.25)
+    )
+    assert all((layer.self_attn.o_proj.weight == 0.25).all() for layer in model.model.layers)
+    torch.nn.init.normal_(model.model.layers[0].self_attn.o_proj.weight)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(DecoderForCausalLM.from_pretrained(tmp_path).state_dict(), model.state_dict())

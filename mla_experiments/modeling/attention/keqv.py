@@ -107,10 +107,6 @@ class KEqV(Attention):
         attended = attend(query, key, kept, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, d]
         return self.output(attended, hidden_states)
 
-    def init_weights(self, std: float) -> None:
-        """The weight of the keys' norm starts where every norm's does."""
-        nn.init.ones_(self.k_norm.weight)
-
     def cache_parts(self) -> dict[str, int]:
         """G · d: one state per group, which is its key, turned, and its value."""
         return {"states": self.num_key_value_heads * self.head_dim}

@@ -9,7 +9,7 @@ from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
 from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
-from .costs import BACKWARD, cache_elements_per_token, num_parameters, skeleton, training_flops_per_token
+from .costs import BACKWARD, cached_numbers, num_parameters, skeleton, training_flops_per_token
 from .counting import stock_architecture
 from .stock import StockArchitecture
 
@@ -53,16 +53,16 @@ class Architecture:
 
     def cached_numbers(self, context: int) -> int:
         """Return how many numbers a sequence of `context` tokens keeps."""
-        return context * cache_elements_per_token(self.config)
+        return cached_numbers(self.config, context)
 
     def decoding_flops(self, context: int) -> int:
         """Return the FLOPs of decoding one token after `context` tokens, from what is cached."""
         config, attention = self.config, skeleton(self.config).model.layers[0].self_attn
-        layer = attention.decoding_flops(context)
+        in_layers = sum(attention.decoding_flops(min(context, window or context)) for window in config.windows())
         in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers
         norms = config.hidden_size * (2 * config.num_hidden_layers + 1)  # those outside attention
         others = self.active_parameters - in_attention - self._table - norms
-        return config.num_hidden_layers * layer + 2 * others
+        return in_layers + 2 * others
 
     def training_flops(self) -> float:
         """Return training FLOPs per token of the longest sequence; experts count as far as a token uses them."""

@@ -34,6 +34,12 @@ def training_flops_per_token(config: DecoderConfig, sequence_length: int) -> flo
     return (1 + BACKWARD) * forward_flops(config, sequence_length, sequence_length) / sequence_length
 
 
+def cached_numbers(config: DecoderConfig, context: int) -> int:
+    """Return how many numbers the cache keeps of a sequence, over all layers: in a window what the next token sees."""
+    per_token = skeleton(config).model.layers[0].self_attn.cache_elements_per_token()
+    return per_token * sum(min(context, (window or context + 1) - 1) for window in config.windows())
+
+
 def cache_elements_per_token(config: DecoderConfig) -> int:
-    """Return how many numbers the cache keeps of one token, over all layers."""
+    """Return how many numbers the cache keeps of one token, over all layers, as long as no window is full."""
     return config.num_hidden_layers * skeleton(config).model.layers[0].self_attn.cache_elements_per_token()

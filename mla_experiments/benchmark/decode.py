@@ -14,6 +14,7 @@ from ..allocator import keep_freed_memory
 from ..kernels import latent
 from ..modeling import DecoderForCausalLM
 from ..modeling.attention import Attention, set_decode_mode
+from ..modeling.attention.checks import require
 from ..modeling.cache import growing
 from ..modeling.cache_name import by_name, cache_of
 from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
@@ -62,6 +63,11 @@ def prepared(
     models: dict[str, torch.nn.Module], modes: list[str], batch: int, context: int, budget_gib: float
 ) -> dict[str, tuple[Callable, int]]:
     """Return every contestant's step and the bytes of its cache; none if the caches together break the budget."""
+    for mode in modes:
+        require(
+            any(mode in modes_of(model, [mode]) for model in models.values()) or mode == "auto",
+            f"decode_mode={mode} is unknown to {', '.join(models)}; choose auto, absorb, expand or full",
+        )
     entries = [(name, mode) for name in models for mode in modes_of(models[name], modes)]
     needed = sum(batch * context * bytes_per_token(models[name], mode) for name, mode in entries)
     if needed > budget_gib * 2**30:

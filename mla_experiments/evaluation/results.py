@@ -226,8 +226,9 @@ def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:
 
 @torch.inference_mode()
 def cache_bytes_per_token(model: DecoderForCausalLM, num_tokens: int = 16) -> float:
-    """Return the bytes that a real forward pass leaves in the cache, per token, over all layers."""
-    num_tokens = min(num_tokens, model.config.max_position_embeddings)
+    """Return the bytes that a real forward pass leaves in the cache, per token, over all layers; no window is full."""
+    room = [window - 1 for window in model.config.windows() if window]
+    num_tokens = min(num_tokens, model.config.max_position_embeddings, *room)
     cache = model(torch.zeros(1, num_tokens, dtype=torch.long, device=model.device), use_cache=True).cache
     held = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
     return held / num_tokens

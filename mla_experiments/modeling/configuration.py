@@ -24,6 +24,7 @@ TAKEN_BY_THE_LIBRARY = (
     "rope_theta", "rope_scaling", "model_type", "transformers_version", "quantization_config", "auto_map",
 )  # fmt: skip
 SET_BY_OTHERS = "set_by_others"  # in a saved configuration: the names of attributes that are no field of ours
+FULL, SLIDING = "full_attention", "sliding_attention"
 POSITIONS = ("rope", "learned")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
@@ -45,6 +46,9 @@ class DecoderConfig(PreTrainedConfig):
         output_gate: "element" or "head": a gate on what every head reads (Qiu et al. 2025); None: none.
         qk_norm: whether queries and keys are normed, each head alone, before they turn, as in Qwen3.
         attention_bias: whether the projections of the hidden states in attention have biases, as in Qwen2.
+        sliding_window: how many tokens a layer with a window sees, itself included; None for no windows.
+        layer_types: "full_attention" or "sliding_attention" for each layer, transformers' own names; by default all
+            layers have the window, where there is one.
         positions: "rope", or "learned" absolute positions added to the embeddings.
         rope_parameters: transformers' standard description of RoPE: `rope_theta`, the base of the frequencies, and
             `rope_type`, "default" or one that stretches the context ("linear", "llama3", "yarn") with what it needs.
@@ -72,6 +76,8 @@ class DecoderConfig(PreTrainedConfig):
     output_gate: str | None = None
     qk_norm: bool = False
     attention_bias: bool = False
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
     positions: str = "rope"
     rope_parameters: dict | None = None
     rope_interleave: bool = False
@@ -105,6 +111,7 @@ class DecoderConfig(PreTrainedConfig):
         )
         self.attention_options = self._resolve_attention()
         check_common(ATTENTION[self.attention], {name: getattr(self, name) for name in COMMON})
+        self._check_windows()
         for name, described in (
             ("rope_parameters", self.rope_parameters),
             ("rope_scaling", kwargs.get("rope_scaling")),
@@ -121,6 +128,38 @@ class DecoderConfig(PreTrainedConfig):
         fields = super().to_dict()
         others = sorted(name for name in fields if name not in _known_fields() and not name.startswith("_"))
         return fields | ({SET_BY_OTHERS: others} if others else {})
+
+    def _check_windows(self) -> None:
+        """Refuse windows that cannot be, and say of each layer whether it has one."""
+        if self.sliding_window is None:
+            types = self.layer_types
+            none = types is None or (isinstance(types, list) and set(types) <= {FULL})
+            require(none, f"layer_types={types!r} asks for windows; give sliding_window, or leave it out.")
+            self.layer_types = None
+            return
+        require_whole("sliding_window", self.sliding_window)
+        require(self.sliding_window > 1, "sliding_window=1 sees no token but itself; give more.")
+        require(self.positions == "rope", f"sliding_window={self.sliding_window} is for RoPE, not learned positions.")
+        require(
+            not ATTENTION[self.attention].turns_when_read,
+            f"sliding_window={self.sliding_window} is not followed by attention={self.attention}; leave it out.",
+        )
+        if self.layer_types is None:
+            self.layer_types = [SLIDING] * self.num_hidden_layers
+        types = self.layer_types
+        require(
+            isinstance(types, list) and all(kind in (FULL, SLIDING) for kind in types),
+            f"layer_types={types!r} must be a list of {FULL} and {SLIDING}.",
+        )
+        require(
+            len(types) == self.num_hidden_layers,
+            f"layer_types names {len(types)} layers, but num_hidden_layers={self.num_hidden_layers}; name each.",
+        )
+
+    def windows(self) -> list[int | None]:
+        """Return of each layer how many tokens it sees, None for all."""
+        types = self.layer_types or [FULL] * self.num_hidden_layers
+        return [self.sliding_window if kind == SLIDING else None for kind in types]
 
     def _refuse_unknown(self, given: dict) -> None:
         """Refuse fields that nobody knows, unless they were set by others or a newer library wrote them."""

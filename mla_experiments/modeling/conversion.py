@@ -28,6 +28,7 @@ from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
 }  # fmt: skip
 # what a config.json may call a number that must be positive
@@ -85,7 +86,7 @@ def export_checkpoint(
 
 
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
-    """Write a stock Llama, Qwen2, Qwen3, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
+    """Write a stock Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
 
     Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
     Arguments and errors are those of `export_checkpoint`; returns our config.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -30,7 +30,7 @@ from .attention.checks import require
 from .attention.rope import RotaryEmbedding
 from .cache import growing
 from .cache_name import NAMES, EitherName, by_name, either_name
-from .configuration import DecoderConfig
+from .configuration import FULL, SLIDING, DecoderConfig
 from .self_check import check_decoding, untested
 
 logger = logging.get_logger(__name__)
@@ -147,7 +147,8 @@ class DecoderModel(DecoderPreTrainedModel):
 
         Args:
             input_ids: `[B, T]` token ids; or `inputs_embeds` `[B, T, D]` in their place.
-            attention_mask: `[B, S]`, 0 where a token is padding, over cached and new tokens.
+            attention_mask: `[B, S]`, 0 where a token is padding, over cached and new tokens; or `[B, 1, T, S]`, what
+                each may see; or those by transformers' types of layers.
             position_ids: `[B, T]`; by default counted from the first token that is not padding.
             cache: the cache to read and extend; `past_key_values` is its other name.
             inputs_embeds: see `input_ids`.
@@ -173,12 +174,10 @@ class DecoderModel(DecoderPreTrainedModel):
         if not torch.compiler.is_compiling():
             if untested() and past > 0:
                 check_decoding(self.config.attention)
-            self._check_length(x.shape[1], past, attention_mask)
+            self._check_length(x.shape[1], past, None if isinstance(attention_mask, dict) else attention_mask)
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past)
-        mask = create_causal_mask(
-            self.config, x, attention_mask=attention_mask, position_ids=position_ids, **by_name(cache)
-        )
+        masks = self._masks(x, attention_mask, position_ids, cache)
         if self.config.positions == "learned":
             x, position_embeddings = x + self.embed_positions(position_ids), None
         else:
@@ -188,9 +187,10 @@ class DecoderModel(DecoderPreTrainedModel):
         asked = self._asked(output_attentions, output_hidden_states)
         attentions = [] if asked["attentions"] or self.config._attn_implementation == "eager" else None
         hidden_states = []
-        for layer in self.layers[: self.config.num_hidden_layers]:  # of which an early exit leaves some out
+        of_layers = zip(self.layers[: self.config.num_hidden_layers], self.config.windows(), strict=False)
+        for layer, window in of_layers:  # of which an early exit leaves some out
             hidden_states.append(x)
-            x = layer(x, position_embeddings, mask, attentions, cache)  # by name, a checkpointing layer would drop it
+            x = layer(x, position_embeddings, masks[window], attentions, cache)  # by name, checkpointing would drop it
         x = self.norm(x)
         output = DecoderOutput(
             last_hidden_state=x,
@@ -199,6 +199,20 @@ class DecoderModel(DecoderPreTrainedModel):
             **by_name(cache),
         )
         return self._returned(output, return_dict)
+
+    def _masks(self, x, attention_mask, position_ids, cache):
+        """A mask for layers that see all, and one for those that see a window, as far as there are such.
+
+        `generate` hands them over ready-made, by the types of layers, where it compiles.
+        """
+        windows = dict.fromkeys(self.config.windows())
+        if isinstance(attention_mask, dict):
+            return {window: attention_mask[SLIDING if window else FULL] for window in windows}
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, **by_name(cache)}
+        make = {None: create_causal_mask}
+        return {
+            window: make.get(window, create_sliding_window_causal_mask)(self.config, x, **given) for window in windows
+        }
 
     def _check_changed(self):
         """What anybody may have set on the configuration since it was made."""
@@ -237,7 +251,7 @@ class DecoderModel(DecoderPreTrainedModel):
     def _positions(self, x, attention_mask, past):
         """Count the tokens from the first that is not padding: `[B or 1, T]`."""
         length = x.shape[1]
-        if attention_mask is not None and attention_mask.dim() == 2:
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         return torch.arange(length, device=x.device).unsqueeze(0) + past
 

@@ -25,7 +25,7 @@ SHARED_FIELDS = (
 )  # fmt: skip
 MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
-KEYS_AND_VALUES = ("llama", "qwen2", "qwen3")
+KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral")
 TRANSLATED_FIELDS = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_interleave", "first_k_dense_replace")
 # what changes no logit of a dense model: training, speed, and experts that are not there
 WITHOUT_EFFECT = (
@@ -34,7 +34,9 @@ WITHOUT_EFFECT = (
     "norm_topk_prob", "routed_scaling_factor", "max_window_layers",
 )  # fmt: skip
 # what the stock model of a mechanism is called where an option that is common to mechanisms makes it another
-WITH = {("llama", "qk_norm"): "qwen3", ("llama", "attention_bias"): "qwen2"}
+WITH = {
+    ("llama", "qk_norm"): "qwen3", ("llama", "attention_bias"): "qwen2", ("llama", "sliding_window"): "mistral",
+}  # fmt: skip
 # what transformers itself looks for in any config, declared or not
 OF_ANY_MODEL = {
     "quantization_config": None, "sliding_window": None, "attention_chunk_size": None, "layer_types": None,
@@ -70,7 +72,7 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
         raise UserError("rope_interleave=True exists in no stock Llama; only the half-split layout can be exported")
     else:
         kind = CONFIG_MAPPING[family]
-        values |= config.attention_options
+        values |= config.attention_options | ({"sliding_window": config.sliding_window} if family == "mistral" else {})
     try:
         return kind(**values)
     except StrictDataclassError as error:  # a Llama wants heads that divide the width, whatever head_dim is
@@ -90,7 +92,9 @@ def stock_family(config: DecoderConfig) -> str:
         raise UserError(
             f"attention={config.attention} exists in no stock model; {', '.join(exportable())} can be exported"
         )
-    chosen = [name for name in COMMON if getattr(config, name)]
+    if len(set(config.layer_types or ())) > 1:
+        raise UserError("layer_types that differ exist in no stock model that is known here; it cannot be exported")
+    chosen = [name for name in (*COMMON, "sliding_window") if getattr(config, name)]
     for name in chosen:
         if (family, name) not in WITH or len(chosen) > 1:
             said = " and ".join(f"{other}={getattr(config, other)}" for other in chosen)
@@ -141,7 +145,8 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         interleaved = kind == "deepseek_v2" or bool(stock.rope_interleave)  # V2 knows no other layout
         return DecoderConfig(**values, attention="mla", attention_options=options, rope_interleave=interleaved)
     options = {"head_dim": getattr(stock, "head_dim", None), "num_key_value_heads": stock.num_key_value_heads}
-    values |= {name: True for (_, name), family in WITH.items() if family == kind}
+    values |= {name: True for (_, name), family in WITH.items() if family == kind and name in COMMON}
+    values["sliding_window"] = stock.sliding_window if kind == "mistral" else None
     return DecoderConfig(**values, attention=narrowest(stock, options), attention_options=options)
 
 
@@ -175,7 +180,8 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
     known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT}
     declared = {f.name: f.default for f in fields(stock) if f.name in type(stock).__annotations__.keys() - known}
     heads = {"num_key_value_heads": stock.num_attention_heads} if stock.model_type in LATENT_MODELS else {}
-    for name, value in (declared | OF_ANY_MODEL | heads).items():
+    window = {"sliding_window": stock.sliding_window} if stock.model_type == "mistral" else {}
+    for name, value in (declared | OF_ANY_MODEL | heads | window).items():
         found = getattr(stock, name, value)
         if name == "layer_types" and found is not None and set(found) == {"full_attention"}:
             continue  # all layers alike, in other words

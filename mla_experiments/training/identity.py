@@ -27,7 +27,7 @@ VERSION = "mla-experiments"  # among the versions of a record
 IN_OTHER_WORDS = {  # fields that count by what they come to
     "preset": "fills in others", "attention": "in the model", "hidden_size": "in the model",
     "num_hidden_layers": "in the model", "num_attention_heads": "in the model", "intermediate_size": "in the model",
-    **dict.fromkeys(("output_gate", "qk_norm", "attention_bias"), "in the model"),
+    **dict.fromkeys(("output_gate", "qk_norm", "attention_bias", "sliding_window", "layer_types"), "in the model"),
     "positions": "in the model", "tie_word_embeddings": "in the model", "attention_options": "in the model",
     "train_tokens": "counted in steps", "max_steps": "counted in steps", "warmup_tokens": "counted in steps",
     "precision": "bf16 and fp16", "streaming": "the tokens' request says where they come from",

@@ -85,6 +85,11 @@ class RunArguments:
     qk_norm: bool = field(default=False, metadata={"help": "norm queries and keys, each head alone"})
     attention_bias: bool = field(default=False, metadata={"help": "biases of the projections to q, k and v"})
 
+    sliding_window: int | None = field(default=None, metadata={"help": "tokens that layers with a window see"})
+    layer_types: list[str] | None = field(
+        default=None, metadata={"help": "full_attention or sliding_attention, for each layer; all slide if not given"}
+    )
+
     def model_config(self, attention: str, vocab_size: int, end_of_document: int) -> DecoderConfig:
         """Return the configuration of one variant.
 
@@ -116,6 +121,8 @@ class RunArguments:
             output_gate=self.output_gate,
             qk_norm=self.qk_norm,
             attention_bias=self.attention_bias,
+            sliding_window=self.sliding_window,
+            layer_types=self.layer_types,
             positions=self.positions,
             tie_word_embeddings=self.tie_word_embeddings,
             bos_token_id=end_of_document,

@@ -181,7 +181,7 @@ def test_configs_as_they_lie_on_the_hub_are_read_as_transformers_reads_them(tmp_
         ({"rope_scaling": {"type": "dynamic", "factor": 0.0}}, "factor=0.0"),
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "short_factor"),
         ({"rope_theta": 0}, "rope_theta=0"),
-        ({"model_type": "mistral"}, "model_type=mistral"),
+        ({"model_type": "gemma"}, "model_type=gemma"),
         ({"model_type": "deepseek_v3", "first_k_dense_replace": None}, "first_k_dense_replace=None"),
         ({"model_type": "deepseek_v2"}, "first_k_dense_replace=0"),
         ({"model_type": "deepseek_v3", "n_routed_experts": None}, "n_routed_experts"),

@@ -13,8 +13,8 @@ from faults.memory import memory_of_training
 @pytest.mark.parametrize(
     ("tool", "said"),
     [
-        ("kills.py --kills 3 --writing 1 --stops 2 --seed 1", "differing: 0"),
-        ("corruptions.py --count 5 --seed 1", "wrong: 0 of 5"),
+        ("kills.py --kills 2 --writing 1 --stops 1 --seed 1", "differing: 0"),
+        ("corruptions.py --count 3 --seed 1", "wrong: 0 of 3"),
         ("configurations.py --count 150 --seed 1", "neither working nor refused by name: 0"),
     ],
 )

@@ -39,7 +39,9 @@ def user_s_python(tmp_path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
     uv = shutil.which("uv")  # the same packages, sooner
     installer = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
-    links = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
+    links = {"UV_COMPILE_BYTECODE": "1"}  # as pip does: else each command compiles the libraries anew
+    if "PIP_FIND_LINKS" in os.environ:
+        links["UV_FIND_LINKS"] = os.environ["PIP_FIND_LINKS"]
     constraints = ["--quiet", "--constraint", str(REPOSITORY / "constraints.txt")]
     subprocess.run([*installer, *constraints, *LINE.split()], check=True, env={**os.environ, **links})
     return python
@@ -77,7 +79,7 @@ def test_the_mission_s_line_and_commands_work_word_for_word(clone, user_s_python
         assert (clone / f"weights/{name}/model.safetensors").is_file()
         assert (clone / f"figures/{name}.png").is_file()
     assert (clone / "figures/all.png").is_file()
-    results = json.loads((clone / "results.json").read_text())
+    results = json.loads((clone / "results.json").read_text(encoding="utf-8"))
     assert results["corpus"] == "wiki-sample" and len(results["results"]) == 6
     for row in results["results"]:
         assert f"{row['bits_per_byte']:.4f}" in done.stdout

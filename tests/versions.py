@@ -71,7 +71,9 @@ def environment(name: str, torch: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv:
-        links = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
+        links = {"UV_COMPILE_BYTECODE": "1"}  # as pip does: else each process compiles the libraries anew
+        if "PIP_FIND_LINKS" in os.environ:
+            links["UV_FIND_LINKS"] = os.environ["PIP_FIND_LINKS"]
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
         install = [uv, "pip", "install", "--quiet", "--python", str(python)]
         subprocess.run([*install, *wanted], check=True, env={**os.environ, **links})

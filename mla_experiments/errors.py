@@ -27,7 +27,7 @@ class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
 def unknown(field: str, name: object, known: Iterable[str]) -> UserError:
     """Return the error for a name that nobody knows, with the nearest that is known, or with all."""
     known = list(known)
-    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
     return UserError(f"{field}={name} is unknown; {hint}")
 

@@ -124,7 +124,7 @@ def test_what_is_decided_here_is_refused_and_says_what_to_do_instead(name, tmp_p
         ({"report_to": "wandb"}, "report_to=wandb needs its package"),
         (
             {"attention_options": '{"mlaa": {"kv_lora_rank": 4}}'},
-            "attention_options=mlaa is unknown; did you mean",
+            "attention=mlaa is unknown; did you mean mla",
         ),
         ({"attention_options": '{"gqa": {"num_key_value_heads": 1}}'}, "attention_options has gqa, but attention=mla"),
     ],

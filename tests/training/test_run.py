@@ -160,7 +160,7 @@ def test_values_that_cannot_work_are_named(train, capsys, flags, said):
 
 def test_an_unknown_attention_lists_the_known_ones(train, capsys):
     assert train("mha", "flash") == 2
-    assert "attention=flash is unknown; choose among mha, gqa, mqa, mla" in capsys.readouterr().err
+    assert "attention=flash is unknown; choose one of mha, gqa, mqa, mla" in capsys.readouterr().err
     assert not Path("weights").exists()
 
 

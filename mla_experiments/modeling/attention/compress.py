@@ -113,8 +113,8 @@ def latent_rows(
     """
     compressed = project(layer.kv_a_proj_with_mqa, hidden_states).unsqueeze(1)
     c_kv, k_rope = compressed.split((layer.kv_lora_rank, layer.qk_rope_head_dim), dim=-1)
-    chunks = zip(c_kv.chunk(len(norms), dim=-1), norms, strict=True)
-    parts = [latent_of(layer, part, norm, layer.kv_lora_rank) for part, norm in chunks]
+    chunks = c_kv.chunk(len(norms), dim=-1) if len(norms) > 1 else (c_kv,)
+    parts = [latent_of(layer, part, norm, layer.kv_lora_rank) for part, norm in zip(chunks, norms, strict=True)]
     if layer.rotary:
         parts.append(rotate(k_rope, position_embeddings, layer.rope_interleave))
     return torch.cat(parts, dim=-1)

@@ -6,6 +6,8 @@ import re
 import pytest
 from conftest import REPOSITORY
 
+from mla_experiments.modeling.attention import ATTENTION
+
 PACKAGE = REPOSITORY / "mla_experiments"
 ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
 SHARED = {  # what any part may use
@@ -54,6 +56,32 @@ def test_a_mechanism_imports_only_its_neighbours_and_is_imported_by_the_registry
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in names:
                 assert path.parent == folder, f"{path} imports the mechanism {node.module}"
+
+
+NAMED_IN = {  # besides the mechanisms' own files
+    "training/settings.py": "what is trained where nobody says what",
+    "modeling/configuration.py": "what a decoder has where nobody says what",
+    "benchmark/architectures.py": "shapes of well-known models",
+    "benchmark/core.py": "the core of MLA's decoding",
+    "benchmark/crossover.py": "where MLA should expand",
+    "benchmark/conversion_memory.py": "a default",
+    "benchmark/load.py": "a default",
+    "benchmark/parallel.py": "a default",
+    "__init__.py": "what can be imported from the package",
+}
+
+
+def test_what_is_to_be_known_of_a_mechanism_is_asked_of_it():
+    """No other file names one: so a mechanism from outside can do what ours can."""
+    names = {*ATTENTION, *(mechanism.__name__ for mechanism in ATTENTION.values())}
+    for path in modules():
+        where = path.relative_to(PACKAGE).as_posix()
+        if where.startswith("modeling/attention/") or where in NAMED_IN:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+            named |= {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            assert not named & names, f"{where} names {named & names}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "modeling/attention").glob("*.py")), ids=lambda path: path.name)

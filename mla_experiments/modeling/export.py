@@ -143,21 +143,22 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
     if kind in LATENT_MODELS:
         options = {name: getattr(stock, name) for name in MLA_FIELDS}
         interleaved = kind == "deepseek_v2" or bool(stock.rope_interleave)  # V2 knows no other layout
-        return DecoderConfig(**values, attention="mla", attention_options=options, rope_interleave=interleaved)
+        values |= {"attention": narrowest(stock, options, "deepseek_v3"), "rope_interleave": interleaved}
+        return DecoderConfig(**values, attention_options=options)
     options = {"head_dim": getattr(stock, "head_dim", None), "num_key_value_heads": stock.num_key_value_heads}
     values |= {name: True for (_, name), family in WITH.items() if family == kind and name in COMMON}
     values["sliding_window"] = stock.sliding_window if kind == "mistral" else None
-    return DecoderConfig(**values, attention=narrowest(stock, options), attention_options=options)
+    return DecoderConfig(**values, attention=narrowest(stock, options, "llama"), attention_options=options)
 
 
-def narrowest(stock: PreTrainedConfig, options: dict) -> str:
-    """Return the mechanism with keys and values that a stock model has: the one whose definition fixes most."""
-    for name in sorted(exportable(), key=lambda name: not ATTENTION[name].fixed_options):
+def narrowest(stock: PreTrainedConfig, options: dict, family: str) -> str:
+    """Return the mechanism of a family that a stock model has: the one whose definition fixes most."""
+    names = [name for name in exportable() if ATTENTION[name].stock == family]
+    for name in sorted(names, key=lambda name: not ATTENTION[name].fixed_options):
         with contextlib.suppress(UserError):
-            if ATTENTION[name].stock == KEYS_AND_VALUES[0]:
-                ATTENTION[name].resolve(stock.hidden_size, stock.num_attention_heads, **options)
-                return name
-    raise UserError(f"num_key_value_heads={stock.num_key_value_heads} is none that attention here can have")
+            ATTENTION[name].resolve(stock.hidden_size, stock.num_attention_heads, **options)
+            return name
+    return names[0]  # whose own sentence says what cannot be
 
 
 def refuse_what_differs(stock: PreTrainedConfig) -> None:
@@ -193,7 +194,7 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
 
 def has_scale(name: str, config: DecoderConfig) -> bool:
     """Return whether what a weight of a model of ours gives, by its name, is multiplied by the scale of latents."""
-    scaled = config.attention == "mla" and config.attention_options.get("latent_scale", False)
+    scaled = ATTENTION[config.attention].stock and config.attention_options.get("latent_scale", False)
     return bool(scaled) and name.endswith(("self_attn.kv_a_layernorm.weight", "self_attn.q_a_layernorm.weight"))
 
 

@@ -24,10 +24,10 @@ class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
     """The user asked to stop; the message says how to go on. Nothing is lost, and the exit code is 130."""
 
 
-def unknown(field: str, name: object, known: Iterable[str]) -> UserError:
-    """Return the error for a name that nobody knows, with the nearest that is known, or with all."""
+def unknown(field: str, name: object, known: Iterable[str], cutoff: float = 0.5) -> UserError:
+    """Return the error for a name that nobody knows, with the nearest that is known, alike by `cutoff`, or with all."""
     known = list(known)
-    near = difflib.get_close_matches(str(name).lower(), known, n=1)
+    near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=cutoff)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
     return UserError(f"{field}={name} is unknown; {hint}")
 

@@ -135,7 +135,7 @@ class DecoderConfig(PreTrainedConfig):
             types = self.layer_types
             none = types is None or (isinstance(types, list) and set(types) <= {FULL})
             require(none, f"layer_types={types!r} asks for windows; give sliding_window, or leave it out.")
-            self.layer_types = None
+            self.layer_types = [FULL] * self.num_hidden_layers  # which the library looks for once there is such a field
             return
         require_whole("sliding_window", self.sliding_window)
         require(self.sliding_window > 1, "sliding_window=1 sees no token but itself; give more.")
@@ -158,8 +158,7 @@ class DecoderConfig(PreTrainedConfig):
 
     def windows(self) -> list[int | None]:
         """Return of each layer how many tokens it sees, None for all."""
-        types = self.layer_types or [FULL] * self.num_hidden_layers
-        return [self.sliding_window if kind == SLIDING else None for kind in types]
+        return [self.sliding_window if kind == SLIDING else None for kind in self.layer_types]
 
     def _refuse_unknown(self, given: dict) -> None:
         """Refuse fields that nobody knows, unless they were set by others or a newer library wrote them."""

@@ -181,7 +181,9 @@ def identity_of(
     """
     values = vars(run) | arguments.to_dict() | {"devices": arguments.world_size, "device": arguments.device.type}
     aside = {"transformers_version", "_name_or_path", "dtype", "architectures", "attention_source"}  # among the sources
-    aside |= {name for name in COMMON if not getattr(config, name)}  # younger than runs that had none of them either
+    # younger than runs that had none of them either
+    aside |= {name for name in (*COMMON, "sliding_window") if not getattr(config, name)}
+    aside |= set() if config.sliding_window else {"layer_types"}
     determines = {
         "model": {name: value for name, value in config.to_diff_dict().items() if name not in aside},
         "tokens": manifest["request"],

@@ -65,7 +65,7 @@ def find(asked: str) -> str:
             return asked
     if mechanism := plugins.announced(asked):
         return register(mechanism, asked)
-    raise unknown("attention", asked, ATTENTION)
+    raise unknown("attention", asked, ATTENTION, cutoff=0.6)  # their names are short
 
 
 __all__ = [

@@ -100,13 +100,13 @@ def check_rope(described: dict, dim: int, max_position_embeddings: int | None) -
     Raises:
         UserError: an unknown type, or a number that is missing or impossible, with its field.
     """
+    for name, value in described.items():
+        require(not isinstance(value, dict), f"rope_parameters has {name}={value}; one RoPE serves all layers here.")
     kind = described["rope_type"]
     require(
         isinstance(kind, str) and kind in NEEDED,
         f"rope_type={kind!r} is not known here; choose one of {', '.join(NEEDED)}.",
     )
-    for name, value in described.items():
-        require(not isinstance(value, dict), f"rope_parameters has {name}={value}; one RoPE serves all layers here.")
     for name in ("rope_theta", *NEEDED[kind]):
         require(name in described, f"rope_parameters lacks {name}, which rope_type={kind!r} needs.")
     require_number("rope_theta", described["rope_theta"], above=1)

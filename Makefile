@@ -17,7 +17,7 @@ demo: $(VENV)/.installed  ## prepare the sample, train and compare four mechanis
 test: $(VENV)/.installed-dev  ## lint and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest --quiet -n 2
+	$(BIN)/pytest --quiet -n 2 --dist worksteal
 
 test-versions: $(VENV)/.installed-dev  ## contract, generation, training, export at the oldest and newest libraries
 	$(BIN)/python tests/versions.py

@@ -182,7 +182,7 @@ def sane(chosen: Chosen, command: str) -> list[str]:
         "study": lambda: [place("tiny.yaml"), "--studies-dir", place("studies", "new")],
         "report": lambda: [place("studies/tiny")],
         "compare": lambda: [place("studies/tiny", "mla"), *[place("mla", "studies/tiny")] * chosen.randrange(2)],
-        "bench": lambda: pick([["packing", "--characters", "2000"], ["core", "--help"], [pick(MEASUREMENTS)], []]),
+        "bench": lambda: pick([["packing", "--characters", "2000"], ["core", "--help"], [pick([*MEASUREMENTS])], []]),
     }  # fmt: skip
     return [command, *lines.get(command, list)()]
 

@@ -125,7 +125,7 @@ def flags_of(command: str, kind: str = "") -> list[argparse.Action]:
     """Return the flags of a sub-command, as its parser knows them."""
     classes = CLASSES.get(command, [])
     if kind in MEASUREMENTS:
-        classes = [importlib.import_module(f"mla_experiments.benchmark.{kind}").Arguments, *classes]
+        classes = [importlib.import_module(f"mla_experiments.benchmark.{MEASUREMENTS[kind]}").Arguments, *classes]
     return parser_of(classes, command, None)._actions if classes else parser_of([], command, None)._actions
 
 

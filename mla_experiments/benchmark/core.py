@@ -12,7 +12,7 @@ from ..allocator import keep_freed_memory
 from ..errors import UserError
 from ..kernels import latent
 from ..modeling.attention import MLA
-from ..modeling.attention.absorb import absorbed, up_projections
+from ..modeling.attention.absorb import absorbed
 from .measure import ceilings, flag, interleaved, roofline, spread
 
 FIGURE = None
@@ -69,12 +69,9 @@ def inputs(mla: MLA, batch: int, num_new: int, context: int) -> tuple[torch.Tens
 
 def absorb(mla: MLA, query: torch.Tensor, latents: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Attend in the latent space."""
-    return absorbed(
-        query, latents, *up_projections(mla.kv_b_proj, mla.num_heads, mla.qk_nope_head_dim), mask, mla.scale
-    )
+    return absorbed(query, latents, *mla.up_projections(), mask, mla.scale)
 
 
 def flops(mla: MLA, num_new: int, context: int) -> int:
     """Return the floating-point operations of absorbed attention for one sequence."""
-    fold = mla.kv_lora_rank * (mla.qk_nope_head_dim + mla.v_head_dim)
-    return 2 * mla.num_heads * num_new * (fold + context * (2 * mla.kv_lora_rank + mla.qk_rope_head_dim))
+    return num_new * (mla.decoding_flops(context) - mla.flops(1, 0))

@@ -42,4 +42,4 @@ def cached_numbers(config: DecoderConfig, context: int) -> int:
 
 def cache_elements_per_token(config: DecoderConfig) -> int:
     """Return how many numbers the cache keeps of one token, over all layers, as long as no window is full."""
-    return config.num_hidden_layers * skeleton(config).model.layers[0].self_attn.cache_elements_per_token()
+    return cached_numbers(config, 1)

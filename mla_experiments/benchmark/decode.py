@@ -45,6 +45,11 @@ def measure(given: Arguments) -> list[dict]:
     keep_freed_memory()
     latent.force_backend(given.backend)
     ceiling, models = ceilings(), contestants(given.attention, max(given.contexts) + 8)
+    for mode in given.modes:
+        require(
+            mode == "auto" or any(mode in modes_of(model, [mode]) for model in models.values()),
+            f"decode_mode={mode} is unknown to {', '.join(models)}; choose auto, absorb, expand or full",
+        )
     rows = []
     for batch in given.batch_sizes:
         for context in given.contexts:
@@ -63,11 +68,6 @@ def prepared(
     models: dict[str, torch.nn.Module], modes: list[str], batch: int, context: int, budget_gib: float
 ) -> dict[str, tuple[Callable, int]]:
     """Return every contestant's step and the bytes of its cache; none if the caches together break the budget."""
-    for mode in modes:
-        require(
-            any(mode in modes_of(model, [mode]) for model in models.values()) or mode == "auto",
-            f"decode_mode={mode} is unknown to {', '.join(models)}; choose auto, absorb, expand or full",
-        )
     entries = [(name, mode) for name in models for mode in modes_of(models[name], modes)]
     needed = sum(batch * context * bytes_per_token(models[name], mode) for name, mode in entries)
     if needed > budget_gib * 2**30:

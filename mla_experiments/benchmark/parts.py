@@ -97,16 +97,13 @@ def seconds_per_token(attention: Attention, batch: int) -> float:
 
 def _step(attention: Attention, batch: int, context: int):
     """A decoding step of a layer from a cache of its own."""
-    cache, rotary = growing(DynamicCache()), attention.rotary
-    options = {name: getattr(attention, name) for name in attention.option_names()}
-    half = attention.rotary_dim(options) // 2
-    new, kept = (torch.randn(1, 1, half),) * 2, (torch.randn(1, context + 1, half),) * 2
-    tables = (new + kept if attention.turns_when_read else new) if rotary else None
-    rows = torch.randn(batch, 1, attention.hidden_size)
-    attention(rows, tables, None, cache)
-    kept = cache.layers[0].keys, cache.layers[0].values
-    cache = growing(DynamicCache())
-    cache.update(*(torch.randn(*part.shape[:2], context, part.shape[3]) for part in kept), 0)
+    half = attention.rotary_dim(attention.resolved()) // 2
+    new, of_all = ((torch.randn(1, length, half),) * 2 for length in (1, context + 1))
+    tables = (new + of_all if attention.turns_when_read else new) if attention.rotary else None
+    rows, probed, cache = torch.randn(batch, 1, attention.hidden_size), growing(DynamicCache()), growing(DynamicCache())
+    attention(rows, tables, None, probed)
+    one_token = (probed.layers[0].keys, probed.layers[0].values)
+    cache.update(*(torch.randn(*part.shape[:2], context, part.shape[3]) for part in one_token), 0)
 
     def step():
         attention(rows, tables, None, cache)

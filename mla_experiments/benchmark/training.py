@@ -52,14 +52,18 @@ def training_step(model: torch.nn.Module, sequence_length: int, batch_size: int)
     return step
 
 
+def config_of(attention: str, sequence_length: int) -> DecoderConfig:
+    """Return the config of a model that is measured."""
+    return DecoderConfig(**SHAPE, attention=attention, max_position_embeddings=sequence_length)
+
+
 def contestants(attention: list[str], sequence_length: int, device: str = "cpu") -> dict[str, torch.nn.Module]:
     """Return our model, and the stock one with the same weights where there is one, for every mechanism."""
     models = {}
     for name in attention:
-        config = DecoderConfig(**SHAPE, attention=name, max_position_embeddings=sequence_length)
-        ours = DecoderForCausalLM(config).to(device)
+        ours = DecoderForCausalLM(config_of(name, sequence_length)).to(device)
         models[f"{name}, ours"] = ours
-        if has_stock(config):
+        if has_stock(ours.config):
             models[f"{name}, transformers"] = stock_model(ours)
     return models
 
@@ -78,18 +82,17 @@ def compare_as_started(attention: list[str], sequence_length: int, batch_size: i
     speeds: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name in attention:
-            for side in ("ours", "transformers"):
-                if speed := in_fresh_process(_speed_alone, name, side, sequence_length, batch_size):
-                    speeds.setdefault(f"{name}, {side}", []).append(batch_size * sequence_length / speed)
+            sides = ("ours", "transformers") if has_stock(config_of(name, sequence_length)) else ("ours",)
+            for side in sides:
+                speed = in_fresh_process(_speed_alone, name, side, sequence_length, batch_size)
+                speeds.setdefault(f"{name}, {side}", []).append(batch_size * sequence_length / speed)
     return comparison(rates(speeds, batch_size * sequence_length), attention, "as started")
 
 
-def _speed_alone(attention: str, side: str, sequence_length: int, batch_size: int) -> float | None:
+def _speed_alone(attention: str, side: str, sequence_length: int, batch_size: int) -> float:
     if side == "ours":
         keep_freed_memory()
-    model = contestants([attention], sequence_length).get(f"{attention}, {side}")
-    if model is None:
-        return None
+    model = contestants([attention], sequence_length)[f"{attention}, {side}"]
     step = training_step(model, sequence_length, batch_size)
     return rates(interleaved({"step": step}, rounds=5), batch_size * sequence_length)["step"]["median"]
 

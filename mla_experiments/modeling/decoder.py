@@ -209,10 +209,8 @@ class DecoderModel(DecoderPreTrainedModel):
         if isinstance(attention_mask, dict):
             return {window: attention_mask[SLIDING if window else FULL] for window in windows}
         given = {"attention_mask": attention_mask, "position_ids": position_ids, **by_name(cache)}
-        make = {None: create_causal_mask}
-        return {
-            window: make.get(window, create_sliding_window_causal_mask)(self.config, x, **given) for window in windows
-        }
+        makers = {window: create_sliding_window_causal_mask if window else create_causal_mask for window in windows}
+        return {window: make(self.config, x, **given) for window, make in makers.items()}
 
     def _check_changed(self):
         """What anybody may have set on the configuration since it was made."""

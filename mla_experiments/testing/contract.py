@@ -270,7 +270,7 @@ def operations(case: Case) -> None:
 
 def tables_of(layer: Attention, length: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return cosines and sines `[1, length, rotary_dim / 2]` for a layer."""
-    rotary_dim = layer.rotary_dim({name: getattr(layer, name) for name in layer.option_names()})
+    rotary_dim = layer.rotary_dim(layer.resolved())
     return (torch.empty(1, length, rotary_dim // 2),) * 2 if layer.rotary and rotary_dim else None
 
 
@@ -330,7 +330,7 @@ def reference(case: Case) -> None:
     settings = {
         "hidden_size": case.hidden_size, "num_attention_heads": case.num_attention_heads, "rotary": layer.rotary,
         "rope_theta": model.config.rope_parameters["rope_theta"], "rope_interleave": layer.rope_interleave,
-        "rms_norm_eps": layer.rms_norm_eps, **{name: getattr(layer, name) for name in layer.option_names()},
+        "rms_norm_eps": layer.rms_norm_eps, **layer.resolved(),
     }  # fmt: skip
     expected = case.reference(dict(layer.named_parameters()), hidden_states, settings)
     torch.testing.assert_close(layer(hidden_states, tables), expected, atol=1e-6, rtol=1e-6)

@@ -27,7 +27,7 @@ VERSION = "mla-experiments"  # among the versions of a record
 IN_OTHER_WORDS = {  # fields that count by what they come to
     "preset": "fills in others", "attention": "in the model", "hidden_size": "in the model",
     "num_hidden_layers": "in the model", "num_attention_heads": "in the model", "intermediate_size": "in the model",
-    **dict.fromkeys(("output_gate", "qk_norm", "attention_bias", "sliding_window", "layer_types"), "in the model"),
+    **dict.fromkeys((*COMMON, "sliding_window", "layer_types"), "in the model"),
     "positions": "in the model", "tie_word_embeddings": "in the model", "attention_options": "in the model",
     "train_tokens": "counted in steps", "max_steps": "counted in steps", "warmup_tokens": "counted in steps",
     "precision": "bf16 and fp16", "streaming": "the tokens' request says where they come from",
@@ -182,8 +182,8 @@ def identity_of(
     values = vars(run) | arguments.to_dict() | {"devices": arguments.world_size, "device": arguments.device.type}
     aside = {"transformers_version", "_name_or_path", "dtype", "architectures", "attention_source"}  # among the sources
     # younger than runs that had none of them either
-    aside |= {name for name in (*COMMON, "sliding_window") if not getattr(config, name)}
-    aside |= set() if config.sliding_window else {"layer_types"}
+    aside |= {name for name in COMMON if not getattr(config, name)}
+    aside |= set() if config.sliding_window else {"sliding_window", "layer_types"}
     determines = {
         "model": {name: value for name, value in config.to_diff_dict().items() if name not in aside},
         "tokens": manifest["request"],

@@ -104,8 +104,9 @@ class RunArguments:
                 f"attention_options={self.attention_options} is not understood; "
                 'give JSON such as {"mla": {"kv_lora_rank": 64}}'
             ) from None
+        options = {find(name): part for name, part in options.items()}
         for name in options:
-            if find(name) not in map(find, self.attention):
+            if name not in map(find, self.attention):
                 raise UserError(
                     f"attention_options has {name}, but attention={' '.join(self.attention)} does not; leave it out"
                 )

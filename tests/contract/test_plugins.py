@@ -15,6 +15,7 @@ from conftest import REPOSITORY, TINY, command
 from mla_experiments import DecoderConfig, DecoderForCausalLM, register
 from mla_experiments.cli import main
 from mla_experiments.errors import UserError
+from mla_experiments.manifest import file_hash
 from mla_experiments.modeling.attention import ATTENTION, find, plugins
 from mla_experiments.testing import check_attention
 from mla_experiments.training.identity import sources_hash
@@ -114,7 +115,7 @@ def test_a_file_is_named_on_the_command_line_and_a_checkpoint_says_what_it_needs
     written = json.loads(Path("weights/thinkeys/config.json").read_text())
     assert written["attention"] == "thinkeys" and written["attention_options"]["sharpness"] == 1.5
     assert written["attention_source"] == {
-        "file": "thin_keys.py", "sha256": plugins.hash_of(here / "thin_keys.py"), "class": "ThinKeys",
+        "file": "thin_keys.py", "sha256": file_hash(here / "thin_keys.py"), "class": "ThinKeys",
     }  # fmt: skip
     capsys.readouterr()
     asked = ["generate", "thinkeys", "--prompt", "the river", "--max-new-tokens", "4"]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ...errors import unknown
 from . import plugins
-from .base import Attention, set_decode_mode
+from .base import Attention
 from .checks import require
+from .decode_modes import set_decode_mode
 from .gla import GLA
 from .gqa import GQA
 from .gta import GTA

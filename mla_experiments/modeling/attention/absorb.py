@@ -5,10 +5,13 @@ and the output W_i^UV Σ p c: no key or value is ever made, and all heads read t
 Where the latent is in parts (`gla.py`, `mlra.py`), so are the heads, and each part reads its own.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from ...kernels import attend_latents, attend_parts, weight_of
+from .base import Attention
 from .checks import require
 
 Ups = tuple[torch.Tensor, torch.Tensor]
@@ -94,6 +97,24 @@ def _per_head(rows, weight):
     batch, _, num_new, _ = rows.shape
     product = rows.transpose(0, 1).flatten(1, 2) @ weight  # [H, B·T, E]
     return product.unflatten(1, (batch, num_new)).transpose(0, 1)
+
+
+def absorbs(layer: Attention, num_new: int, context: int, rank: int, ups: Iterable[nn.Module]) -> bool:
+    """Return whether a layer is to attend in the latent space: as told, or where that is cheaper and can be done.
+
+    What the up-projections multiply with must be known: not where they are quantised, or an adapter stands around one.
+
+    Args:
+        layer: of MLA's widths and of a `decode_mode`.
+        num_new: see `is_cheaper_absorbed`.
+        context: see there.
+        rank: see there.
+        ups: its up-projections.
+    """
+    if layer.decode_mode != "auto":
+        return layer.decode_mode == "absorb"
+    widths = (rank, layer.qk_nope_head_dim, layer.qk_rope_head_dim, layer.v_head_dim)
+    return is_cheaper_absorbed(num_new, context, *widths) and all(weight_of(up) is not None for up in ups)
 
 
 def is_cheaper_absorbed(num_new: int, context: int, rank: int, content: int, rotary: int, value: int) -> bool:

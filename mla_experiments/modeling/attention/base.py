@@ -14,17 +14,16 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import project
 from ..cache_name import either_name
-from .checks import COMMON, check_common, check_options, require
-from .heads import merge_heads, split_heads
+from .checks import COMMON, check_common, check_options
+from .common import CommonOptions
 from .remember import remember
 
 Option = int | float | bool | str | None
 Rotation = tuple[torch.Tensor, ...] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
 
 
-class Attention(nn.Module, ABC):
+class Attention(CommonOptions, nn.Module, ABC):
     """Causal self-attention of one decoder layer.
 
     Args:
@@ -127,6 +126,10 @@ class Attention(nn.Module, ABC):
         """Return the names of the mechanism's own hyper-parameters."""
         return set(cls.option_types())
 
+    def resolved(self) -> dict[str, Option]:
+        """Return the layer's own hyper-parameters, complete."""
+        return {name: getattr(self, name) for name in self.option_names()}
+
     @classmethod
     @abstractmethod
     def rotary_dim(cls, options: dict[str, Option]) -> int:
@@ -191,63 +194,3 @@ class Attention(nn.Module, ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append to this layer's cache, where there is one, and return all that is kept: see `remember.remember`."""
         return remember(cache, self.layer_idx, key, value)
-
-    def linear(self, in_features: int, out_features: int) -> nn.Linear:
-        """Return a projection of the hidden states, with a bias where `attention_bias` says so (as in Qwen2)."""
-        return nn.Linear(in_features, out_features, bias=self.attention_bias)
-
-    def make_norms(self, width: int) -> None:
-        """Make the norms of queries and keys of this width, where `qk_norm` says so (as in Qwen3)."""
-        if self.qk_norm:
-            self.q_norm = nn.RMSNorm(width, eps=self.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(width, eps=self.rms_norm_eps)
-
-    def normed(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Norm queries `[B, H, T, D]` and keys `[B, G, T, D]`, each head alone, where `qk_norm` says so."""
-        return (self.q_norm(query), self.k_norm(key)) if self.qk_norm else (query, key)
-
-    def make_output(self, width: int) -> None:
-        """Make the projection of what the heads have read, and its gate where `output_gate` says so.
-
-        Args:
-            width: of what one head reads, Dv.
-        """
-        self.o_proj = nn.Linear(self.num_heads * width, self.hidden_size, bias=False)
-        if self.output_gate:
-            gates = self.num_heads * (width if self.output_gate == "element" else 1)
-            self.gate_proj = nn.Linear(self.hidden_size, gates, bias=False)
-
-    def output(self, attended: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Gate what the heads have read, put it side by side and project it: `[B, H, T, Dv]` to `[B, T, D]`.
-
-        The gate is Qiu et al.'s (2025, Gated Attention, §2.2): o_i ← σ(W_i^G h) ⊙ o_i, a number for each element of
-        what a head reads, or for each head.
-        """
-        if self.output_gate:
-            gate = project(self.gate_proj, hidden_states).sigmoid()  # [B, T, H·Dv or H]
-            attended = attended * split_heads(gate, gate.shape[-1] // self.num_heads)
-        return project(self.o_proj, merge_heads(attended))
-
-    def output_flops(self, num_tokens: int) -> int:
-        """Return the FLOPs of the projection of what the heads have read, and of its gate."""
-        gates = self.gate_proj.weight.numel() if self.output_gate else 0
-        return 2 * num_tokens * (self.o_proj.weight.numel() + gates)
-
-
-def set_decode_mode(model: nn.Module, mode: str) -> None:
-    """Force how every layer of a model attends whose mechanism knows several ways: one answer, at different costs.
-
-    Args:
-        model: any module with attention of ours in it.
-        mode: for MLA "absorb" (attend over the latents), "expand" (make keys and values of all of them), "auto" (the
-            cheaper of the two), or "full" (cache expanded keys and values, as others do; start with a new cache).
-
-    Raises:
-        UserError: a mode that no layer of the model knows.
-    """
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    known = {name: None for layer in layers for name in layer.decode_modes}
-    require(mode in known, f"decode_mode={mode} is unknown; choose one of {', '.join(known)}")
-    for layer in layers:
-        if mode in layer.decode_modes:
-            layer.decode_mode = mode

@@ -79,6 +79,15 @@ def head_width(hidden_size: int, num_attention_heads: int) -> int:
     return hidden_size // num_attention_heads
 
 
+def require_groups(groups: int, num_attention_heads: int) -> None:
+    """Raise `UserError` unless every group of key-value heads serves as many heads."""
+    require(
+        groups >= 1 and num_attention_heads % groups == 0,
+        f"num_key_value_heads={groups} does not divide num_attention_heads={num_attention_heads}; "
+        "choose a divisor of the heads.",
+    )
+
+
 def require_turnable(head_dim: int, rotary: bool) -> None:
     """Raise `UserError` unless heads have numbers, and RoPE, where it turns them whole, finds pairs of them."""
     require(

@@ -120,6 +120,20 @@ def latent_rows(
     return torch.cat(parts, dim=-1)
 
 
+def expanded_in_parts(layer: Attention, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the keys `[B, X, S, d_nope + d_R]` and values `[B, X, S, d_v]` of all heads, part by part of the latent.
+
+    Args:
+        layer: its `kv_b_proj` has a projection for each part.
+        latents: `[B, 1, S, d_c + d_R]`.
+    """
+    c_kv, k_rope = latents.split((layer.kv_lora_rank, layer.qk_rope_head_dim), dim=-1)
+    parts = zip(layer.kv_b_proj, c_kv.chunk(len(layer.kv_b_proj), dim=-1), strict=True)
+    widths = (layer.qk_nope_head_dim, layer.v_head_dim)
+    keys, values = zip(*(expanded(up, part, k_rope, *widths) for up, part in parts), strict=True)
+    return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+
 def expanded(
     kv_b_proj: nn.Module, c_kv: torch.Tensor, k_rope: torch.Tensor, content: int, value: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

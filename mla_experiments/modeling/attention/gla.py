@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, weight_of
-from .absorb import absorbed_in_parts, is_cheaper_absorbed, up_projections
+from ...kernels import attend
+from .absorb import absorbed_in_parts, absorbs, up_projections
 from .base import Attention, Rotation
 from .checks import require
-from .compress import add_queries, expanded, latent_norm, latent_options, latent_rows, queries, query_flops
+from .compress import add_queries, expanded_in_parts, latent_norm, latent_options, latent_rows, queries, query_flops
+from .remember import remember_state
 from .rope import score_factor
 
 
@@ -100,9 +101,7 @@ class GLA(Attention):
         """Compress, remember, expand or absorb, attend, project: see `Attention.forward`."""
         query = queries(self, hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = latent_rows(self, hidden_states, position_embeddings, self.kv_a_layernorm)  # [B, 1, T, d_c + d_R]
-        latents, _ = self.remember(cache, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
-        if attention_mask is None and latent.shape[2] > 1:
-            latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
+        latents = remember_state(cache, self.layer_idx, latent, attention_mask)  # [B, 1, S, d_c + d_R]
         if self.absorbs(latent.shape[2], latents.shape[2]):
             grouped = query.unflatten(1, (self.num_latent_groups, self.part_heads))  # [B, n, H/n, T, d_nope + d_R]
             ups = [up_projections(up, self.part_heads, self.qk_nope_head_dim) for up in self.kv_b_proj]
@@ -114,20 +113,12 @@ class GLA(Attention):
         return self.output(attended, hidden_states)
 
     def absorbs(self, num_new: int, context: int) -> bool:
-        """Return whether to attend in the latent space: as told, or where that is cheaper and can be done, as MLA."""
-        if self.decode_mode != "auto":
-            return self.decode_mode == "absorb"
-        widths = (self.part_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
-        known = all(weight_of(up) is not None for up in self.kv_b_proj)
-        return known and is_cheaper_absorbed(num_new, context, *widths)
+        """Return whether to attend in the latent space, see `absorb.absorbs`."""
+        return absorbs(self, num_new, context, self.part_rank, self.kv_b_proj)
 
     def expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every head's key `[B, H, S, d_nope + d_R]` and value `[B, H, S, d_v]`, each from its own part."""
-        c_kv, k_rope = latents.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
-        widths = (self.qk_nope_head_dim, self.v_head_dim)
-        parts = zip(self.kv_b_proj, c_kv.split(self.part_rank, dim=-1), strict=True)
-        keys, values = zip(*(expanded(up, c_g, k_rope, *widths) for up, c_g in parts), strict=True)
-        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+        return expanded_in_parts(self, latents)
 
     def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the parts of the latent and one rotary key for all heads."""

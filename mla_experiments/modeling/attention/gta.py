@@ -20,9 +20,10 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, attend_parts, project
 from .base import Attention, Rotation
-from .checks import head_width, require
+from .checks import head_width, require, require_groups
 from .gqa import GQA
 from .heads import split_heads
+from .remember import remember_state
 from .rope import rotate, score_factor
 
 FEW_TOKENS = 16  # new tokens up to which a cache is read as it lies; for more, a copy of it costs less than it saves
@@ -63,11 +64,7 @@ class GTA(Attention):
         groups = GQA.groups(num_attention_heads, num_key_value_heads)
         if head_dim is None:
             head_dim = head_width(hidden_size, num_attention_heads)
-        require(
-            groups >= 1 and num_attention_heads % groups == 0,
-            f"num_key_value_heads={groups} does not divide num_attention_heads={num_attention_heads}; "
-            "choose a divisor of the heads.",
-        )
+        require_groups(groups, num_attention_heads)
         require(
             head_dim >= 1 and not (rotary and head_dim % 4),
             f"head_dim={head_dim}, half of which RoPE turns, must be positive and a multiple of 4; "
@@ -96,10 +93,7 @@ class GTA(Attention):
             query = torch.cat((q_nope, rotate(q_rope, position_embeddings, self.rope_interleave)), dim=-1)
             k_rope = project(self.k_rope_proj, hidden_states).unsqueeze(1)  # [B, 1, T, d/2]
             tied = torch.cat((tied, rotate(k_rope, position_embeddings, self.rope_interleave)), dim=-1)
-        # One row a token: it fills the cache's keys, and its values are of width 0.
-        rows, _ = self.remember(cache, tied, tied[..., :0])  # [B, 1, S, G·d + d/2]
-        if attention_mask is None and tied.shape[2] > 1:
-            rows = rows[:, :, : tied.shape[2]]  # a prompt: the rest of a static cache is still empty
+        rows = remember_state(cache, self.layer_idx, tied, attention_mask)  # [B, 1, S, G·d + d/2]
         if tied.shape[2] <= FEW_TOKENS and tied.shape[2] < rows.shape[2]:
             grouped = query.unflatten(1, (self.num_key_value_heads, -1))  # [B, G, H/G, T, d]
             attended = attend_parts(grouped, rows.squeeze(1), self.head_dim, attention_mask, self.scale, attentions)

@@ -21,9 +21,10 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
 from .base import Attention, Rotation
-from .checks import head_width, require, require_turnable
+from .checks import head_width, require_groups, require_turnable
 from .gqa import GQA
 from .heads import split_heads
+from .remember import remember_state
 from .rope import rotate
 
 
@@ -70,11 +71,7 @@ class KEqV(Attention):
     ) -> dict[str, int | None]:
         """`head_dim` d (default: width / heads) and `num_key_value_heads` G (default: as GQA's)."""
         groups = GQA.groups(num_attention_heads, num_key_value_heads)
-        require(
-            groups >= 1 and num_attention_heads % groups == 0,
-            f"num_key_value_heads={groups} does not divide num_attention_heads={num_attention_heads}; "
-            "choose a divisor of the heads.",
-        )
+        require_groups(groups, num_attention_heads)
         head_dim = head_width(hidden_size, num_attention_heads) if head_dim is None else head_dim
         require_turnable(head_dim, rotary)
         return {"head_dim": head_dim, "num_key_value_heads": groups}
@@ -96,9 +93,7 @@ class KEqV(Attention):
         query = self.q_norm(split_heads(project(self.q_proj, hidden_states), self.head_dim))  # [B, H, T, d]
         state = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, d]
         state = nn.functional.rms_norm(state, (self.head_dim,), eps=self.rms_norm_eps)
-        kept, _ = self.remember(cache, state, state[..., :0])  # [B, G, S, d]
-        if attention_mask is None and state.shape[2] > 1:
-            kept = kept[:, :, : state.shape[2]]  # a prompt: the rest of a static cache is still empty
+        kept = remember_state(cache, self.layer_idx, state, attention_mask)  # [B, G, S, d]
         key = self.k_norm(kept)
         if self.rotary:
             new, of_all = position_embeddings[:2], position_embeddings[-2:]

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
 from .base import Attention, Rotation
-from .checks import head_width, require, require_turnable
+from .checks import head_width, require, require_groups, require_turnable
 from .heads import split_heads
 from .rope import rotate
 
@@ -55,11 +55,7 @@ class MHA(Attention):
         num_key_value_heads = cls.groups(num_attention_heads, num_key_value_heads)
         if head_dim is None:
             head_dim = head_width(hidden_size, num_attention_heads)
-        require(
-            num_key_value_heads >= 1 and num_attention_heads % num_key_value_heads == 0,
-            f"num_key_value_heads={num_key_value_heads} does not divide "
-            f"num_attention_heads={num_attention_heads}; choose a divisor of the heads.",
-        )
+        require_groups(num_key_value_heads, num_attention_heads)
         require_turnable(head_dim, rotary)
         return {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads}
 

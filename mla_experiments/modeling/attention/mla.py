@@ -19,10 +19,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, weight_of
-from .absorb import absorbed, is_cheaper_absorbed, up_projections
+from ...kernels import attend
+from .absorb import absorbed, absorbs, up_projections
 from .base import Attention, Rotation
 from .compress import add_queries, expanded, latent_norm, latent_options, latent_rows, queries, query_flops
+from .remember import remember_state
 from .rope import score_factor
 
 
@@ -101,10 +102,7 @@ class MLA(Attention):
             key, value = self.remember(cache, *self.expand(latent))
             attended = attend(query, key, value, attention_mask, self.scale, attentions)
             return self.output(attended, hidden_states)
-        # The latent is all that is kept: it fills the cache's keys, and its values are of width 0.
-        latents, _ = self.remember(cache, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
-        if attention_mask is None and latent.shape[2] > 1:
-            latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
+        latents = remember_state(cache, self.layer_idx, latent, attention_mask)  # [B, 1, S, d_c + d_R]
         if self.absorbs(latent.shape[2], latents.shape[2]):
             up = self.up_projections()
             attended = absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions)
@@ -114,14 +112,8 @@ class MLA(Attention):
         return self.output(attended, hidden_states)
 
     def absorbs(self, num_new: int, context: int) -> bool:
-        """Return whether to attend in the latent space: as told, or where that is cheaper and can be done.
-
-        What `kv_b_proj` multiplies with must be known: not where it is quantised, or an adapter stands around it.
-        """
-        if self.decode_mode != "auto":
-            return self.decode_mode == "absorb"
-        widths = (self.kv_lora_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
-        return is_cheaper_absorbed(num_new, context, *widths) and weight_of(self.kv_b_proj) is not None
+        """Return whether to attend in the latent space, see `absorb.absorbs`."""
+        return absorbs(self, num_new, context, self.kv_lora_rank, [self.kv_b_proj])
 
     def up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return W^UK `[H, d_nope, d_c]` and W^UV `[H, d_v, d_c]`, see `absorb.up_projections`."""

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, weight_of
-from .absorb import absorbed_in_parts, is_cheaper_absorbed, up_projections
+from ...kernels import attend
+from .absorb import absorbed_in_parts, absorbs, up_projections
 from .base import Attention, Rotation
 from .checks import require
-from .compress import add_queries, expanded, latent_norm, latent_options, latent_rows, queries, query_flops
+from .compress import add_queries, expanded_in_parts, latent_norm, latent_options, latent_rows, queries, query_flops
+from .remember import remember_state
 from .rope import score_factor
 
 
@@ -76,8 +77,7 @@ class MLRA(Attention):
         }  # fmt: skip
         options = latent_options(hidden_size, num_attention_heads, rotary, options)
         rank = options["kv_lora_rank"]
-        if num_branches is None:
-            num_branches = 2
+        num_branches = 2 if num_branches is None else num_branches
         require(
             num_branches >= 1 and rank % num_branches == 0,
             f"num_branches={num_branches} does not divide kv_lora_rank={rank}; choose a divisor of the rank.",
@@ -103,9 +103,7 @@ class MLRA(Attention):
         """
         query = queries(self, hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = latent_rows(self, hidden_states, position_embeddings, [self.kv_a_layernorm])  # [B, 1, T, d_c + d_R]
-        latents, _ = self.remember(cache, latent, latent[..., :0])  # [B, 1, S, d_c + d_R]
-        if attention_mask is None and latent.shape[2] > 1:
-            latents = latents[:, :, : latent.shape[2]]  # a prompt: the rest of a static cache is still empty
+        latents = remember_state(cache, self.layer_idx, latent, attention_mask)  # [B, 1, S, d_c + d_R]
         query = query.unsqueeze(1).expand(-1, self.num_branches, -1, -1, -1)  # [B, b, H, T, d_nope + d_R]
         if self.absorbs(latent.shape[2], latents.shape[2]):
             ups = [up_projections(up, self.num_heads, self.qk_nope_head_dim) for up in self.kv_b_proj]
@@ -117,20 +115,12 @@ class MLRA(Attention):
         return self.output(branches.sum(dim=1) * self.num_branches**-0.5, hidden_states)
 
     def absorbs(self, num_new: int, context: int) -> bool:
-        """Return whether to attend in the latent space: as told, or where that is cheaper and can be done, as MLA."""
-        if self.decode_mode != "auto":
-            return self.decode_mode == "absorb"
-        widths = (self.branch_rank, self.qk_nope_head_dim, self.qk_rope_head_dim, self.v_head_dim)
-        known = all(weight_of(up) is not None for up in self.kv_b_proj)
-        return known and is_cheaper_absorbed(num_new, context, *widths)
+        """Return whether to attend in the latent space, see `absorb.absorbs`."""
+        return absorbs(self, num_new, context, self.branch_rank, self.kv_b_proj)
 
     def expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys `[B, b·H, S, d_nope + d_R]` and values `[B, b·H, S, d_v]` of all heads, branch by branch."""
-        c_kv, k_rope = latents.split((self.kv_lora_rank, self.qk_rope_head_dim), dim=-1)
-        widths = (self.qk_nope_head_dim, self.v_head_dim)
-        parts = zip(self.kv_b_proj, c_kv.split(self.branch_rank, dim=-1), strict=True)
-        keys, values = zip(*(expanded(up, c_j, k_rope, *widths) for up, c_j in parts), strict=True)
-        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+        return expanded_in_parts(self, latents)
 
     def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the branches of the latent and one rotary key for all heads."""

@@ -9,17 +9,18 @@ Files that were named are handed on to the processes that this one starts, in th
 `MLA_EXPERIMENTS_ATTENTION`. A checkpoint says where its mechanism came from, and nothing is imported because it does.
 """
 
-import hashlib
 import importlib.util
 import inspect
 import os
 import re
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 from ...errors import UserError, reason_of
+from ...manifest import file_hash
 from .base import Attention
 from .checks import require
 
@@ -63,7 +64,7 @@ _modules: dict[Path, ModuleType] = {}
 
 def _imported(path):
     require(path.is_file(), f"attention={path} is no file; give path/to/file.py:Class")
-    name = f"{OWN}_from_{path.stem}_{hash_of(path)[:8]}"
+    name = f"{OWN}_from_{path.stem}_{file_hash(path)[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
@@ -107,6 +108,7 @@ def announced(name: str) -> type[Attention] | None:
         ) from error
 
 
+@cache
 def source_of(mechanism: type[Attention]) -> dict[str, str] | None:
     """Return where a class came from, for a checkpoint to say: a package and its version, or a file and its hash.
 
@@ -119,7 +121,7 @@ def source_of(mechanism: type[Attention]) -> dict[str, str] | None:
         return {"package": packages[0], "version": metadata.version(packages[0]), "class": mechanism.__qualname__}
     source = {"class": mechanism.__qualname__}
     file = inspect.getsourcefile(mechanism) if mechanism.__module__ != "__main__" else None
-    return {"file": Path(file).name, "sha256": hash_of(Path(file))} | source if file else source
+    return {"file": Path(file).name, "sha256": file_hash(Path(file))} | source if file else source
 
 
 def how_to_get(source: dict[str, str]) -> str:
@@ -132,8 +134,3 @@ def how_to_get(source: dict[str, str]) -> str:
             f"add --attention path/to/{source['file']}:{source['class']}"
         )
     return f"it came from a class {source['class']} that was registered by hand: register it first"
-
-
-def hash_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -40,6 +40,25 @@ def remember(
     return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
 
 
+def remember_state(cache: Cache | None, layer: int, state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Append one state a token, from which keys and values both come, and return those that new tokens may see.
+
+    The states fill the cache's keys, and its values are of width 0.
+
+    Args:
+        cache: as given to `Attention.forward`.
+        layer: its number.
+        state: `[B, G, T, D]`.
+        mask: as given to `Attention.forward`; without one, several new tokens are a prompt.
+
+    Returns:
+        `[B, G, S, D]`; of a prompt S = T, since the rest of a static cache is still empty.
+    """
+    kept, _ = remember(cache, layer, state, state[..., :0])
+    num_new = state.shape[2]
+    return kept[:, :, :num_new] if mask is None and num_new > 1 else kept
+
+
 def held_by(cache: Cache, layer: int) -> CacheLayerMixin | None:
     """Return what a cache holds of a layer, None where it has not come to that layer."""
     return cache.layers[layer] if layer < len(cache.layers) else None

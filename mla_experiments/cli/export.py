@@ -1,4 +1,4 @@
-"""Write a trained model as a stock checkpoint: `export RUN --to hf OUT`. Llama, or DeepSeek-V3 for MLA."""
+"""Write a trained model as a stock checkpoint: `export RUN --to hf OUT`. Llama and its kin, or DeepSeek-V3 for MLA."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Make a local Llama or dense DeepSeek-V2/V3 checkpoint a model of ours: `import PATH OUT`."""
+"""Make a local Llama, Mistral, Qwen2, Qwen3 or dense DeepSeek-V2/V3 checkpoint a model of ours: `import PATH OUT`."""
 
 from pathlib import Path
 

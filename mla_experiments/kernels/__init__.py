@@ -1,10 +1,11 @@
-"""Attention over keys and values, cached or new, and linear maps: tensors in, tensors out. Imports torch alone."""
+"""Attention over keys and values, cached or new, linear maps and norms: tensors in, tensors out. Imports torch alone."""
 
 from .attention import attend
 from .factors import attend_factors
 from .latent import attend_latents
 from .linear import project
+from .norm import normalise
 from .parted import attend_parts
 from .plain import weight_of
 
-__all__ = ["attend", "attend_factors", "attend_latents", "attend_parts", "project", "weight_of"]
+__all__ = ["attend", "attend_factors", "attend_latents", "attend_parts", "normalise", "project", "weight_of"]

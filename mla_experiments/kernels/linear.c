@@ -25,6 +25,15 @@ static inline float total(lanes vector) {
     return parts[0];
 }
 
+/* Rounded once or twice, but always alike: a row's result must not depend on the rows beside it. */
+static inline float multiply_add(float x, float w, float sum) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return __builtin_fmaf(x, w, sum);
+#else
+    return x * w + sum;
+#endif
+}
+
 /* sums[r][o] = sum over k of x[r][k] * w[o][k]; the rows of W after these are fetched meanwhile */
 static inline void product(const float *x, const float *w, int64_t in, int rows, int outputs,
                            float sums[ROWS][OUTPUTS]) {
@@ -41,7 +50,8 @@ static inline void product(const float *x, const float *w, int64_t in, int rows,
     for (int r = 0; r < rows; r++)
         for (int o = 0; o < outputs; o++) {
             sums[r][o] = total(sum[r][o]);
-            for (int64_t rest = k; rest < in; rest++) sums[r][o] += x[r * in + rest] * w[o * in + rest];
+            for (int64_t rest = k; rest < in; rest++)
+                sums[r][o] = multiply_add(x[r * in + rest], w[o * in + rest], sums[r][o]);
         }
 }
 
@@ -59,8 +69,9 @@ void few_rows(const float *x, const float *w, float *y, int64_t rows, int64_t in
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t o = 0; o < out; o += OUTPUTS) {
         int outputs = out - o < OUTPUTS ? out - o : OUTPUTS;
-        int64_t r = 0;
-        for (; r + ROWS <= rows; r += ROWS) block(x + r * in, w + o * in, y + r * out + o, in, out, ROWS, outputs);
+        int64_t r = 0; /* the last outputs by single rows: the general product need not round as the others do */
+        for (; outputs == OUTPUTS && r + ROWS <= rows; r += ROWS)
+            block(x + r * in, w + o * in, y + r * out + o, in, out, ROWS, outputs);
         for (; r < rows; r++) block(x + r * in, w + o * in, y + r * out + o, in, out, 1, outputs);
     }
 }

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .compiling import CannotCompile, library
-from .plain import is_followed, is_plain, is_plain_linear
+from .plain import is_untouched, may_leave_operators
 
 NAME = "linear"
 FEW_ROWS = 16  # above, arithmetic binds, which MKL does well
@@ -33,16 +33,14 @@ def project(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     return module(rows)
 
 
-def _is_for_c(module, rows) -> bool:
-    if not is_plain_linear(module) or not 0 < rows.numel() <= FEW_ROWS * module.in_features:
-        return False
-    weight = module._parameters["weight"]
-    if not (weight.is_cpu and rows.is_cpu and rows.dtype == weight.dtype == torch.float32):
-        return False
-    if rows.shape[-1] != weight.shape[-1] or torch.is_autocast_enabled("cpu"):
-        return False
-    plain = is_plain(rows, weight) and not is_followed()
-    return plain and weight.is_contiguous() and not isinstance(library(NAME), CannotCompile)
+def _is_for_c(module, rows):
+    return (
+        is_untouched(module, nn.Linear)
+        and module._parameters.get("bias") is None
+        and 0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
+        and may_leave_operators(module._parameters["weight"], rows)
+        and not isinstance(library(NAME), CannotCompile)
+    )
 
 
 @cache

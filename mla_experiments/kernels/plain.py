@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as every_module
 
 NOT_PLAIN = "it reads plain tensors alone: none with gradients, none of a subclass, none that is traced or transformed"
-_FORWARD = nn.Linear.forward  # as it was before anybody changed it
+_FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.RMSNorm)}  # as they were before anybody changed them
 _HOOKS_OF_ALL = tuple(
     getattr(every_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
 )
@@ -51,18 +51,20 @@ def weight_of(module: nn.Module) -> torch.Tensor | None:
 
     None for adapters, quantised weights, modules with hooks and whatever else computes more than that or not that.
     """
-    if type(module).forward is not _FORWARD or not _only_forwards(module) or module.bias is not None:
+    if type(module).forward is not _FORWARDS[nn.Linear] or not _only_forwards(module) or module.bias is not None:
         return None
     weight = module.weight  # of a parametrised module, what its parametrisation computes
     return weight if type(weight) in (torch.Tensor, nn.Parameter) else None
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Return whether `weight_of` a module is a parameter of its own, as of any `nn.Linear` that nobody has touched."""
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module is of exactly a kind, `nn.Linear` or `nn.RMSNorm`, as PyTorch made it.
+
+    Its weight is then a parameter of its own, and its call what its name says, with nothing around it.
+    """
     return (
-        type(module) is nn.Linear
-        and nn.Linear.forward is _FORWARD
-        and module._parameters["bias"] is None
+        type(module) is kind
+        and kind.forward is _FORWARDS[kind]
         and type(module._parameters.get("weight")) is nn.Parameter
         and _only_forwards(module)
         and not any(_HOOKS_OF_ALL)
@@ -76,4 +78,23 @@ def _only_forwards(module) -> bool:
         and module._compiled_call_impl is None
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
+    )
+
+
+def may_leave_operators(weight: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Return whether code outside PyTorch may compute with a weight and rows: numbers in single precision on a CPU.
+
+    Args:
+        weight: contiguous, or refused.
+        rows: `[..., weight.shape[-1]]`, or refused.
+    """
+    return (
+        rows.dtype is weight.dtype is torch.float32
+        and rows.is_cpu
+        and weight.is_cpu
+        and rows.shape[-1] == weight.shape[-1]
+        and is_plain(rows, weight)
+        and not is_followed()
+        and not torch.is_autocast_enabled("cpu")
+        and weight.is_contiguous()
     )

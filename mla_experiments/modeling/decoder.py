@@ -5,6 +5,7 @@ no biases, no dropout. Weights bear the names of transformers' Llama and DeepSee
 model *is* a Llama and with MLA a dense DeepSeek-V3; the tests hold it to that.
 """
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import logging
 
 from ..errors import UserError
-from ..kernels import project
+from ..kernels import normalise, project
 from ..kernels.plain import is_plain
 from .attention import ATTENTION
 from .attention.checks import require
@@ -88,8 +89,8 @@ class DecoderBlock(GradientCheckpointingLayer):
     @either_name
     def forward(self, x, position_embeddings, attention_mask=None, attentions=None, cache=None):
         """`[B, T, D]` to `[B, T, D]`; arguments as in `Attention.forward`."""
-        x = x + self.self_attn(self.input_layernorm(x), position_embeddings, attention_mask, cache, attentions)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(normalise(self.input_layernorm, x), position_embeddings, attention_mask, cache, attentions)
+        return x + self.mlp(normalise(self.post_attention_layernorm, x))
 
 
 class DecoderPreTrainedModel(PreTrainedModel):
@@ -187,11 +188,11 @@ class DecoderModel(DecoderPreTrainedModel):
         asked = self._asked(output_attentions, output_hidden_states)
         attentions = [] if asked["attentions"] or self.config._attn_implementation == "eager" else None
         hidden_states = []
-        of_layers = zip(self.layers[: self.config.num_hidden_layers], self.config.windows(), strict=False)
+        of_layers = zip(islice(self.layers, self.config.num_hidden_layers), self.config.windows(), strict=False)
         for layer, window in of_layers:  # of which an early exit leaves some out
             hidden_states.append(x)
             x = layer(x, position_embeddings, masks[window], attentions, cache)  # by name, checkpointing would drop it
-        x = self.norm(x)
+        x = normalise(self.norm, x)
         output = DecoderOutput(
             last_hidden_state=x,
             hidden_states=_selected((*hidden_states, x), asked["hidden_states"]),

@@ -115,7 +115,7 @@ def test_stock_transformers_alone_gives_our_logits_and_our_text(tmp_path, tokeni
     for model, folder in zip(models, folders, strict=True):
         theirs = load_file(folder / "theirs.safetensors")
         with torch.inference_mode():
-            torch.testing.assert_close(model(torch.arange(500)[None] % 320).logits, theirs["logits"], atol=1e-5, rtol=0)
+            torch.testing.assert_close(model(torch.arange(500)[None] % 320).logits, theirs["logits"], atol=5e-5, rtol=0)
             assert model.generate(**inputs, do_sample=False, max_new_tokens=24).tolist() == theirs["text"].tolist()
 
 

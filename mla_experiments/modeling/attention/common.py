@@ -6,7 +6,7 @@ A chapter that follows them makes its layers by these moves and calls them where
 import torch
 from torch import nn
 
-from ...kernels import project
+from ...kernels import normalise, project
 from .heads import merge_heads, split_heads
 
 
@@ -25,7 +25,7 @@ class CommonOptions:
 
     def normed(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Norm queries `[B, H, T, D]` and keys `[B, G, T, D]`, each head alone, where `qk_norm` says so."""
-        return (self.q_norm(query), self.k_norm(key)) if self.qk_norm else (query, key)
+        return (normalise(self.q_norm, query), normalise(self.k_norm, key)) if self.qk_norm else (query, key)
 
     def make_output(self, width: int) -> None:
         """Make the projection of what the heads have read, and its gate where `output_gate` says so.

@@ -6,7 +6,7 @@ Names of weights and the order of their rows are those of transformers' `Deepsee
 import torch
 from torch import nn
 
-from ...kernels import project
+from ...kernels import normalise, project
 from .base import Attention, Rotation
 from .checks import head_width, require
 from .heads import split_heads
@@ -74,7 +74,7 @@ def latent_of(layer: Attention, compressed: torch.Tensor, norm: nn.Module | None
         norm: of it, if there is one.
         rank: of the whole latent.
     """
-    latent = compressed if norm is None else norm(compressed)
+    latent = compressed if norm is None else normalise(norm, compressed)
     return latent * (layer.hidden_size / rank) ** 0.5 if layer.latent_scale else latent
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, project
+from ...kernels import attend, normalise, project
 from .base import Attention, Rotation
 from .checks import head_width, require_groups, require_turnable
 from .gqa import GQA
@@ -90,11 +90,11 @@ class KEqV(Attention):
         attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Project, norm, remember, rotate what is read, attend, project: see `Attention.forward`."""
-        query = self.q_norm(split_heads(project(self.q_proj, hidden_states), self.head_dim))  # [B, H, T, d]
+        query = normalise(self.q_norm, split_heads(project(self.q_proj, hidden_states), self.head_dim))  # [B, H, T, d]
         state = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, d]
         state = nn.functional.rms_norm(state, (self.head_dim,), eps=self.rms_norm_eps)
         kept = remember_state(cache, self.layer_idx, state, attention_mask)  # [B, G, S, d]
-        key = self.k_norm(kept)
+        key = normalise(self.k_norm, kept)
         if self.rotary:
             new, of_all = position_embeddings[:2], position_embeddings[-2:]
             query = rotate(query, new, self.rope_interleave)

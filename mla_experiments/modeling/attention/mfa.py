@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, project
+from ...kernels import attend, normalise, project
 from .base import Attention, Rotation
 from .checks import head_width, require, require_turnable
 from .heads import split_heads
@@ -79,7 +79,7 @@ class MFA(Attention):
         attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Project, rotate, remember, attend, project: see `Attention.forward`."""
-        latent = self.q_a_layernorm(project(self.q_a_proj, hidden_states))  # [B, T, rank]
+        latent = normalise(self.q_a_layernorm, project(self.q_a_proj, hidden_states))  # [B, T, rank]
         query = split_heads(project(self.q_b_proj, latent), self.head_dim)  # [B, H, T, C]
         key = project(self.k_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]
         value = project(self.v_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]

@@ -1,0 +1,68 @@
+"""RMSNorm (Zhang & Sennrich 2019, §3, eq. 4) that costs little for the few rows of a decoding step.
+
+PyTorch composes it of several operators, each of which costs more than the arithmetic; a step has two or three norms a
+layer. `norm.c` is one call.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+from .compiling import CannotCompile, library
+from .plain import is_untouched, may_leave_operators
+
+NAME = "norm"
+FEW_NUMBERS = 2**14  # above, the operators' threads pay
+
+
+def normalise(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """Return `module(rows)`: in C where a plain `nn.RMSNorm` norms few numbers on a CPU in single precision.
+
+    Args:
+        module: a norm of `[..., D]`, or what others have put in its place.
+        rows: `[..., D]`.
+    """
+    if not torch.compiler.is_compiling() and _is_for_c(module, rows):
+        weight = module._parameters["weight"]
+        if torch.autograd._profiler_enabled():  # as an operator it has a name there
+            return torch.ops.mla_experiments.rms_norm(rows, weight, module.eps)
+        return rms_norm(rows, weight, module.eps)
+    return module(rows)
+
+
+def _is_for_c(module, rows):
+    return (
+        is_untouched(module, nn.RMSNorm)
+        and 0 < rows.numel() <= FEW_NUMBERS
+        and module.eps is not None
+        and len(module.normalized_shape) == 1
+        and may_leave_operators(module._parameters["weight"], rows)
+        and not isinstance(library(NAME), CannotCompile)
+    )
+
+
+@cache
+def prototyped() -> Callable:
+    """Return the C function, its arguments declared."""
+    function = library(NAME).rms_norm
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2 + [ctypes.c_float]
+    function.restype = None
+    return function
+
+
+def rms_norm(rows: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return the norm of `[..., D]` with a weight `[D]`, on a CPU, in single precision, the weight contiguous."""
+    rows = rows.contiguous()
+    output, width = torch.empty_like(rows), weight.shape[0]
+    pointers = (rows.data_ptr(), weight.data_ptr(), output.data_ptr())
+    prototyped()(*pointers, rows.numel() // width, width, eps)
+    return output
+
+
+# An operator too, so that profilers see it.
+_operators = torch.library.Library("mla_experiments", "FRAGMENT")
+_operators.define("rms_norm(Tensor rows, Tensor weight, float eps) -> Tensor")
+_operators.impl("rms_norm", rms_norm, "CPU")

@@ -1,4 +1,4 @@
-"""Attention over keys and values, cached or new, linear maps and norms: tensors in, tensors out. Imports torch alone."""
+"""Attention over what is cached and new, linear maps and norms: tensors in, tensors out. Imports torch alone."""
 
 from .attention import attend
 from .factors import attend_factors

@@ -89,7 +89,8 @@ class DecoderBlock(GradientCheckpointingLayer):
     @either_name
     def forward(self, x, position_embeddings, attention_mask=None, attentions=None, cache=None):
         """`[B, T, D]` to `[B, T, D]`; arguments as in `Attention.forward`."""
-        x = x + self.self_attn(normalise(self.input_layernorm, x), position_embeddings, attention_mask, cache, attentions)
+        normed = normalise(self.input_layernorm, x)
+        x = x + self.self_attn(normed, position_embeddings, attention_mask, cache, attentions)
         return x + self.mlp(normalise(self.post_attention_layernorm, x))
 
 

@@ -26,6 +26,7 @@ TAKEN_BY_THE_LIBRARY = (
 SET_BY_OTHERS = "set_by_others"  # in a saved configuration: the names of attributes that are no field of ours
 FULL, SLIDING = "full_attention", "sliding_attention"
 POSITIONS = ("rope", "learned")
+INITIALIZATIONS = ("normal", "scaled", "zero")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 
@@ -55,6 +56,9 @@ class DecoderConfig(PreTrainedConfig):
         rope_interleave: False for Llama's half-split rotary pairs, True for DeepSeek's interleaved ones.
         rms_norm_eps: added to the mean square in every norm of the block.
         initializer_range: standard deviation of every matrix and embedding at the start.
+        initialization: how the two matrices of a block start that add to the residual stream: "normal" as all others;
+            "scaled" by 1 / √(2 · num_hidden_layers), so that the stream does not grow with depth (Radford et al. 2019,
+            GPT-2, §2.3); "zero", so that every block starts as the identity (Yang et al. 2021, µP, appendix D.2).
         tie_word_embeddings: whether the output projection is the embedding.
 
     Raises:
@@ -83,6 +87,7 @@ class DecoderConfig(PreTrainedConfig):
     rope_interleave: bool = False
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
+    initialization: str = "normal"
     tie_word_embeddings: bool = False
     use_cache: bool = True
     pad_token_id: int | None = None
@@ -105,10 +110,9 @@ class DecoderConfig(PreTrainedConfig):
             several = name == "eos_token_id" and isinstance(value, list)
             fits = all(type(one) is int for one in (value if several else [value]))
             require(value is None or fits, f"{name}={value!r} must be a token id.")
-        require(
-            self.positions in POSITIONS,
-            f"positions={self.positions!r} is unknown; choose {' or '.join(POSITIONS)}.",
-        )
+        for name, known in (("positions", POSITIONS), ("initialization", INITIALIZATIONS)):
+            value = getattr(self, name)
+            require(value in known, f"{name}={value!r} is unknown; choose {' or '.join(known)}.")
         self.attention_options = self._resolve_attention()
         check_common(ATTENTION[self.attention], {name: getattr(self, name) for name in COMMON})
         self._check_windows()

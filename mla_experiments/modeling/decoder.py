@@ -86,6 +86,20 @@ class DecoderBlock(GradientCheckpointingLayer):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
 
+    def start_outputs(self, config: DecoderConfig) -> None:
+        """Set the matrices that add to the residual stream, in place, as `initialization` says."""
+        if config.initialization == "normal":
+            return
+        projection = getattr(self.self_attn, "o_proj", None)
+        require(
+            isinstance(projection, nn.Module),
+            f"initialization={config.initialization!r} needs an output projection by the name of o_proj, which "
+            f"attention={config.attention} lacks; choose normal.",
+        )
+        factor = 0 if config.initialization == "zero" else (2 * config.num_hidden_layers) ** -0.5
+        for module in (projection, self.mlp.down_proj):
+            module.weight.mul_(factor)
+
     @either_name
     def forward(self, x, position_embeddings, attention_mask=None, attentions=None, cache=None):
         """`[B, T, D]` to `[B, T, D]`; arguments as in `Attention.forward`."""
@@ -131,6 +145,7 @@ class DecoderModel(DecoderPreTrainedModel):
         with torch.no_grad():
             for layer in self.layers:  # without memory where weights will be loaded, so that nothing loaded is set anew
                 layer.self_attn.init_weights(config.initializer_range)
+                layer.start_outputs(config)
 
     @either_name
     def forward(

@@ -1,5 +1,6 @@
 """From what a run is told to transformers' TrainingArguments: tokens become steps, a batch becomes its parts."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from transformers import TrainingArguments
 
 from ..errors import UserError
 from .flags import taken
+from .muon import check_optimizer
 from .settings import RunArguments, mixed_precision
 from .tried import training_arguments
 
@@ -15,6 +17,7 @@ DECIDED = {
 }  # fmt: skip
 LEAST = {"train_tokens": 1, "batch_size": 1, "sequence_length": 1, "validation_tokens": 1, "warmup_tokens": 0}
 MOST = 2**62  # tokens of a run
+DECAY = 0.2  # share of the steps (Hägele et al. 2024, Scaling Laws and Compute-Optimal Training, arXiv 2405.18392, §4)
 
 
 def trainer_arguments(run: RunArguments, flags: dict, folder: Path) -> TrainingArguments:
@@ -31,6 +34,7 @@ def trainer_arguments(run: RunArguments, flags: dict, folder: Path) -> TrainingA
     for name, least in LEAST.items():
         if getattr(run, name) < least:
             raise UserError(f"{name}={getattr(run, name)} must be at least {least}")
+    check_optimizer(run.optimizer, flags)
     flags = taken(flags) | mixed_precision(run.precision) | DECIDED | {"output_dir": str(folder)}
     flags |= steps_of(run, flags)
     # several processes on CPUs find each other only when the CPU is asked for
@@ -50,14 +54,19 @@ def trainer_arguments(run: RunArguments, flags: dict, folder: Path) -> TrainingA
 
 
 def steps_of(run: RunArguments, flags: dict) -> dict[str, int | float]:
-    """Return `max_steps` and `warmup_steps`: those given, or what the budgets in tokens come to."""
+    """Return `max_steps` and `warmup_steps`: those given, or what the budgets in tokens come to.
+
+    And for a schedule that stays level until it falls, the steps of its fall, where they are not given.
+    """
     tokens = run.batch_size * run.sequence_length
     given = flags.get("max_steps", -1)
     steps = -(-run.train_tokens // tokens) if given == -1 else given
     if steps * tokens > MOST:
         asked = f"train_tokens={run.train_tokens}" if given == -1 else f"max_steps={given}"
         raise UserError(f"{asked} is more than anything trains on; lower it")
-    return {
-        "max_steps": steps,
-        "warmup_steps": flags.get("warmup_steps", min(-(-run.warmup_tokens // tokens), steps - 1)),
-    }
+    warmup = flags.get("warmup_steps", min(-(-run.warmup_tokens // tokens), steps - 1))
+    found = {"max_steps": steps, "warmup_steps": warmup}
+    if flags.get("lr_scheduler_type") == "warmup_stable_decay" and not flags.get("lr_scheduler_kwargs"):
+        decay = min(math.ceil(DECAY * steps), steps - math.ceil(warmup if warmup >= 1 else warmup * steps))
+        found["lr_scheduler_kwargs"] = {"num_decay_steps": max(1, decay), "decay_type": "linear"}
+    return found

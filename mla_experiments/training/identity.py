@@ -28,7 +28,8 @@ IN_OTHER_WORDS = {  # fields that count by what they come to
     "preset": "fills in others", "attention": "in the model", "hidden_size": "in the model",
     "num_hidden_layers": "in the model", "num_attention_heads": "in the model", "intermediate_size": "in the model",
     **dict.fromkeys((*COMMON, "sliding_window", "layer_types"), "in the model"),
-    "positions": "in the model", "tie_word_embeddings": "in the model", "attention_options": "in the model",
+    "positions": "in the model", "tie_word_embeddings": "in the model",
+    "attention_options": "in the model", "initialization": "in the model",
     "train_tokens": "counted in steps", "max_steps": "counted in steps", "warmup_tokens": "counted in steps",
     "precision": "bf16 and fp16", "streaming": "the tokens' request says where they come from",
 }  # fmt: skip
@@ -183,6 +184,7 @@ def identity_of(
     aside = {"transformers_version", "_name_or_path", "dtype", "architectures", "attention_source"}  # among the sources
     # younger than runs that had none of them either
     aside |= {name for name in COMMON if not getattr(config, name)}
+    aside |= {"initialization"} if config.initialization == "normal" else set()
     aside |= set() if config.sliding_window else {"sliding_window", "layer_types"}
     determines = {
         "model": {name: value for name, value in config.to_diff_dict().items() if name not in aside},
@@ -214,7 +216,8 @@ def _class_defaults() -> dict:
 
 def usual_values() -> dict:
     """Return what the fields of TrainingArguments are where nobody says otherwise."""
-    return json.loads(json.dumps(_class_defaults() | trainer_defaults() | {"devices": 1}, default=str))
+    own = {f.name: f.default for f in fields(RunArguments) if f.name in counting()}
+    return json.loads(json.dumps(_class_defaults() | trainer_defaults() | own | {"devices": 1}, default=str))
 
 
 @functools.cache

@@ -270,6 +270,7 @@ class Run:
             trainer = StreamTrainer(
                 model=model,
                 args=arguments,
+                optimizer=self.arguments.optimizer,
                 train_dataset=self._sequences(tokens["train"], tokenizer),
                 eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
                 processing_class=tokenizer,

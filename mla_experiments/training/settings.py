@@ -75,6 +75,18 @@ class RunArguments:
     )
     positions: str = field(default="rope", metadata={"help": "rope, or learned absolute positions"})
     tie_word_embeddings: bool = field(default=False, metadata={"help": "share input and output embeddings"})
+    initialization: str = field(
+        default="normal",
+        metadata={
+            "help": "start of the matrices that add to the residual stream: normal, scaled (GPT-2) or zero (muP)"
+        },
+    )
+    optimizer: str = field(
+        default="adamw",
+        metadata={
+            "help": "adamw (or what --optim says), or muon for the matrices of the blocks and AdamW for the rest"
+        },
+    )
     attention_options: str = field(
         default="{}", metadata={"help": 'hyper-parameters by mechanism, JSON: {"mla": {"kv_lora_rank": 64}}'}
     )
@@ -125,6 +137,7 @@ class RunArguments:
             sliding_window=self.sliding_window,
             layer_types=self.layer_types,
             positions=self.positions,
+            initialization=self.initialization,
             tie_word_embeddings=self.tie_word_embeddings,
             bos_token_id=end_of_document,
             eos_token_id=end_of_document,

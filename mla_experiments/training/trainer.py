@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..manifest import write_json
 from . import checkpoints
 from .callbacks import StopAskedFor
+from .muon import muon
 from .streamed import StreamedSequences
 from .tried import refused
 
@@ -24,7 +25,8 @@ SINCE_LOG = "loss-since-log-{}.json"
 class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream` or `StreamedSequences`, which hold sequences in the order to train on them."""
 
-    def __init__(self, *, args, **kwargs):
+    def __init__(self, *, args, optimizer, **kwargs):
+        self._uses_muon = optimizer == "muon"
         self._saving, self.left_validation, self.makes_up_for_validation = False, False, False
         self._begun, self._loss_before, self._micro_batches = -1, None, []  # the step in hand
         self._keep, args.save_total_limit = args.save_total_limit, None  # pruned by `checkpoints.prune`
@@ -35,6 +37,9 @@ class StreamTrainer(Trainer):
 
     def create_optimizer(self, *args, **kwargs):
         """Make the optimizer, or say that it cannot be made for this model."""
+        if self._uses_muon:
+            self.optimizer = muon(self.model, self.args, self.get_decay_parameter_names(self.model))
+            return self.optimizer
         with refused(f"optim={self.args.optim.value}"):
             return super().create_optimizer(*args, **kwargs)
 

@@ -108,7 +108,7 @@ def test_left_out_it_changes_nothing(attention):
     assert "self_attn.gate_proj" not in names and "bias" not in names
     run, trainer = RunArguments(attention=[attention]), TrainingArguments()
     identity = identity_of(run, trainer, config, {"request": {}}, attention)
-    younger = {*COMMON, "sliding_window", "layer_types", "attention_source"}
+    younger = {*COMMON, "initialization", "sliding_window", "layer_types", "attention_source"}
     assert not younger & identity.determines["model"].keys()  # so that runs of before stay what they were
 
 

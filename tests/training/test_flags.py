@@ -115,7 +115,6 @@ def test_what_is_decided_here_is_refused_and_says_what_to_do_instead(name, tmp_p
         ({"lr_scheduler_kwargs": '{"nope": 1}'}, "unexpected keyword argument 'nope'"),
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": '{"a": 1}'}, "has no effect on constant"),
         ({"lr_scheduler_type": "constant", "warmup_steps": 2}, "warmup_steps=2.0 has no effect on constant"),
-        ({"lr_scheduler_type": "warmup_stable_decay"}, "missing 1 required positional argument: 'num_decay_steps'"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "no"}, "requires an eval strategy"),
         ({"optim_args": "foo=1"}, "optim_args=foo=1 has foo, of which optim=adamw_torch_fused takes no notice"),
         ({"optim": "sgd", "optim_args": "momentum=0.5,lr=1"}, "has lr, of which optim=sgd takes no notice"),

@@ -47,7 +47,8 @@ OTHER = {  # another value of a field, with what it needs
                                       "gradient_checkpointing_kwargs": {"use_reentrant": False}},
     "activation_checkpointing": True, "gradient_checkpointing": True, "ddp_bucket_cap_mb": 1,
     "ddp_find_unused_parameters": True, "ddp_broadcast_buffers": True, "ddp_static_graph": True, "ddp_timeout": 60,
-    "debug": "underflow_overflow", "adam_epsilon": 1e-3, "output_gate": "head", "sliding_window": 8,
+    "debug": "underflow_overflow", "adam_epsilon": 1e-3,
+    "initialization": "zero", "optimizer": "muon", "output_gate": "head", "sliding_window": 8,
     "qk_norm": {"qk_norm": True, "attention": ["mha"]},
     "layer_types": {"layer_types": ["full_attention"], "sliding_window": 8},
 }  # fmt: skip

@@ -37,6 +37,7 @@ class MLA(Attention):
     v_head_dim: int
     latent_scale: bool = False
     latent_norm: bool = True
+    full_variance: bool = False
     description = "multi-head latent attention"
     equation = "o_i = Σ_s softmax_s(q_i · [W_i^UK c_s; k_s^R] / √(d_nope + d_R)) W_i^UV c_s"
     cache_option = "kv_lora_rank"
@@ -69,16 +70,18 @@ class MLA(Attention):
         v_head_dim: int | None = None,
         latent_scale: bool = False,
         latent_norm: bool = True,
+        full_variance: bool = False,
     ) -> dict[str, int | None]:
-        """All derive from the size, see `compress.latent_options`; the last two change the latents, of queries too.
+        """All derive from the size, see `compress.latent_options`; the last three change the latents, of queries too.
 
-        These are returned only where they are not the default, as if they were not there.
+        These are returned only where they are not the default, as if they were not there: `latent_scale` and
+        `latent_norm`, see `compress.latent_of`, and `full_variance`, see `init_weights`.
         """
         options = {
             "q_lora_rank": q_lora_rank, "kv_lora_rank": kv_lora_rank, "qk_nope_head_dim": qk_nope_head_dim,
             "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
         }  # fmt: skip
-        changes = {"latent_scale": latent_scale, "latent_norm": latent_norm}
+        changes = {"latent_scale": latent_scale, "latent_norm": latent_norm, "full_variance": full_variance}
         changed = {name: value for name, value in changes.items() if value not in (None, getattr(cls, name))}
         return latent_options(hidden_size, num_attention_heads, rotary, options) | changed
 
@@ -110,6 +113,20 @@ class MLA(Attention):
             key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
             attended = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
         return self.output(attended, hidden_states)
+
+    def init_weights(self, std: float) -> None:
+        """With `full_variance`, start projections up from latents so that what they make varies as a full matrix's.
+
+        A full matrix of standard deviation σ makes D σ² of a normed hidden state. Of a latent of r numbers, each of
+        variance 1 if normed and D σ² if not, and scaled, an up-projection must make as much.
+        """
+        if not self.full_variance:
+            return
+        queries_too = [] if self.q_lora_rank is None else [(self.q_b_proj, self.q_lora_rank)]
+        for up, rank in [(self.kv_b_proj, self.kv_lora_rank), *queries_too]:
+            wider = (self.hidden_size / rank) ** 0.5
+            of_latent = (1 if self.latent_norm else std * self.hidden_size**0.5) * (wider if self.latent_scale else 1)
+            up.weight.mul_(wider / of_latent)
 
     def absorbs(self, num_new: int, context: int) -> bool:
         """Return whether to attend in the latent space, see `absorb.absorbs`."""

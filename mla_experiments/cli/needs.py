@@ -4,11 +4,10 @@ import importlib.util
 
 from ..errors import UserError
 
-STATISTICS = ("scipy", "statsmodels")
+STATISTICS = ("scipy",)
 OPTIONAL = {  # package to import: the package to install, and what it is for
     "gensim": ("gensim", "corpus=wiki-sample, the offline sample"),
     "scipy": ("scipy", "study, report, compare"),
-    "statsmodels": ("statsmodels", "study, report, compare"),
     "plotly": ("plotly", "report"),
     "lm_eval": ("lm-eval", "eval --tasks"),
     "ray": ("ray", "study --executor ray"),

@@ -29,7 +29,7 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
         return [f"{best.mechanism} reaches {shown(best.bits, 4)} bits per byte."]
     told, tied, untested = sorted_out({row.mechanism: pair(found, best.name, row.name) for row in others})
     if not told and not tied:
-        return [f"{best.mechanism} came out lowest, but {only(untested)} is no verdict."]
+        return [f"{best.mechanism} came out lowest, but {only(untested)} cannot tell."]
     level = joined([best.mechanism, *tied])
     if told:
         said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told)}."]
@@ -37,8 +37,9 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
         said = [f"No difference is told between {level}."]
     if tied:
         said.append(room_between(tied, best))
+        said.append(power(tied, best))
     if untested:
-        said.append(f"There is no verdict on {joined(list(untested))}: {only(untested)}.")
+        said.append(f"There is no verdict on {joined(list(untested))}: {only(untested)} cannot tell.")
     return said
 
 
@@ -58,6 +59,13 @@ def room_between(tied: Pairs, best: Row) -> str:
     )
 
 
+def power(tied: Pairs, best: Row) -> str:
+    """Say what difference would have been told."""
+    seen = max(c.detectable for c in tied.values())
+    share = 100 * seen / best.bits.mean
+    return f"A true difference of {seen:.4f} bits per byte ({share:.1f} %) would be told four times in five."
+
+
 def behind(told: Pairs) -> str:
     """Say by how much some variants are behind the best, with intervals where they are few."""
     if len(told) > 3:
@@ -73,8 +81,8 @@ def behind(told: Pairs) -> str:
 
 
 def only(pairs: Pairs) -> str:
-    """Say of what there is one, where two are needed for an interval."""
-    return "one seed" if any(c.over_seeds is None for c in pairs.values()) else "one document"
+    """Say of what there is too little for a verdict."""
+    return joined(list(dict.fromkeys(c.lacks for c in pairs.values())))
 
 
 def costs(found: Findings, rows: list[Row]) -> list[str]:

@@ -42,12 +42,13 @@ def markdown_of(folder):
 
 def test_the_answer_names_what_is_worse_by_how_much_and_what_is_not_told_apart(tmp_path):
     found = read_findings(fake_study(tmp_path))
-    headline, room, cache, speed, scope = text_of(found).answer
+    headline, room, power, cache, speed, scope = text_of(found).answer
     assert re.match(r"(mha and mla|mla and mha) are not told apart; gqa is behind by 0\.0[45]\d\d bits", headline)
     assert re.search(r"\(95 % interval 0\.04\d\d to 0\.05\d\d\) and mqa by 0\.(09|10)", headline)
     (pair,) = (c for c in found.comparisons if (c.a, c.b) == ("mha", "mla"))
     assert abs(pair.difference) < 0.005 and pair.interval[0] < pair.difference < pair.interval[1]
     assert f"room for {max(map(abs, pair.interval)):.4f} bits per byte" in room
+    assert power.startswith(f"A true difference of {pair.detectable:.4f} bits per byte (")
     assert cache == "Of these, mla keeps the smallest cache: 512 bytes a token, 8.0 times less than mha."
     assert speed == "mla decodes 53 tokens per second at 8,192 tokens, the most of them."
     assert "2,000 training tokens and models of 1,000,000 to 1,000,003 parameters" in scope
@@ -81,7 +82,7 @@ def test_estimates_are_those_of_the_scores_at_the_best_rate(tmp_path):
 
 def test_one_seed_gives_no_interval_and_no_verdict_and_an_edge_is_said(tmp_path):
     text = markdown_of(fake_study(tmp_path, seeds=1, rates=(3e-3, 9e-3)))
-    assert "came out lowest, but one seed is no verdict" in text and "gqa against mha: one seed, no verdict" in text
+    assert "came out lowest, but one seed cannot tell" in text and "gqa against mha: one seed cannot tell" in text
     assert " ± " not in text and "at the edge of the sweep: the optimum may lie beyond" in text
 
 

@@ -14,7 +14,7 @@ from mla_experiments.modeling.attention import ATTENTION
 from mla_experiments.modeling.attention.compress import latent_rows, queries
 from mla_experiments.training import RunArguments
 from mla_experiments.training.arguments import steps_of
-from mla_experiments.training.muon import muon
+from mla_experiments.training.muon import Muon, muon
 from mla_experiments.training.tried import StreamTrainingArguments
 
 SIZE = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -129,3 +129,21 @@ def test_a_schedule_that_stays_level_falls_in_the_last_fifth():
     assert found == {
         "max_steps": 100, "warmup_steps": 10, "lr_scheduler_kwargs": {"num_decay_steps": 20, "decay_type": "linear"},
     }  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
+@pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
+def test_muon_is_torch_s_own_but_for_rounding(shape):
+    start = torch.randn(shape)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    both = (
+        Muon([ours], 0.01, 0.1),
+        torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        gradient = torch.randn(shape)
+        for parameter, optimizer in zip((ours, theirs), both, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    step = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * step, "torch orthogonalises in bfloat16, of 8 bits"

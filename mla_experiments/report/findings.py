@@ -11,16 +11,18 @@ import numpy as np
 from ..errors import UserError
 from ..evaluation.scores import read_scores
 from ..manifest import read_record
-from ..study.rates import RateFit, fit_rates
 from ..study.record import STUDY
 from ..study.statistics import Comparison, Estimate, bits_per_byte, compare, estimate, perplexity_per_word
+from ..study.trials import in_words
+from ..study.tuned import Tuned, tuned
+from ..study.tuning import Factor
 
 Runs = dict[int, Path]  # folders by seed
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant at its best learning rate, with its estimates over seeds.
+    """A variant with the settings that came out best, with its estimates over seeds.
 
     `setting` is what is swept beside mechanisms and their options, such as `positions=learned`; `decode` holds tokens
     per second by context, where it was measured.
@@ -29,7 +31,6 @@ class Row:
     name: str
     setting: str
     runs: Runs
-    rate: float
     bits: Estimate
     perplexity: Estimate
     parameters: int
@@ -56,21 +57,21 @@ class Findings:
     content: dict
     rows: list[Row]
     comparisons: list[Comparison]
-    fits: dict[str, RateFit]
+    tuned: dict[str, Tuned]
 
     @property
     def planned(self) -> int:
         """How many runs the study has in all."""
         stated = self.content["stated"]
-        of_variants = [len(stated["rates"][v["variant"]["attention"]]) for v in self.content["variants"]]
-        return sum(of_variants) + len(of_variants) * (len(stated["seeds"]) - 1)
+        of_variants = [len(stated["designs"][v["variant"]["attention"]]) for v in self.content["variants"]]
+        return sum(trials for trials in of_variants if trials > 1) + len(of_variants) * len(stated["seeds"])
 
     @property
     def failures(self) -> list[str]:
         """A sentence for each run that failed, and would again."""
         failed = self.content["failed"]
         return [
-            f"{run['variant']}, learning rate {run['learning_rate']:g}, seed {run['seed']}: {failed[folder]}"
+            f"{run['variant']}, {in_words(run['settings'])}, seed {run['seed']}: {failed[folder]}"
             for run in self.content["runs"]
             if not run["done"] and (folder := Path(run["folder"]).name) in failed
         ]
@@ -102,28 +103,56 @@ def read_findings(folder: Path) -> Findings:
         content = read_record(path)
     except ValueError:
         raise UserError(f"{path} is damaged; the same `mla-experiments study FILE` writes it anew") from None
-    rows, fits, scores = [], {}, {}
+    as_now(content)
+    rows, found, scores = [], {}, {}
     for variant in content["variants"]:
-        fit, runs = chosen_runs(content, variant["name"], Path(folder).parent)
-        if fit is not None:
-            fits[variant["name"]] = fit
-            scores[variant["name"]] = {seed: read_scores(run)["test"].nats for seed, run in runs.items()}
-            rows.append(row_of(content, variant, fit, runs))
+        name, root = variant["name"], Path(folder).parent
+        tries = tried(content, name, root)
+        found |= {name: tries} if tries else {}
+        if runs := compared_runs(content, name, root):
+            scores[name] = {seed: read_scores(run)["test"].nats for seed, run in runs.items()}
+            rows.append(row_of(content, variant, runs))
     if not rows:
         raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
     num_bytes = read_scores(next(iter(rows[0].runs.values())))["test"].bytes
     parts = {variant["name"]: variant["variant"] for variant in content["variants"]}
-    return Findings(content, rows, compare(scores, num_bytes, lambda a, b: one_apart(parts[a], parts[b])), fits)
+    return Findings(content, rows, compare(scores, num_bytes, lambda a, b: one_apart(parts[a], parts[b])), found)
 
 
-def chosen_runs(content: dict, name: str, root: Path) -> tuple[RateFit | None, Runs]:
-    """Return what a variant's learning rates gave with the first seed, and its runs at the best of them."""
-    done = [run for run in content["runs"] if run["done"] and run["variant"] == name]
-    first = [run for run in done if run["seed"] == content["stated"]["seeds"][0]]
-    if not first:
-        return None, {}
-    fit = fit_rates({run["learning_rate"]: validation_bits(root / run["folder"]) for run in first})
-    return fit, {run["seed"]: root / run["folder"] for run in done if run["learning_rate"] == fit.best}
+def as_now(content: dict) -> None:
+    """Turn a record of before settings were tuned into one of now, in place.
+
+    Then the first seed tried the learning rates, and stayed in the comparison; here it tries them alone.
+    """
+    stated = content["stated"]
+    if "designs" in stated:
+        return
+    stated["designs"] = {
+        name: [{"learning_rate": rate} for rate in rates] for name, rates in stated.pop("rates").items()
+    }
+    first, *others = stated["seeds"]
+    attention = {variant["name"]: variant["variant"]["attention"] for variant in content["variants"]}
+    for run in content["runs"]:
+        run["settings"] = {"learning_rate": run.pop("learning_rate")}
+        run["is_tuning"] = run["seed"] == first and len(stated["designs"][attention[run["variant"]]]) > 1
+    if others and any(run["is_tuning"] for run in content["runs"]):
+        stated["seeds"] = others
+
+
+def tried(content: dict, name: str, root: Path) -> Tuned | None:
+    """Return what came of the settings that a variant tried, as far as they have; None where nothing has."""
+    done = [run for run in content["runs"] if run["done"] and run["variant"] == name and run["is_tuning"]]
+    if not done:
+        return None
+    space = content["stated"].get("space") or {"factors": {}}
+    factors = {name: Factor(tuple(part["values"]), part["is_range"]) for name, part in space["factors"].items()}
+    return tuned([(run["settings"], validation_bits(root / run["folder"])) for run in done], factors)
+
+
+def compared_runs(content: dict, name: str, root: Path) -> Runs:
+    """Return the runs of a variant that are compared, by seed."""
+    runs = [run for run in content["runs"] if run["done"] and run["variant"] == name and not run["is_tuning"]]
+    return {run["seed"]: root / run["folder"] for run in runs}
 
 
 def validation_bits(run_folder: Path) -> float:
@@ -132,7 +161,7 @@ def validation_bits(run_folder: Path) -> float:
     return float(bits_per_byte(part.nats, part.bytes))
 
 
-def row_of(content: dict, variant: dict, fit: RateFit, runs: Runs) -> Row:
+def row_of(content: dict, variant: dict, runs: Runs) -> Row:
     """Return a variant's line of the table."""
     name, tests = variant["name"], [read_scores(run)["test"] for run in runs.values()]
     nats = np.array([test.nats for test in tests])
@@ -140,7 +169,6 @@ def row_of(content: dict, variant: dict, fit: RateFit, runs: Runs) -> Row:
         name=name,
         setting=" ".join(f"{key}={value}" for key, value in variant["variant"]["changed"].items()),
         runs=runs,
-        rate=fit.best,
         bits=estimate(bits_per_byte(nats, tests[0].bytes).tolist()),
         perplexity=estimate(perplexity_per_word(nats, tests[0].words).tolist()),
         parameters=variant["parameters"],

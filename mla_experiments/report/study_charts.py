@@ -24,7 +24,7 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
     ]
     cost = [*fronts(rows), cache_size(rows)]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
-    return {"cost": cost, "training": training, "rates": rate_fits(found, rows)}
+    return {"cost": cost, "training": training, "tuned": tuning_charts(found, rows)}
 
 
 def looks(rows: list[Row]) -> list[Style]:
@@ -103,23 +103,40 @@ def loss_curve(row: Row) -> tuple[list[float], list[float], list[float] | None] 
     return (tokens, [part.mean for part in estimates], band) if tokens else None
 
 
-def rate_fits(found: Findings, rows: list[Owned]) -> list[Chart]:
-    """Return what learning rates gave, with the parabola through them and its lowest point."""
-    caption = "With the first seed. Curves are parabolas through all rates tried; a star marks the fitted optimum."
-    chart = Chart("rates", "Learning rates", caption, "learning rate", "bits per byte, validation", log_x=True)
-    chart.x_ticks = spaced(sorted({rate for fit in found.fits.values() for rate in fit.rates}))
+def tuning_charts(found: Findings, rows: list[Owned]) -> list[Chart]:
+    """Return where every trial landed against its learning rate, and what more trials are worth."""
+    return [chart for chart in (trials_chart(found, rows), worth_of_trials(found, rows)) if chart.series]
+
+
+def trials_chart(found: Findings, rows: list[Owned]) -> Chart:
+    """Return what every trial gave; of learning rates alone with the parabola through them and its lowest point."""
+    caption = "One point a trial. Where learning rates alone were tried, a parabola, and a star at its lowest point."
+    chart = Chart("rates", "Trials", caption, "learning rate", "bits per byte, validation", log_x=True)
+    chart.x_ticks = spaced(sorted({one["learning_rate"] for tuned in found.tuned.values() for one in tuned.settings}))
     for row, own in rows:
-        fit, name = found.fits[row.name], row.name
-        if len(fit.rates) < 2:
+        if not (tuned := found.tuned.get(row.name)):
             continue
-        look = "points" if fit.coefficients else "line"
-        chart.series.append(Series(name, list(fit.rates), list(fit.values), **own, look=look))
-        if fit.coefficients:
+        fit, name = tuned.fit, row.name
+        pairs = sorted(zip([one["learning_rate"] for one in tuned.settings], tuned.values, strict=True))
+        look = "line" if fit and not fit.coefficients else "points"
+        chart.series.append(Series(name, [rate for rate, _ in pairs], [bits for _, bits in pairs], **own, look=look))
+        if fit and fit.coefficients:
             between = np.geomspace(fit.rates[0], fit.rates[-1], 40).tolist()
             chart.series.append(Series(name, between, [fit.at(rate) for rate in between], **own, look="curve"))
-        if fit.optimum:
+        if fit and fit.optimum:
             chart.series.append(Series(f"{name}, fitted", [fit.optimum], [fit.at(fit.optimum)], **own, look="star"))
-    return [chart] if chart.series else []
+    return chart
+
+
+def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
+    """Return the expected best of so many trials."""
+    caption = "The lowest of so many trials drawn from those that were made; the band is its standard deviation."
+    chart = Chart("trials", "What tuning is worth", caption, "trials", "bits per byte, validation, of the best")
+    for row, own in rows:
+        if tuned := found.tuned.get(row.name):
+            means, deviations = map(list, zip(*tuned.expected_best, strict=True))
+            chart.series.append(Series(row.name, list(range(1, len(means) + 1)), means, deviations, **own))
+    return chart
 
 
 def spaced(values: list[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison, Estimate, shown_p
+from ..study.trials import in_words
 from .findings import Findings
 
 MISSING = "\N{EN DASH}"
@@ -42,18 +43,20 @@ def differences(comparisons: list[Comparison]) -> Table:
     ]
 
 
-def rates(found: Findings) -> Table:
-    """Return which learning rates were tried, and which were best."""
+def settings_tried(found: Findings) -> Table:
+    """Return how many settings were tried, which were best, and what trying more than one was worth."""
     rows = []
-    for name, fit in found.fits.items():
-        edge = "at the edge of the sweep: the optimum may lie beyond" if fit.at_edge else ""
+    for name, tuned in found.tuned.items():
+        first, *_, last = [mean for mean, _ in tuned.expected_best] * 2
         rows.append(
             {
                 "variant": name,
-                "tried": ", ".join(f"{rate:g}" for rate in fit.rates),
-                "best": f"{fit.best:g}",
-                "fitted optimum": f"{fit.optimum:.2g}" if fit.optimum else MISSING,
-                "remark": "the only one tried" if len(fit.rates) == 1 else edge,
+                "trials": str(len(tuned.values)),
+                "best": in_words(tuned.best),
+                "bits/byte, validation": f"{min(tuned.values):.4f}",
+                "gained by trying": f"{first - last:.4f}",
+                "fitted optimum": f"{tuned.fit.optimum:.2g}" if tuned.fit and tuned.fit.optimum else MISSING,
+                "at the edge": ", ".join(tuned.edges) or MISSING,
             }
         )
     return rows

@@ -8,7 +8,7 @@ from ..study.matching import SIZES
 from ..study.record import PROMPT
 from .answer import answer
 from .findings import Findings
-from .study_tables import Table, differences, rates, results
+from .study_tables import Table, differences, results, settings_tried
 
 HOW_TOLD_APART = (
     "A difference counts at 5 %, after Bonferroni's correction for the number of pairs, and its interval is corrected "
@@ -29,7 +29,7 @@ class Text:
     results: Table
     matched: str
     differences: Table
-    rates: Table
+    tuned: Table
     prompt: str
     samples: dict[str, str]
     made: list[str]
@@ -42,7 +42,8 @@ def text_of(found: Findings) -> Text:
     """Put a study's findings into words."""
     content = found.content
     name, stated = content["name"], content["stated"]
-    swept = {"learning_rate", "seed"} | {field for v in content["variants"] for field in v["variant"]["changed"]}
+    tuned = {field for design in stated["designs"].values() for settings in design for field in settings}
+    swept = {"seed"} | tuned | {field for v in content["variants"] for field in v["variant"]["changed"]}
     same = {field: value for field, value in (stated["data"] | stated["settings"]).items() if field not in swept}
     return Text(
         title=name,
@@ -52,7 +53,7 @@ def text_of(found: Findings) -> Text:
         results=results(found),
         matched=matched(found),
         differences=differences(found.comparisons),
-        rates=rates(found),
+        tuned=settings_tried(found),
         prompt=PROMPT,
         samples=content["samples"],
         made=made(content),
@@ -103,7 +104,7 @@ def made(content: dict) -> list[str]:
         f"{facts['gpu'] or facts['cpu']}, {cores}, {facts['date']}; {versions}.",
         f"Corpus {content['corpus']} ({content['corpus_hash'][:12]}), tokenizer {content['tokenizer_hash'][:12]} of "
         f"{stated['data']['vocab_size']:,} entries, seeds {', '.join(map(str, stated['seeds']))}.",
-        "Test and validation documents are scored one by one, each token once. Learning rates are chosen by the first "
-        "seed on the validation split; all else here is of the test split.",
+        "Test and validation documents are scored one by one, each token once. What is tuned is chosen on the "
+        "validation split by a seed of its own; all else here is of the test split and of the other seeds.",
         f"Widths of the MLP: {widths}.",
     ]

@@ -1,4 +1,4 @@
-"""What a study compares: a YAML file becomes variants (what is compared), seeds and learning rates.
+"""What a study compares: a YAML file becomes variants (what is compared), what is tuned of them, and seeds.
 
 Every key is a flag of `mla-experiments data` or `train`, or one of the study's own (`fields.OWN`). A list means that
 the study holds one variant for each value; `attention.OPTION` is an option of those mechanisms that know it.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ..errors import UserError
 from ..modeling.attention import MISSION, find
 from ..training import PRESETS, RunArguments, trainer_defaults
 from ..training.flags import taken
@@ -20,14 +21,17 @@ from .fields import (
     OWN,
     check_fields,
     check_options,
+    designs_of,
     listed,
     match_of,
+    of_training,
     options_of,
-    rates_of,
     same_for_all,
     seeds_of,
+    space_of,
     typed,
 )
+from .tuning import OPTION, Settings, Space
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class Study:
     settings: dict
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
-    rates: dict[str, tuple[float, ...]]
+    space: Space | None
+    designs: dict[str, tuple[Settings, ...]]
     match: str
     cache_bytes_per_token: int | None
 
@@ -67,8 +72,9 @@ class Study:
         return own, {name: value for name, value in values.items() if name not in names}
 
     def runs_of(self, variant: Variant) -> int:
-        """Return how many runs a variant has: every learning rate with the first seed, the best with the others."""
-        return len(self.rates[variant.attention]) + len(self.seeds) - 1
+        """Return how many runs a variant has: one of every trial, where there are several, and one of every seed."""
+        trials = len(self.designs[variant.attention])
+        return (trials if trials > 1 else 0) + len(self.seeds)
 
     @property
     def row_length(self) -> int:
@@ -90,6 +96,7 @@ def read_study(path: Path) -> Study:
     settings = {name: value for name, value in (trainer_defaults() | PRESETS[preset]).items() if value is not None}
     own = {"seeds": 0, "match": "none", "cache_bytes_per_token": None, "learning_rate": settings["learning_rate"]}
     own |= {name: content.pop(name) for name in OWN if name in content}
+    space = space_of(own.get("tuning"), attention, of_training())
     match, budget = match_of(own["match"], own["cache_bytes_per_token"])
     prefix = "attention."
     options = {
@@ -107,13 +114,29 @@ def read_study(path: Path) -> Study:
         settings=settings | {name: value for name, (value,) in values.items()},
         variants=tuple(variants_of(attention, options, swept)),
         seeds=seeds_of(own["seeds"]),
-        rates=rates_of(own["learning_rate"], attention),
+        space=space,
+        designs=designs_of(space, own["learning_rate"], attention),
         match=match,
         cache_bytes_per_token=budget,
     )
-    for variant in study.variants:
-        taken(study.arguments(variant)[1])  # refuses what cannot be before anything is prepared
+    for variant in study.variants:  # refuses what cannot be before anything is prepared
+        if twice := sorted({*variant.changed, *(OPTION + name for name in variant.options)} & tuned_of(space)):
+            raise UserError(f"{twice[0]} is tuned and swept; it can be one of them")
+        for settings in study.designs[variant.attention]:
+            taken(study.arguments(with_settings(variant, settings))[1])
     return study
+
+
+def tuned_of(space: Space | None) -> set[str]:
+    """Return the names of what is tuned."""
+    return set(space.factors) if space else set()
+
+
+def with_settings(variant: Variant, settings: Settings) -> Variant:
+    """Return a variant with the settings of a trial: options of its mechanism, and fields of training."""
+    options = {name.removeprefix(OPTION): value for name, value in settings.items() if name.startswith(OPTION)}
+    changed = {name: value for name, value in settings.items() if not name.startswith(OPTION)}
+    return Variant(variant.attention, variant.options | options, variant.changed | changed)
 
 
 def variants_of(attention: list[str], options: dict[str, list], swept: dict[str, list]) -> Iterator[Variant]:

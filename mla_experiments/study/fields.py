@@ -15,11 +15,17 @@ from ..modeling.attention import ATTENTION
 from ..modeling.attention.checks import check_option
 from ..training import RunArguments
 from ..training.flags import REFUSED
+from . import tuning
+from .tuning import Factor, Settings, Space
 
 CLASSES = (RunArguments, TrainingArguments)
-OWN = ("seeds", "learning_rate", "match", "cache_bytes_per_token")
+OWN = ("seeds", "learning_rate", "match", "cache_bytes_per_token", "tuning")
 DATA = {"corpus": "auto", "text_column": "text", "vocab_size": 10_000, "shuffle_seed": 0}
 MATCHES = ("none", "parameters", "flops", "cache")
+FIXED = (  # what a trial may not change
+    "train_tokens", "max_steps", "sequence_length", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "positions", "validation_tokens", "attention", "preset",
+)  # fmt: skip
 INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
     "seed": "give seeds", "attention_options": "give attention.OPTION, such as attention.kv_lora_rank",
     "resume": "a study always goes on", "overwrite": "delete the folder of a run to train it again",
@@ -30,11 +36,16 @@ INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
 }  # fmt: skip
 
 
-def check_fields(content: dict, path: Path) -> None:
-    """Refuse a field that nobody knows, with the nearest one that somebody does, or that a study sets itself."""
+def of_training() -> set[str]:
+    """Return the names of the fields that say how to train, options of mechanisms among them."""
     flags = {f.name for cls in CLASSES for f in fields(cls) if f.init}
     options = {f"attention.{option}" for mechanism in ATTENTION.values() for option in mechanism.option_names()}
-    known = flags.union(OWN, DATA, options) - INSTEAD.keys() - REFUSED.keys()
+    return (flags | options) - INSTEAD.keys() - REFUSED.keys()
+
+
+def check_fields(content: dict, path: Path) -> None:
+    """Refuse a field that nobody knows, with the nearest one that somebody does, or that a study sets itself."""
+    known = of_training().union(OWN, DATA)
     for name in content:
         if name in INSTEAD:
             raise UserError(f"study={path} has the field {name}, which a study sets itself; {INSTEAD[name]}")
@@ -76,11 +87,63 @@ def match_of(match: str, budget: Any) -> tuple[str, int | None]:
 
 
 def seeds_of(seeds: Any) -> tuple[int, ...]:
-    """Return the seeds, in the order given: the first one tries the learning rates."""
+    """Return the seeds, in the order given."""
     chosen = listed("seeds", seeds)
     if not all(type(seed) is int and 0 <= seed < 2**32 for seed in chosen):
         raise UserError(f"seeds={seeds} must be whole numbers from 0 and below 2^32, one or a list of them")
+    if tuning.SEED in chosen:
+        raise UserError(f"seeds has {tuning.SEED}, which tunes and takes no part in the comparison; choose another")
     return tuple(chosen)
+
+
+def space_of(stated: Any, attention: list[str], known: set[str]) -> Space | None:
+    """Return what is tuned; None where nothing is.
+
+    Args:
+        stated: the field `tuning`.
+        attention: the mechanisms.
+        known: names of the fields of training.
+
+    Raises:
+        UserError: it cannot be.
+    """
+    if stated is None:
+        return None
+    if not isinstance(stated, dict) or "trials" not in stated:
+        raise UserError(f"tuning={stated} must state trials and what is tuned, such as learning_rate: [1.0e-3, 1.0e-2]")
+    trials = stated["trials"]
+    if type(trials) is not int or not 2 <= trials <= 10_000:
+        raise UserError(f"tuning.trials={trials} must be a whole number from 2 to 10,000")
+    factors = {}
+    for name, values in stated.items():
+        if name == "trials":
+            continue
+        if name in FIXED:
+            raise UserError(f"tuning.{name} changes what is compared; list its values as a field of the study")
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known - set(FIXED), n=1)
+            raise UserError(f"tuning has the unknown field {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        factor = tuning.factor_of(name, values)
+        tuning.check_factor(name, factor, attention, trials)
+        if not name.startswith(tuning.OPTION):
+            factor = Factor(tuple(typed(name, value) for value in factor.values), factor.is_range)
+        factors[name] = factor
+    if not factors:
+        raise UserError("tuning states trials but nothing to tune; give learning_rate: [1.0e-3, 1.0e-2], say")
+    return Space(trials, factors)
+
+
+def designs_of(space: Space | None, rate: Any, attention: list[str]) -> dict[str, tuple[Settings, ...]]:
+    """Return what every mechanism tries: the points of a space, or learning rates, ascending."""
+    rates = rates_of(rate, attention)
+    if space is None:
+        return {name: tuple({"learning_rate": value} for value in rates[name]) for name in attention}
+    if several := sorted(name for name in attention if len(rates[name]) > 1):
+        raise UserError(f"learning_rate lists several for {several[0]} beside tuning; give it in tuning alone")
+    return {
+        name: tuple({"learning_rate": rates[name][0]} | point for point in tuning.design(space, name))
+        for name in attention
+    }
 
 
 def rates_of(rate: Any, attention: list[str]) -> dict[str, tuple[float, ...]]:

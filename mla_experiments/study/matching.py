@@ -14,7 +14,8 @@ from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import ATTENTION
 from ..training import RunArguments
-from .description import Study, Variant
+from .description import Study, Variant, with_settings
+from .tuning import Settings
 
 TOLERANCE = 0.005
 BYTES = 4  # of a number in the cache of a model saved in single precision, as evaluation measures it
@@ -53,6 +54,26 @@ def match(study: Study, vocab_size: int) -> list[Matched]:
         solved.append(complete(study, variant, options, vocab_size, marks.get(size)))
         marks.setdefault(size, measure_of(study, solved[-1]))
     return solved
+
+
+def match_trial(study: Study, solved: list[Matched], number: int, settings: Settings, vocab_size: int) -> Matched:
+    """Return a variant with the settings of a trial, matched to the same mark.
+
+    Args:
+        study: whose variant it is.
+        solved: what `match` gave.
+        number: of the variant.
+        settings: of the trial.
+        vocab_size: of the tokenizer.
+
+    Raises:
+        UserError: a match that cannot be met.
+    """
+    base = solved[number]
+    size = [base.variant.changed.get(name) for name in SIZES]
+    first = next(one for one in solved if [one.variant.changed.get(name) for name in SIZES] == size)
+    variant = with_settings(base.variant, settings)
+    return complete(study, variant, base.options | variant.options, vocab_size, measure_of(study, first))
 
 
 def measure_of(study: Study, matched: Matched) -> float:

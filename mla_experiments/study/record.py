@@ -11,7 +11,7 @@ from ..evaluation.results import load_with_tokenizer
 from ..manifest import locked, read_manifest, read_record, write_record
 from ..modeling import DecoderConfig, DecoderForCausalLM, device
 from .matching import Matched, config_of
-from .trials import Trials
+from .trials import Task, Trials
 
 STUDY = "study.json"
 DECODE_CONTEXTS = (1024, 8192)
@@ -48,7 +48,7 @@ def content(trials: Trials) -> dict:
     runs = [trials.trial(task) for task in trials.decided(tasks).values()]
     rows = [
         {
-            "variant": trial.matched.variant.name, "seed": trial.seed, "learning_rate": trial.rate,
+            "variant": trial.variant, "seed": trial.seed, "settings": trial.settings, "is_tuning": trial.is_tuning,
             "folder": str(trial.run.folder.relative_to(trials.root)), "done": trial.is_done,
         }
         for trial in runs
@@ -59,7 +59,10 @@ def content(trials: Trials) -> dict:
         "corpus": corpus["corpus"],
         "corpus_hash": corpus["hash"],
         "tokenizer_hash": trials.manifest["tokenizer_hash"],
-        "variants": [asdict(matched) | {"name": matched.variant.name} for matched in trials.variants],
+        "variants": [
+            asdict(trials.chosen(number)) | {"name": matched.variant.name, "variant": asdict(matched.variant)}
+            for number, matched in enumerate(trials.variants)
+        ],
         "runs": rows,
         "failed": trials.failed,
         "complete": len(rows) == len(tasks) and all(row["done"] for row in rows),
@@ -72,25 +75,22 @@ def measure(trials: Trials, known: dict) -> dict:
     if set(known["decode"]) != {matched.variant.name for matched in trials.variants}:
         speeds = {"machine": machine(), "decode": decode_speeds(trials), "training": training_speeds(trials)}
     for number, matched in enumerate(trials.variants):
-        rate = trials.best_rate(number)
-        for trial in trials.of_rates(number):
-            if trial.rate == rate and trial.is_done:
-                model, tokenizer = load_with_tokenizer(trial.run.folder)
-                length = min(48, model.config.max_position_embeddings // 2)
-                samples[matched.variant.name] = continuation(model, tokenizer, PROMPT, length)
+        best = trials.best(number)
+        if best is not None and (trial := trials.trial(Task(number, trials.study.seeds[0], best))).is_done:
+            model, tokenizer = load_with_tokenizer(trial.run.folder)
+            length = min(48, model.config.max_position_embeddings // 2)
+            samples[matched.variant.name] = continuation(model, tokenizer, PROMPT, length)
     return speeds | {"samples": known["samples"] | samples}
 
 
 def training_speeds(trials: Trials) -> dict[str, float]:
     """Return tokens per second of a training step, by variant, taking turns: runs may have shared the machine."""
     steps, tokens = {}, {}
-    for matched in trials.variants:
+    for name, matched in variants(trials).items():
         own, flags = trials.study.arguments(matched.variant)
         shape = own["sequence_length"], min(own["batch_size"], flags["per_device_train_batch_size"])
-        steps[matched.variant.name] = training_step(
-            DecoderForCausalLM(config_for(trials, matched)).to(device()), *shape
-        )
-        tokens[matched.variant.name] = shape[0] * shape[1]
+        steps[name] = training_step(DecoderForCausalLM(config_for(trials, matched)).to(device()), *shape)
+        tokens[name] = shape[0] * shape[1]
     seconds = interleaved(steps, rounds=9)
     return {name: 1e3 * tokens[name] / spread(times)["ms"] for name, times in seconds.items()}
 
@@ -100,17 +100,22 @@ def decode_speeds(trials: Trials) -> dict[str, dict[str, float]]:
 
     Weights are random: speed does not depend on them, and a trained context need not be so long.
     """
-    speeds: dict[str, dict[str, float]] = {matched.variant.name: {} for matched in trials.variants}
+    speeds: dict[str, dict[str, float]] = {name: {} for name in variants(trials)}
     for context in DECODE_CONTEXTS:
         steps = {}
-        for matched in trials.variants:
+        for name, matched in variants(trials).items():
             config = config_for(trials, matched)
             if config.positions == "rope":
                 config.max_position_embeddings = context + 8
-                steps[matched.variant.name] = decode_step(DecoderForCausalLM(config).to(device()), 1, context)[0]
+                steps[name] = decode_step(DecoderForCausalLM(config).to(device()), 1, context)[0]
         for name, seconds in interleaved(steps, rounds=9).items():
             speeds[name][str(context)] = 1e3 / spread(seconds)["ms"]
     return speeds
+
+
+def variants(trials: Trials) -> dict[str, Matched]:
+    """Return the variants by name, each with the settings that came out best."""
+    return {matched.variant.name: trials.chosen(number) for number, matched in enumerate(trials.variants)}
 
 
 def config_for(trials: Trials, matched: Matched) -> DecoderConfig:

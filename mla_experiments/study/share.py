@@ -29,11 +29,11 @@ class Share:
         self.width, self.all = width, self.trials.tasks()
         self.mine = self.all[number - 1 :: of]
         self.waiting = list(self.mine)
-        tried = [self.trials.trial(task) for task in self.mine if task.rate is not None]
+        tried = [self.trials.trial(task) for task in self.mine if task.number is not None]
         self.failures = {trial.run.folder.name: "" for trial in tried}
 
     def ready(self) -> list[Task]:
-        """Return the tasks that are to be done and whose learning rate has become known."""
+        """Return the tasks that are to be done and whose settings have become known."""
         decided = self.trials.decided(self.waiting)
         self.waiting = [task for task in self.waiting if task not in decided]
         todo = [task for task in decided.values() if not self.trials.trial(task).is_done]
@@ -78,7 +78,7 @@ class Share:
         waiting = [task for task in mine if task in self.waiting]
         counts = {
             "that they train": len(mine) - len(waiting),
-            "whose learning rate is still being tried": len(waiting),
+            "whose settings are still being tried": len(waiting),
             "of other shards": len(still) - len(mine),
         }
         parts = [f"{count} {what}" for what, count in counts.items() if count]

@@ -1,7 +1,7 @@
-"""The runs of a study: which there are, which are done, and which learning rate the other seeds take.
+"""The runs of a study: which there are, which are done, and which settings the seeds take.
 
-Runs are found by the hash of what determines them, so that studies share them. The first seed tries every learning
-rate; the others take the one that validates best.
+Runs are found by the hash of what determines them, so that studies share them. Where there are several settings to try,
+a seed of its own tries them all, and the seeds of the study take the ones that validate best.
 """
 
 import re
@@ -18,34 +18,49 @@ from ..evaluation.scores import read_scores
 from ..training import PRESETS
 from ..training.run import Run
 from .description import Study
-from .matching import Matched, match, run_arguments
+from .matching import Matched, match, match_trial, run_arguments
+from .tuning import OPTION, SEED, Settings
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run as processes tell each other of it: the number of its variant, its seed and its learning rate.
+    """A run as processes tell each other of it: the number of its variant, its seed and the number of its settings.
 
-    A rate of None stands for the one that will come out best.
+    None in their place stands for those that will come out best.
     """
 
     variant: int
     seed: int
-    rate: float | None
+    number: int | None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a study: a variant with a seed and a learning rate."""
+    """One run of a study: a variant with a seed and the settings that it tries.
 
-    matched: Matched
+    Attributes:
+        variant: its name.
+        seed: its seed.
+        settings: what it tries, by field.
+        matched: the variant with these settings.
+        run: in the folder that they determine.
+    """
+
+    variant: str
     seed: int
-    rate: float
+    settings: Settings
+    matched: Matched
     run: Run
 
     @property
     def name(self) -> str:
         """What the progress says."""
-        return f"{self.matched.variant.name}, learning rate {self.rate:g}, seed {self.seed}"
+        return f"{self.variant}, {in_words(self.settings)}, seed {self.seed}"
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether it tries settings, and takes no part in the comparison."""
+        return self.seed == SEED
 
     @property
     def is_done(self) -> bool:
@@ -107,24 +122,28 @@ class Trials:
         return {split: list(corpus[split]["text"]) for split in HELD_OUT}
 
     def tasks(self) -> list[Task]:
-        """Return all runs, rates first."""
-        first, *others = self.study.seeds
-        numbered = list(enumerate(self.variants))
-        rates = [Task(n, first, rate) for n, m in numbered for rate in self.study.rates[m.variant.attention]]
-        return list(dict.fromkeys(rates + [Task(n, seed, None) for n, _ in numbered for seed in others]))
+        """Return all runs, those that try settings first."""
+        tuned = [n for n in range(len(self.variants)) if len(self.design(n)) > 1]
+        tries = [Task(n, SEED, number) for n in tuned for number in range(len(self.design(n)))]
+        chosen = {n: None if n in tuned else 0 for n in range(len(self.variants))}
+        return tries + [Task(n, seed, number) for n, number in chosen.items() for seed in self.study.seeds]
+
+    def design(self, variant: int) -> tuple[Settings, ...]:
+        """Return the settings that a variant tries."""
+        return self.study.designs[self.variants[variant].variant.attention]
 
     def decided(self, tasks: list[Task]) -> dict[Task, Task]:
-        """Return those tasks whose learning rate is known by now, each with the same task at that rate."""
-        best = {variant: self.best_rate(variant) for variant in {task.variant for task in tasks if task.rate is None}}
-        rates = {task: best[task.variant] if task.rate is None else task.rate for task in tasks}
-        return {task: replace(task, rate=rate) for task, rate in rates.items() if rate is not None}
+        """Return those tasks whose settings are known by now, each with the same task with these."""
+        best = {variant: self.best(variant) for variant in {task.variant for task in tasks if task.number is None}}
+        numbers = {task: best[task.variant] if task.number is None else task.number for task in tasks}
+        return {task: replace(task, number=number) for task, number in numbers.items() if number is not None}
 
     def unfinished(self, tasks: list[Task]) -> list[Task]:
-        """Return those tasks that may still be done: not done, not failed, and not without any rate that works."""
+        """Return those tasks that may still be done: not done, not failed, and not without any settings that work."""
         decided = self.decided(tasks)
-        with_rate = [task for task in tasks if task in decided and not self.has_ended(self.trial(decided[task]))]
-        without = [task for task in tasks if task not in decided and not self.has_tried(task.variant)]
-        return with_rate + without
+        known = [task for task in tasks if task in decided and not self.has_ended(self.trial(decided[task]))]
+        unknown = [task for task in tasks if task not in decided and not self.has_tried(task.variant)]
+        return known + unknown
 
     def trial(self, task: Task) -> Trial:
         """Return a run in the folder that its settings determine."""
@@ -133,14 +152,15 @@ class Trials:
         return self._made[task]
 
     def _make(self, task: Task) -> Trial:
-        matched = self.variants[task.variant]
+        settings = self.design(task.variant)[task.number]
+        matched = match_trial(self.study, self.variants, task.variant, settings, self.manifest["vocab_size"])
         more = {"data_dir": str(self.data), "resume": True, "accept_changes": self.accept_changes}
         arguments = run_arguments(self.study, matched.variant, matched.options, matched.intermediate_size, **more)
-        flags = self.study.arguments(matched.variant)[1] | {"seed": task.seed, "learning_rate": task.rate}
+        flags = self.study.arguments(matched.variant)[1] | {"seed": task.seed}
         attention = matched.variant.attention
         run = Run(self.root, attention, arguments, flags, self.manifest)
         run.folder = self.root / "runs" / f"{attention}-{run.identity.digest(PRESETS[self.study.preset])}"
-        return Trial(matched, task.seed, task.rate, run)
+        return Trial(self.variants[task.variant].variant.name, task.seed, settings, matched, run)
 
     def check_recorded(self) -> None:
         """Say of the runs that stand there already what is not known of them, and refuse those by other code.
@@ -168,29 +188,44 @@ class Trials:
                 count, names = sum(map(bool, parts)), sorted({name for part in parts for name in part})
                 print(f"Runs that stand there {kind} {', '.join(names)}: {count}.")
 
-    def of_rates(self, variant: int) -> list[Trial]:
-        """Return the runs that try a variant's learning rates."""
-        rates = self.study.rates[self.variants[variant].variant.attention]
-        return [self.trial(Task(variant, self.study.seeds[0], rate)) for rate in rates]
+    def tries(self, variant: int) -> list[Trial]:
+        """Return the runs that try a variant's settings; none where there is one setting alone."""
+        count = len(self.design(variant))
+        return [self.trial(Task(variant, SEED, number)) for number in range(count)] if count > 1 else []
 
     def has_ended(self, trial: Trial) -> bool:
         """Whether a run is done, or has failed and nobody tries it again."""
         return trial.run.folder.name in self.failed or trial.is_done
 
     def has_tried(self, variant: int) -> bool:
-        """Whether all learning rates of a variant have come to an end."""
-        return all(self.has_ended(trial) for trial in self.of_rates(variant))
+        """Whether all settings of a variant have come to an end."""
+        return all(self.has_ended(trial) for trial in self.tries(variant))
 
-    def best_rate(self, variant: int) -> float | None:
-        """Return the learning rate that validates best with the first seed, or the only one that there is.
+    def best(self, variant: int) -> int | None:
+        """Return the number of the settings that validate best, or of the only ones that there are.
 
         None while some are still to be tried, or where no run has come to its end.
         """
-        trials = self.of_rates(variant)
-        if len(trials) == 1:
-            return trials[0].rate
+        tries = self.tries(variant)
+        if not tries:
+            return 0
         if not self.has_tried(variant):
             return None
-        done = [trial for trial in trials if trial.is_done]
-        losses = {trial.rate: read_scores(trial.run.folder)["validation"].nats.sum() for trial in done}
+        done = {number: trial for number, trial in enumerate(tries) if trial.is_done}
+        losses = {n: read_scores(trial.run.folder)["validation"].nats.sum() for n, trial in done.items()}
         return min(losses, key=losses.__getitem__, default=None)
+
+    def chosen(self, variant: int) -> Matched:
+        """Return a variant with the settings that came out best, as far as that is known."""
+        number = self.best(variant)
+        return (
+            self.variants[variant] if number is None else self.trial(Task(variant, self.study.seeds[0], number)).matched
+        )
+
+
+def in_words(settings: Settings) -> str:
+    """Return settings as text, such as "learning rate 0.003, initialization zero"."""
+    shown = {name.removeprefix(OPTION).replace("_", " "): value for name, value in settings.items()}
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
+    )

@@ -34,7 +34,7 @@ def do(trials: Trials, task: Task, attempt: int) -> Ended:
 
     Args:
         trials: of the study.
-        task: with its learning rate.
+        task: with its settings.
         attempt: from 1; later ones wait for the lock of the process that was lost.
 
     Raises:

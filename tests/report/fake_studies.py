@@ -8,6 +8,7 @@ from mla_experiments.evaluation.perplexity import DocumentScore, Score
 from mla_experiments.evaluation.scores import write_scores
 from mla_experiments.manifest import write_record
 from mla_experiments.study.description import Variant
+from mla_experiments.study.tuning import SEED
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> **b** | ![i](x) $a$b$'
 MECHANISMS = [(Variant("mha"), 0.0), (Variant("gqa"), 0.05), (Variant("mqa"), 0.1), (Variant("mla"), 0.0)]
@@ -20,7 +21,7 @@ def fake_study(root, seeds=5, rates=(1e-3, 3e-3, 9e-3), done=lambda _: True, var
     Args:
         root: folder of studies.
         seeds: how many.
-        rates: of learning, for every mechanism; 3e-3 is the best.
+        rates: of learning, for every mechanism, tried by a seed of their own; 3e-3 is the best.
         done: whether a run has come to its end.
         variants: and how much worse each is, in bits per byte.
         noise: of the nats of a document.
@@ -28,16 +29,19 @@ def fake_study(root, seeds=5, rates=(1e-3, 3e-3, 9e-3), done=lambda _: True, var
     generator, runs, stated = np.random.default_rng(0), [], [variant for variant, _ in variants]
     hard = generator.normal(1500, 200, 40)
     for place, (variant, worse) in enumerate(variants):
-        for number in range(len(rates) + seeds - 1):
-            seed, rate = (0, rates[number]) if number < len(rates) else (number - len(rates) + 1, 3e-3)
-            run = {"variant": variant.name, "seed": seed, "learning_rate": rate, "folder": f"runs/{place}-{number}"}
+        tries = len(rates) if len(rates) > 1 else 0
+        for number in range(tries + seeds):
+            seed, rate = (SEED, rates[number]) if number < tries else (number - tries, 3e-3)
+            run = {"variant": variant.name, "seed": seed, "settings": {"learning_rate": rate}}
+            run |= {"is_tuning": seed == SEED, "folder": f"runs/{place}-{number}"}
             runs.append(run | {"done": done(run)})
             write_run(root / run["folder"], hard, worse + 0.02 * abs(np.log(rate / 3e-3)), generator, noise)
     content = {
         "name": "tiny", "corpus": f"corpus {HOSTILE}", "corpus_hash": "c" * 64, "tokenizer_hash": "t" * 64,
         "stated": {
             "source": f"corpus: {HOSTILE}\n", "seeds": list(range(seeds)), "match": "parameters",
-            "rates": {variant.attention: list(rates) for variant in stated}, "data": {"vocab_size": 300},
+            "designs": {v.attention: [{"learning_rate": rate} for rate in rates] for v in stated}, "space": None,
+            "data": {"vocab_size": 300},
             "settings": {"train_tokens": 2000},
         },
         "machine": {"cpu": "a CPU", "gpu": None, "cores": 2, "date": "2026-01-01", "versions": {"torch": "2"}},

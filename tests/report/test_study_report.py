@@ -72,18 +72,20 @@ def test_a_clear_best_is_named(tmp_path):
 
 def test_estimates_are_those_of_the_scores_at_the_best_rate(tmp_path):
     found = read_findings(fake_study(tmp_path))
-    assert all(fit.best == 3e-3 and not fit.at_edge for fit in found.fits.values())
+    assert all(tuned.best == {"learning_rate": 3e-3} and not tuned.edges for tuned in found.tuned.values())
     for row in found.rows:
-        runs = [r for r in found.content["runs"] if r["variant"] == row.name and r["learning_rate"] == 3e-3]
+        runs = [r for r in found.content["runs"] if r["variant"] == row.name and not r["is_tuning"]]
         by_seed = [sum(read_scores(tmp_path / run["folder"])["test"].nats) / 40_000 / np.log(2) for run in runs]
         assert row.num_seeds == len(by_seed) == 5
         assert row.bits.mean == pytest.approx(np.mean(by_seed))
 
 
 def test_one_seed_gives_no_interval_and_no_verdict_and_an_edge_is_said(tmp_path):
-    text = markdown_of(fake_study(tmp_path, seeds=1, rates=(3e-3, 9e-3)))
+    folder = fake_study(tmp_path, seeds=1, rates=(3e-3, 9e-3))
+    said, text = text_of(read_findings(folder)), markdown_of(folder)
     assert "came out lowest, but one seed cannot tell" in text and "gqa against mha: one seed cannot tell" in text
-    assert " ± " not in text and "at the edge of the sweep: the optimum may lie beyond" in text
+    assert not any("±" in cell for row in said.results for cell in row.values())
+    assert [row["at the edge"] for row in said.tuned] == ["learning_rate"] * 4
 
 
 def test_settings_are_answered_one_by_one_and_then_against_each_other(tmp_path):
@@ -102,20 +104,20 @@ def test_an_unfinished_study_shows_what_is_there_marked(tmp_path):
     text = (folder / "report.md").read_text()
     assert text == markdown_of(folder) and "\n| mqa" not in text and "\n| mha" in text
     for written in (text, (folder / "report.html").read_text()):
-        assert "Unfinished: 10 of 28 runs are still to do" in written
+        assert "Unfinished: 11 of 32 runs are still to do" in written
 
 
 def test_runs_that_failed_are_named_with_the_reason_and_are_not_to_do(tmp_path):
-    folder = fake_study(tmp_path, done=lambda run: run["learning_rate"] != 9e-3)
+    folder = fake_study(tmp_path, done=lambda run: run["settings"]["learning_rate"] != 9e-3)
     change(folder, failed={"0-2": f"loss is nan {HOSTILE}"})
     text = markdown_of(folder)
-    assert "Unfinished: 3 of 28 runs are still to do. 1 of 28 runs failed:" in text
-    assert "- mha, learning rate 0.009, seed 0: loss is nan &lt;/script&gt;" in text
+    assert "Unfinished: 3 of 32 runs are still to do. 1 of 32 runs failed:" in text
+    assert "- mha, learning rate 0.009, seed 1000: loss is nan &lt;/script&gt;" in text
 
 
 def test_runs_that_were_not_even_listed_count_as_to_do(tmp_path):
     folder = fake_study(tmp_path)
-    change(folder, runs=[run for run in read_record(folder / "study.json")["runs"] if run["seed"] == 0])
+    change(folder, runs=[run for run in read_record(folder / "study.json")["runs"] if run["seed"] in (0, 1000)])
     assert read_findings(folder).unfinished == 4 * 4
 
 
@@ -155,9 +157,10 @@ def test_the_front_holds_those_that_no_other_beats_in_both(tmp_path):
 
 def test_a_sweep_is_drawn_with_its_fit_and_its_optimum(tmp_path):
     found = read_findings(fake_study(tmp_path, noise=0))
-    (chart,) = charts(found)["rates"]
+    chart, worth = charts(found)["tuned"]
     points, curve, star = chart.series[:3]
-    fit = found.fits["mha"]
+    fit = found.tuned["mha"].fit
+    assert worth.series[0].y == [mean for mean, _ in found.tuned["mha"].expected_best]
     assert (points.x, points.y) == ([1e-3, 3e-3, 9e-3], list(fit.values))
     assert min(curve.y) == pytest.approx(star.y[0], abs=1e-4) and star.x == [pytest.approx(3e-3, rel=1e-3)]
     assert star.look == "star" and points.style is curve.style is star.style
@@ -187,17 +190,17 @@ def test_everything_is_escaped(tmp_path):
     for markup in ("<script>", "<img", "![i](x)", "**b**"):
         assert not any(markup in line for line in prose), markup
     rows = [line for line in prose if line.startswith("|")]
-    assert all(len(re.split(r"(?<!\\)\|", line)) in (7, 8, 12) for line in rows), "no cell breaks out of its table"
+    assert all(len(re.split(r"(?<!\\)\|", line)) in (8, 9, 12) for line in rows), "no cell breaks out of its table"
 
 
 def test_sixty_runs_are_reported_in_seconds_and_a_few_megabytes(tmp_path):
     folder = fake_study(tmp_path, seeds=11, rates=(1e-3, 2e-3, 3e-3, 5e-3, 9e-3))
-    assert len(read_record(folder / "study.json")["runs"]) == 60
+    assert len(read_record(folder / "study.json")["runs"]) == 64
     begun = time.process_time()
     written = write_report(folder)
     assert time.process_time() - begun < 20
     assert (folder / "report.html").stat().st_size < 6_000_000
-    assert sum(path.suffix == ".png" for path in written) == sum(path.suffix == ".svg" for path in written) == 7
+    assert sum(path.suffix == ".png" for path in written) == sum(path.suffix == ".svg" for path in written) == 8
 
 
 @pytest.mark.parametrize(("name", "said"), [("nothing", "holds no study.json"), ("tiny", "no finished run yet")])

@@ -52,29 +52,88 @@ def test_a_study_tries_rates_then_seeds_does_only_what_is_missing_and_shares_run
     begun = trained(monkeypatch)
     path = state("first", learning_rate=[1e-3, 1e-2], seeds=[0, 1])
     assert main(["study", path]) == 0
-    assert len(begun) == len(set(begun)) == 2 * (2 + 1)
+    assert len(begun) == len(set(begun)) == 2 * (2 + 2)
     said = capsys.readouterr()
-    assert "[6/6] mla, learning rate" in said.out and "other versions" not in said.out
+    assert "[8/8] mla, learning rate" in said.out and "other versions" not in said.out
     assert "Writing model shards" not in said.err
     first = content(tmp_path, "first")
-    assert first["complete"] and len(first["runs"]) == 6
+    assert first["complete"] and len(first["runs"]) == 8
     for name in ("mha", "mla"):
+        tried = [run for run in first["runs"] if run["variant"] == name and run["is_tuning"]]
+        assert {run["seed"] for run in tried} == {1000}, "which takes no part in the comparison"
         losses = {
-            run["learning_rate"]: read_scores(tmp_path / "studies" / run["folder"])["validation"].nats.sum()
-            for run in first["runs"]
-            if run["variant"] == name and run["seed"] == 0
+            run["settings"]["learning_rate"]: read_scores(tmp_path / "studies" / run["folder"])["validation"].nats.sum()
+            for run in tried
         }
-        (other,) = [run for run in first["runs"] if run["variant"] == name and run["seed"] == 1]
-        assert other["learning_rate"] == min(losses, key=losses.get)
+        others = [run for run in first["runs"] if run["variant"] == name and not run["is_tuning"]]
+        assert [run["seed"] for run in others] == [0, 1]
+        assert {run["settings"]["learning_rate"] for run in others} == {min(losses, key=losses.get)}
     parameters = [variant["parameters"] for variant in first["variants"]]
     assert max(parameters) / min(parameters) < 1.005
 
     assert main(["study", path]) == 0
-    assert len(begun) == 6, "the second time there is nothing to do"
+    assert len(begun) == 8, "the second time there is nothing to do"
     assert main(["study", state("second", learning_rate=[1e-3, 1e-2], seeds=[0, 1, 2])]) == 0
-    assert len(begun) == 6 + 2, "another study does only what no study has done"
+    assert len(begun) == 8 + 2, "another study does only what no study has done"
     assert main(["report", "studies/first"]) == 0
-    assert "[8/8]" in capsys.readouterr().out
+    assert "[10/10]" in capsys.readouterr().out
+
+
+def test_every_mechanism_tries_as_many_points_of_its_own_space(state, tmp_path, monkeypatch, capsys):
+    begun = trained(monkeypatch)
+    space = {"trials": 3, "learning_rate": [1e-3, 1e-2], "initialization": ["normal", "zero"],
+             "attention.latent_norm": [True, False]}  # fmt: skip
+    path = state("tuned", tuning=space, seeds=[0, 1, 2])
+    assert main(["plan", path]) == 0
+    assert main(["study", path]) == 0
+    assert len(begun) == len(set(begun)) == 2 * (3 + 3)
+    found = content(tmp_path, "tuned")
+    tried = {
+        name: [run["settings"] for run in found["runs"] if run["variant"] == name and run["is_tuning"]]
+        for name in ("mha", "mla")
+    }
+    assert len(tried["mha"]) == len(tried["mla"]) == 3
+    for mha, mla in zip(tried["mha"], tried["mla"], strict=True):
+        assert mha == {name: value for name, value in mla.items() if name != "attention.latent_norm"}, "the same points"
+    assert all(1e-3 <= one["learning_rate"] <= 1e-2 for one in tried["mla"])
+    for run in found["runs"]:
+        config = json.loads((tmp_path / "studies" / run["folder"] / "config.json").read_text())
+        settings = run["settings"]
+        assert config.get("initialization", "normal") == settings["initialization"]
+        if "attention.latent_norm" in settings:
+            assert config["attention_options"].get("latent_norm", True) == settings["attention.latent_norm"]
+    totals = [variant["parameters"] for variant in found["variants"]]
+    assert max(totals) / min(totals) < 1.005
+    assert main(["report", "studies/tuned"]) == 0
+    report = (tmp_path / "studies" / "tuned" / "report.md").read_text()
+    assert "initialization" in report and "What tuning is worth" in report
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tuning": {"learning_rate": [1e-3, 1e-2]}}, "must state trials and what is tuned"),
+        ({"tuning": {"trials": 4}}, "states trials but nothing to tune"),
+        ({"tuning": {"trials": 1, "learning_rate": [1e-3, 1e-2]}}, "tuning.trials=1 must be a whole number from 2"),
+        ({"tuning": {"trials": 4, "learning_rate": []}}, "must be a list of choices, or of the two ends of a range"),
+        ({"tuning": {"trials": 4, "learning_rate": [1e-2, 1e-3]}}, "a range from a lower to a higher positive number"),
+        ({"tuning": {"trials": 4, "learning_rate": ["low", "high"]}}, "learning_rate=low cannot be"),
+        ({"tuning": {"trials": 2, "initialization": ["normal", "scaled", "zero"]}}, "fewer than the 3 values of"),
+        ({"tuning": {"trials": 4, "attention.num_key_value_heads": [1, 2]}}, "is of none of mha, mla"),
+        ({"tuning": {"trials": 4, "attention.latent_norm": ["yes", "no"]}}, "latent_norm='yes' must be True or False"),
+        ({"tuning": {"trials": 4, "initialisation": ["normal", "zero"]}}, "did you mean initialization?"),
+        ({"tuning": {"trials": 4, "train_tokens": [1, 2]}}, "tuning.train_tokens changes what is compared"),
+        ({"tuning": {"trials": 4, "initialization": ["zero", "zero"]}}, "names zero twice"),
+        ({"tuning": {"trials": 4, "learning_rate": [1e-3, 1e-2]}, "learning_rate": [1e-3, 2e-3]}, "beside tuning"),
+        ({"tuning": {"trials": 4, "initialization": ["normal", "zero"]}, "initialization": ["normal", "zero"]},
+         "initialization is tuned and swept"),
+        ({"seeds": [0, 1000]}, "seeds has 1000, which tunes"),
+    ],
+)  # fmt: skip
+def test_a_space_that_cannot_be_is_refused_before_anything_is_prepared(state, tmp_path, capsys, more, said):
+    assert main(["study", state("wrong", **more)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "studies").exists()
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(state, tmp_path, monkeypatch, capsys):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mla_experiments.study.rates import fit_rates
 from mla_experiments.study.statistics import compare, estimate
+from mla_experiments.study.tuned import fit_rates
 
 
 def test_an_estimate_is_students_interval():

@@ -3,6 +3,7 @@
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
 from .findings import Findings, Row
+from .nuisance import by_recipe, flips, sentences
 from .study_tables import shown
 
 Pairs = dict[str, Comparison]  # by what the one is called that the other is compared with
@@ -11,7 +12,7 @@ Pairs = dict[str, Comparison]  # by what the one is called that the other is com
 def answer(found: Findings) -> list[str]:
     """Say what came out, how sure it is, what it costs, and what it holds for; the first sentence is the headline."""
     settings = found.settings
-    said = []
+    said = sentences(found)
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
         said += [f"With {setting}: {verdict}", *more] if setting else [verdict, *more, *costs(found, rows)]
@@ -19,7 +20,16 @@ def answer(found: Findings) -> list[str]:
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
             said += between(found, first, second)
-    return [*said, scope(found)]
+    return [*said, *edges(found), scope(found)]
+
+
+def edges(found: Findings) -> list[str]:
+    """Say whose best settings lie at the edge of what was tried, so that more may be had."""
+    at_edge = {name: tuned.edges for name, tuned in found.tuned.items() if tuned.edges}
+    named = [f"{name} ({joined([field.replace('_', ' ') for field in fields])})" for name, fields in at_edge.items()]
+    return (
+        [f"The best settings lie at the edge of what was tried for {joined(named)}: it may do better."] if named else []
+    )
 
 
 def verdicts(found: Findings, rows: list[Row]) -> list[str]:
@@ -27,6 +37,10 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     best, *others = sorted(rows, key=lambda row: row.bits.mean)
     if not others:
         return [f"{best.mechanism} reaches {shown(best.bits, 4)} bits per byte."]
+    turning = {frozenset(pair) for pair, recipes in by_recipe(found).items() if flips(recipes)}
+    others = [row for row in others if frozenset((best.mechanism, row.mechanism)) not in turning]
+    if not others:
+        return [f"{best.mechanism} came out lowest, which depends on the recipe."]
     told, tied, untested = sorted_out({row.mechanism: pair(found, best.name, row.name) for row in others})
     if not told and not tied:
         return [f"{best.mechanism} came out lowest, but {only(untested)} cannot tell."]

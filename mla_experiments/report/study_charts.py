@@ -7,6 +7,7 @@ from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import estimate
 from .charts import Chart, Series
 from .findings import Findings, Row
+from .nuisance import by_recipe
 from .styles import Style, style
 
 Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
@@ -24,7 +25,7 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
     ]
     cost = [*fronts(rows), cache_size(rows)]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
-    return {"cost": cost, "training": training, "tuned": tuning_charts(found, rows)}
+    return {"cost": cost, "training": training, "tuned": tuning_charts(found, rows), "recipes": recipes(found, rows)}
 
 
 def looks(rows: list[Row]) -> list[Style]:
@@ -137,6 +138,25 @@ def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
             means, deviations = map(list, zip(*tuned.expected_best, strict=True))
             chart.series.append(Series(row.name, list(range(1, len(means) + 1)), means, deviations, **own))
     return chart
+
+
+def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
+    """Return the differences of each pair of mechanisms by recipe, numbered as in the table of them."""
+    caption = "Below the line the one named first is ahead. Bars are intervals that hold together."
+    chart = Chart(
+        "recipes", "The same pair in each recipe", caption, "recipe, in the order of the table", "bits per byte"
+    )
+    settings, owned = list(found.settings), {row.mechanism: own for row, own in reversed(rows)}
+    pairs = by_recipe(found)
+    for place, ((a, b), of_pair) in enumerate(pairs.items()):
+        aside = 0.4 * ((place + 0.5) / len(pairs) - 0.5)  # so that bars do not lie on one another
+        at = [1 + settings.index(setting) + aside for setting in of_pair]
+        reach = [c.interval[1] - c.difference if c.interval else 0.0 for c in of_pair.values()]
+        differences = [c.difference for c in of_pair.values()]
+        chart.series.append(Series(f"{b} less {a}", at, differences, reach, **owned[b], look="points"))
+    if chart.series:
+        chart.series.append(Series("no difference", [0.5, len(settings) + 0.5], [0.0, 0.0], look="curve"))
+    return [chart] if chart.series else []
 
 
 def spaced(values: list[float]) -> list[float]:

@@ -1,9 +1,10 @@
 """The tables of a study's report: rows of text by heading."""
 
 from ..study.record import DECODE_CONTEXTS
-from ..study.statistics import Comparison, Estimate, shown_p
+from ..study.statistics import Estimate, shown_p
 from ..study.trials import in_words
 from .findings import Findings
+from .nuisance import by_recipe, flips
 
 MISSING = "\N{EN DASH}"
 Table = list[dict[str, str]]
@@ -28,18 +29,40 @@ def results(found: Findings) -> Table:
     ]
 
 
-def differences(comparisons: list[Comparison]) -> Table:
-    """Return a row per pair: a verdict and its numbers, differences that are told first."""
+def recipes(found: Findings) -> Table:
+    """Return a row per recipe: the difference of each pair of mechanisms; none where there is a single recipe."""
+    rows: dict[str, dict[str, str]] = {}
+    for (a, b), of_pair in by_recipe(found).items():
+        for setting, c in of_pair.items():
+            said = "" if c.interval is None else f" ({interval(c.interval)})"
+            rows.setdefault(setting, {"recipe": setting})[f"{b} less {a}"] = f"{c.difference:+.4f}{said}"
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    return [{name: row.get(name, MISSING) for name in names} for row in rows.values()]
+
+
+def differences(found: Findings) -> Table:
+    """Return a row per pair: a verdict and its numbers, differences that are told first.
+
+    Where the recipe decides which of two mechanisms is ahead, neither is called better.
+    """
+    mechanism = {row.name: row.mechanism for row in found.rows}
+    turning = {frozenset(pair) for pair, of_pair in by_recipe(found).items() if flips(of_pair)}
+
+    def verdict(c):
+        if frozenset((mechanism[c.a], mechanism[c.b])) in turning:
+            return f"{c.b} and {c.a}: depends on the recipe"
+        return c.verdict
+
     return [
         {
-            "pair": c.verdict,
+            "pair": verdict(c),
             "difference, bits/byte": f"{c.difference:+.4f}",
             "95 % interval": interval(c.interval),
             "over seeds alone": interval(c.over_seeds),
             "over documents alone": interval(c.over_documents),
             "p, corrected": MISSING if c.p is None else shown_p(c.p).removeprefix("p = ").removeprefix("p "),
         }
-        for c in sorted(comparisons, key=lambda c: (not c.is_told, c.p is None))
+        for c in sorted(found.comparisons, key=lambda c: (not c.is_told, c.p is None))
     ]
 
 

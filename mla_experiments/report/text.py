@@ -8,7 +8,7 @@ from ..study.matching import SIZES
 from ..study.record import PROMPT
 from .answer import answer
 from .findings import Findings
-from .study_tables import Table, differences, results, settings_tried
+from .study_tables import Table, differences, recipes, results, settings_tried
 
 HOW_TOLD_APART = (
     "A difference counts at 5 %, after Bonferroni's correction for the number of pairs, and its interval is corrected "
@@ -28,6 +28,7 @@ class Text:
     answer: list[str]
     results: Table
     matched: str
+    recipes: Table
     differences: Table
     tuned: Table
     prompt: str
@@ -52,7 +53,8 @@ def text_of(found: Findings) -> Text:
         answer=answer(found),
         results=results(found),
         matched=matched(found),
-        differences=differences(found.comparisons),
+        recipes=recipes(found),
+        differences=differences(found),
         tuned=settings_tried(found),
         prompt=PROMPT,
         samples=content["samples"],

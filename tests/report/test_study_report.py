@@ -91,11 +91,37 @@ def test_one_seed_gives_no_interval_and_no_verdict_and_an_edge_is_said(tmp_path)
 def test_settings_are_answered_one_by_one_and_then_against_each_other(tmp_path):
     folder = fake_study(tmp_path, variants=by_position([("mha", 0.0), ("mla", 0.05)]))
     found = read_findings(folder)
-    first, second, against, _ = text_of(found).answer
+    ahead, first, second, against, _ = text_of(found).answer
+    assert ahead == "mha is ahead of mla in 2 of 2 recipes; the difference is told in 2."
     assert first.startswith("With positions=rope: mha is best; mla is behind by 0.0")
     assert second.startswith("With positions=learned: mha is best; mla is behind by 0.0")
     assert re.match(r"positions=learned against positions=rope: worse with mha \(by 0.*\) and mla \(by 0", against)
     assert len(found.comparisons) == 4, "a pair that differs in mechanism and positions says nothing"
+
+
+def test_a_verdict_that_the_recipe_turns_is_never_given_as_one(tmp_path):
+    recipes = [{"initialization": how, "seed_of_data": number} for how in ("normal", "zero") for number in (1, 2)]
+    turning = [(Variant("mha", {}, recipe), 0.0) for recipe in recipes]
+    turning += [
+        (Variant("mla", {}, recipe), 0.05 if recipe["initialization"] == "normal" else -0.05) for recipe in recipes
+    ]
+    text = text_of(read_findings(fake_study(tmp_path, variants=turning)))
+    assert text.answer[0] == (
+        "Which of mha and mla is ahead depends on the initialization: mla with initialization=zero seed_of_data=1; "
+        "initialization=zero seed_of_data=2, mha with initialization=normal seed_of_data=1; initialization=normal "
+        "seed_of_data=2."
+    )
+    assert [row["recipe"] for row in text.recipes] == [" ".join(f"{k}={v}" for k, v in one.items()) for one in recipes]
+    differences = [row["mla less mha"] for row in text.recipes]
+    assert [said[0] for said in differences] == ["+", "+", "-", "-"]
+    for row in text.differences:
+        same = row["pair"].count("initialization=normal") != 1
+        if "mha" in row["pair"] and "mla" in row["pair"] and same:
+            assert "depends on the recipe" in row["pair"]
+    for sentence in text.answer[1:5]:
+        assert "behind by" not in sentence and "is best" not in sentence
+    (chart,) = charts(read_findings(tmp_path / "tiny"))["recipes"]
+    assert [round(value, 2) for value in chart.series[0].y] == pytest.approx([0.05, 0.05, -0.05, -0.05], abs=0.011)
 
 
 def test_an_unfinished_study_shows_what_is_there_marked(tmp_path):

@@ -27,9 +27,7 @@ def edges(found: Findings) -> list[str]:
     """Say whose best settings lie at the edge of what was tried, so that more may be had."""
     at_edge = {name: tuned.edges for name, tuned in found.tuned.items() if tuned.edges}
     named = [f"{name} ({joined([field.replace('_', ' ') for field in fields])})" for name, fields in at_edge.items()]
-    return (
-        [f"The best settings lie at the edge of what was tried for {joined(named)}: it may do better."] if named else []
-    )
+    return [f"Settings at the edge of what was tried: {joined(named)}; beyond it may be better ones."] if named else []
 
 
 def verdicts(found: Findings, rows: list[Row]) -> list[str]:

@@ -47,7 +47,7 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
     if tokenizer.get_vocab_size() < vocab_size:
         raise UserError(
             f"vocab_size={vocab_size} is more than the corpus {corpus['corpus']} supports "
-            f"({tokenizer.get_vocab_size()} entries); choose --vocab-size {tokenizer.get_vocab_size()} or less"
+            f"({tokenizer.get_vocab_size()} entries); choose vocab_size={tokenizer.get_vocab_size()} or less"
         )
     with new_folder(folder, request) as (scratch, manifest):
         try:

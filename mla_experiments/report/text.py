@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from ..study.matching import SIZES
+from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
-from .answer import answer
+from .answer import answer, joined
 from .findings import Findings
 from .study_tables import Table, differences, recipes, results, settings_tried
 
@@ -52,7 +52,7 @@ def text_of(found: Findings) -> Text:
         failures=found.failures,
         answer=answer(found),
         results=results(found),
-        matched=matched(found),
+        matched=" ".join([matched(found), *left_out(found)]),
         recipes=recipes(found),
         differences=differences(found),
         tuned=settings_tried(found),
@@ -84,10 +84,17 @@ def matched(found: Findings) -> str:
     if stated["match"] != "cache":
         return said
     residuals = ", ".join(f"{with_solved(variant)} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
+    off = [variant["name"] for variant in variants if abs(variant["cache_residual"]) > NEAR]
+    outside = f" Not at the budget: {joined(off)}." if off else ""
     return (
-        f"The cache was matched to {stated['cache_bytes_per_token']:,} bytes a token, as nearly as groups and latent "
-        f"ranks allow: {residuals}. {said}"
+        f"The cache was to be {stated['cache_bytes_per_token']:,} bytes a token, and is as near as groups and latent "
+        f"ranks allow: {residuals}.{outside} {said}"
     )
+
+
+def left_out(found: Findings) -> list[str]:
+    """Say which variants were left out since they are the very model of another."""
+    return [f"{name} is the same model as {of}." for name, of in found.content.get("same", {}).items()]
 
 
 def with_solved(variant: dict) -> str:

@@ -37,6 +37,7 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
             "variant": matched.variant.name,
             "parameters": f"{matched.parameters:,}",
             "cache bytes/token": f"{matched.cache_bytes_per_token:,}",
+            **({} if matched.cache_residual is None else {"off the budget, %": 100 * matched.cache_residual}),
             "GFLOP/token": matched.training_flops_per_token / 1e9,
             "runs": runs,
             "tokens": f"{tokens:,}",

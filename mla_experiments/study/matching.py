@@ -13,11 +13,13 @@ from ..benchmark.costs import cache_elements_per_token, num_parameters, training
 from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import ATTENTION
+from ..modeling.export import stock_config
 from ..training import RunArguments
 from .description import Study, Variant, with_settings
 from .tuning import Settings
 
 TOLERANCE = 0.005
+NEAR = 0.05  # of the budget of the cache; further off, a variant is named as not matched
 BYTES = 4  # of a number in the cache of a model saved in single precision, as evaluation measures it
 SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size")  # where these are swept, each size has its own mark
 
@@ -53,7 +55,53 @@ def match(study: Study, vocab_size: int) -> list[Matched]:
         size = tuple(variant.changed.get(name) for name in SIZES)
         solved.append(complete(study, variant, options, vocab_size, marks.get(size)))
         marks.setdefault(size, measure_of(study, solved[-1]))
+    check_budget(study, solved)
     return solved
+
+
+def check_budget(study: Study, solved: list[Matched]) -> None:
+    """Refuse a budget that all variants miss, and say what is nearest to it.
+
+    Raises:
+        UserError: see there.
+    """
+    if study.match != "cache" or any(abs(one.cache_residual) <= NEAR for one in solved):
+        return
+    nearest = min(solved, key=lambda one: abs(one.cache_residual))
+    raise UserError(
+        f"cache_bytes_per_token={study.cache_bytes_per_token} is met by no variant to within {100 * NEAR:g} %; the "
+        f"nearest is {nearest.variant.name} with {nearest.cache_bytes_per_token:,}"
+    )
+
+
+def same_models(study: Study, solved: list[Matched], vocab_size: int) -> dict[str, str]:
+    """Return which variants are the very model of an earlier one, trained alike, such as gqa of one group and mqa.
+
+    Args:
+        study: whose variants they are.
+        solved: what `match` gave.
+        vocab_size: of the tokenizer.
+
+    Returns:
+        The name of the earlier variant by that of the later.
+    """
+    found: dict[str, str] = {}
+    before: list[tuple[str, str, dict, dict | None, list]] = []
+    for matched in solved:
+        config = config_of(study, matched.variant, matched.options, vocab_size, matched.intermediate_size)
+        mechanism, options, stock = config.attention, config.attention_options, None
+        with contextlib.suppress(UserError):  # most variants are no stock model
+            stock = stock_config(config).to_dict()
+        trained = [matched.variant.changed, study.designs[mechanism], matched.intermediate_size]
+        name = matched.variant.name
+        for earlier, of, with_options, as_stock, trained_so in before:
+            same = with_options == options if of == mechanism else stock is not None and as_stock == stock
+            if same and trained_so == trained:
+                found[name] = earlier
+                break
+        else:
+            before.append((name, mechanism, options, stock, trained))
+    return found
 
 
 def match_trial(study: Study, solved: list[Matched], number: int, settings: Settings, vocab_size: int) -> Matched:

@@ -63,6 +63,7 @@ def content(trials: Trials) -> dict:
             asdict(trials.chosen(number)) | {"name": matched.variant.name, "variant": asdict(matched.variant)}
             for number, matched in enumerate(trials.variants)
         ],
+        "same": trials.same,
         "runs": rows,
         "failed": trials.failed,
         "complete": len(rows) == len(tasks) and all(row["done"] for row in rows),

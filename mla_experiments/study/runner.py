@@ -65,6 +65,8 @@ def run_study(
     try:
         with executor_of(executor, address, share.do, partial(do_apart, trials)) as pool:
             prepare_data(study, trials.data)
+            for name, earlier in trials.same.items():
+                print(f"{name} is the same model as {earlier}, and trained once.")
             share.begin(pool.width)
             trials.check_recorded()
             record(trials, share.failures)

@@ -18,7 +18,7 @@ from ..evaluation.scores import read_scores
 from ..training import PRESETS
 from ..training.run import Run
 from .description import Study
-from .matching import Matched, match, match_trial, run_arguments
+from .matching import Matched, match, match_trial, run_arguments, same_models
 from .tuning import OPTION, SEED, Settings
 
 
@@ -112,8 +112,15 @@ class Trials:
 
     @cached_property
     def variants(self) -> list[Matched]:
-        """What is compared, complete."""
-        return match(self.study, self.manifest["vocab_size"])
+        """What is compared, complete; of those that are one model the first."""
+        solved = match(self.study, self.manifest["vocab_size"])
+        return [matched for matched in solved if matched.variant.name not in self.same]
+
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """Variants that are left out, since they are the very model of another, each with that one."""
+        vocab_size = self.manifest["vocab_size"]
+        return same_models(self.study, match(self.study, vocab_size), vocab_size)
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from mla_experiments.benchmark.costs import forward_flops, num_parameters
 from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 from mla_experiments.study import read_study
-from mla_experiments.study.matching import config_of, match
+from mla_experiments.study.matching import config_of, match, same_models
 
 
 def study(tmp_path, **content):
@@ -156,3 +156,22 @@ def test_lists_are_swept_and_options_reach_those_that_know_them(tmp_path):
     names = [variant.name for variant in stated.variants]
     assert len(names) == len(set(names)) == 2 + 4 + 4
     assert "mla kv_lora_rank=8 hidden_size=64" in names and "mha hidden_size=32" in names
+
+
+def test_variants_that_are_one_model_are_found(tmp_path):
+    stated = study(
+        tmp_path, attention=["mha", "gqa", "mqa", "mla"], match="parameters", num_attention_heads=4,
+        **{"attention.num_key_value_heads": [1, 2, 4], "attention.full_variance": [True, False]},
+    )  # fmt: skip
+    assert same_models(stated, match(stated, 300), 300) == {
+        "gqa num_key_value_heads=4": "mha", "mqa": "gqa num_key_value_heads=1",
+    }  # fmt: skip
+    twice = study(tmp_path, attention=["gqa", "mqa"], learning_rate={"gqa": 1e-3, "mqa": 2e-3},
+                  **{"attention.num_key_value_heads": 1})  # fmt: skip
+    assert not same_models(twice, match(twice, 300), 300), "trained otherwise"
+
+
+def test_a_budget_that_nothing_meets_is_refused(tmp_path):
+    stated = study(tmp_path, match="cache", cache_bytes_per_token=10, attention=["mha", "mla"])
+    with pytest.raises(UserError, match="cache_bytes_per_token=10 is met by no variant to within 5 %; the nearest is"):
+        match(stated, 300)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ..benchmark.costs import cache_elements_per_token, num_parameters, training_flops_per_token
 from ..errors import UserError
 from ..modeling import DecoderConfig
-from ..modeling.attention import ATTENTION
+from ..modeling.attention import ATTENTION, mechanisms_of
+from ..modeling.attention.hybrid import spread
 from ..training import RunArguments
 from .description import Study, Variant
 
@@ -47,12 +48,17 @@ def match(study: Study, vocab_size: int) -> list[Matched]:
     solved, marks = [], {}
     for variant in study.variants:
         options = dict(variant.options)
-        if study.match == "cache" and ATTENTION[variant.attention].cache_option:
+        if cache_option(study, variant.attention):
             options |= nearest_cache(study, variant, vocab_size)
         size = tuple(variant.changed.get(name) for name in SIZES)
         solved.append(complete(study, variant, options, vocab_size, marks.get(size)))
         marks.setdefault(size, measure_of(study, solved[-1]))
     return solved
+
+
+def cache_option(study: Study, attention: str) -> str | None:
+    """Return the option of a mechanism that is solved for, if the study holds the cache equal."""
+    return ATTENTION[attention].cache_option if study.match == "cache" else None  # where there are no hybrids
 
 
 def measure_of(study: Study, matched: Matched) -> float:
@@ -106,7 +112,7 @@ def nearest_cache(study: Study, variant: Variant, vocab_size: int) -> dict:
 
     The cache grows with the option, whatever it is: of the values that the mechanism can have, halving finds the one.
     """
-    wanted, name = study.cache_bytes_per_token, ATTENTION[variant.attention].cache_option
+    wanted, name = study.cache_bytes_per_token, cache_option(study, variant.attention)
     values = possible_values(name, config_of(study, variant, variant.options, vocab_size), variant.options)
 
     def cached(value):
@@ -152,5 +158,6 @@ def run_arguments(
     own, _ = study.arguments(variant)
     if intermediate_size is not None:
         own = own | {"intermediate_size": intermediate_size}
-    own = own | {"attention": [variant.attention], "attention_options": json.dumps({variant.attention: options})}
+    by_mechanism = spread(options, mechanisms_of(variant.attention))
+    own = own | {"attention": [variant.attention], "attention_options": json.dumps(by_mechanism)}
     return RunArguments(**(own | more))

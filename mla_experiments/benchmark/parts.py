@@ -67,15 +67,15 @@ def calling_seconds(attention: str) -> tuple[float, float]:
     """Measure a model in which there is next to nothing to compute: seconds of a step, and of a layer on average."""
     few = 2 * len(names_in(attention))
     many = 3 * few
-    times = []
+    steps = {}
     for num_layers in (few, many):
         config = DecoderConfig(
             vocab_size=64, hidden_size=64, num_attention_heads=4, num_hidden_layers=num_layers, attention=attention
         )
-        step, _ = decode_step(DecoderForCausalLM(config), batch=1, context=16)
-        times.append(statistics.median(interleaved({"step": step}, rounds=20)["step"]))
-    per_layer = (times[1] - times[0]) / (many - few)
-    return max(0.0, times[0] - few * per_layer), per_layer
+        steps[num_layers], _ = decode_step(DecoderForCausalLM(config), batch=1, context=16)
+    times = {number: statistics.median(seconds) for number, seconds in interleaved(steps, rounds=20).items()}
+    per_layer = (times[many] - times[few]) / (many - few)
+    return max(0.0, times[few] - few * per_layer), per_layer
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from .gta import GTA
 from .hybrid import asked_for, names_in, pattern_of
 from .keqv import KEqV
 from .mfa import MFA
+from .mfa_kr import MFAKR
 from .mha import MHA
 from .mla import MLA
 from .mlra import MLRA
@@ -24,7 +25,7 @@ from .tpa import TPA
 
 ATTENTION: dict[str, type[Attention]] = {
     "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "keqv": KEqV, "gla": GLA, "mlra": MLRA, "tpa": TPA,
-    "mfa": MFA,
+    "mfa": MFA, "mfa_kr": MFAKR,
 }  # fmt: skip
 MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
@@ -88,6 +89,7 @@ __all__ = [
     "GQA",
     "GTA",
     "MFA",
+    "MFAKR",
     "MHA",
     "MISSION",
     "MLA",

@@ -48,6 +48,7 @@ def test_a_mechanism_imports_only_its_neighbours_and_is_imported_by_the_registry
         "checks",
         "compress",
         "heads",
+        "hybrid",
         "plugins",
         "remember",
         "rope",

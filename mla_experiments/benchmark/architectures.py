@@ -9,7 +9,7 @@ from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
 from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
-from .costs import BACKWARD, cached_numbers, num_parameters, skeleton, training_flops_per_token
+from .costs import BACKWARD, cached_numbers, layers_of, num_parameters, training_flops_per_token
 from .counting import stock_architecture
 from .stock import StockArchitecture
 
@@ -57,9 +57,12 @@ class Architecture:
 
     def decoding_flops(self, context: int) -> int:
         """Return the FLOPs of decoding one token after `context` tokens, from what is cached."""
-        config, attention = self.config, skeleton(self.config).model.layers[0].self_attn
-        in_layers = sum(attention.decoding_flops(min(context, window or context)) for window in config.windows())
-        in_attention = sum(p.numel() for p in attention.parameters()) * config.num_hidden_layers
+        config, layers = self.config, layers_of(self.config)
+        in_layers = sum(
+            layer.decoding_flops(min(context, window or context))
+            for layer, window in zip(layers, config.windows(), strict=True)
+        )
+        in_attention = sum(p.numel() for layer in layers for p in layer.parameters())
         norms = config.hidden_size * (2 * config.num_hidden_layers + 1)  # those outside attention
         others = self.active_parameters - in_attention - self._table - norms
         return in_layers + 2 * others
@@ -77,15 +80,18 @@ class Architecture:
         return min(self.parameters, batch * self.active_parameters) - self._table
 
     def described(self) -> str:
-        """Return the mechanism and its options."""
-        options = self.config.attention_options.items()
-        return f"{self.config.attention}: {', '.join(f'{k} {v}' for k, v in options if v is not None)}"
+        """Return the mechanisms and their options."""
+        return "; ".join(
+            f"{name}: {', '.join(f'{k} {v}' for k, v in options.items() if v is not None)}"
+            for name, options in self.config.mechanisms.items()
+        )
 
     def cache_described(self, size: int) -> str:
         """Return what the cache takes, at `size` bytes a number."""
         numbers = self.cached_numbers(1)
-        each = numbers // self.config.num_hidden_layers
-        return f"{numbers * size:,} bytes a token, {each:,} numbers a token and layer"
+        each = numbers / self.config.num_hidden_layers
+        mean = " on average" if len(self.config.mechanisms) > 1 else ""
+        return f"{numbers * size:,} bytes a token, {each:,.6g} numbers a token and layer{mean}"
 
     @property
     def _table(self) -> int:

@@ -6,6 +6,7 @@ Operations are those of matrix products, two a multiply-add, as torch's FLOP cou
 import torch
 
 from ..modeling import DecoderConfig, DecoderForCausalLM
+from ..modeling.attention import Attention
 
 BACKWARD = 2  # a backward pass computes two products for each of the forward pass
 
@@ -16,6 +17,11 @@ def skeleton(config: DecoderConfig) -> DecoderForCausalLM:
         return DecoderForCausalLM(config)
 
 
+def layers_of(config: DecoderConfig) -> list[Attention]:
+    """Return the attention of each layer, without memory for its weights."""
+    return [block.self_attn for block in skeleton(config).model.layers]
+
+
 def num_parameters(config: DecoderConfig) -> int:
     """Return the number of parameters, tied ones counted once."""
     return skeleton(config).num_parameters()
@@ -23,10 +29,10 @@ def num_parameters(config: DecoderConfig) -> int:
 
 def forward_flops(config: DecoderConfig, num_new: int, context: int) -> int:
     """Return the FLOPs of a forward pass of `num_new` tokens that see `context` tokens each, logits of all included."""
-    attention = skeleton(config).model.layers[0].self_attn
+    attention = sum(layer.flops(num_new, context) for layer in layers_of(config))
     mlp = 2 * num_new * 3 * config.hidden_size * config.intermediate_size
     head = 2 * num_new * config.hidden_size * config.vocab_size
-    return config.num_hidden_layers * (attention.flops(num_new, context) + mlp) + head
+    return attention + config.num_hidden_layers * mlp + head
 
 
 def training_flops_per_token(config: DecoderConfig, sequence_length: int) -> float:
@@ -36,8 +42,10 @@ def training_flops_per_token(config: DecoderConfig, sequence_length: int) -> flo
 
 def cached_numbers(config: DecoderConfig, context: int) -> int:
     """Return how many numbers the cache keeps of a sequence, over all layers: in a window what the next token sees."""
-    per_token = skeleton(config).model.layers[0].self_attn.cache_elements_per_token()
-    return per_token * sum(min(context, (window or context + 1) - 1) for window in config.windows())
+    return sum(
+        layer.cache_elements_per_token() * min(context, (window or context + 1) - 1)
+        for layer, window in zip(layers_of(config), config.windows(), strict=True)
+    )
 
 
 def cache_elements_per_token(config: DecoderConfig) -> int:

@@ -81,9 +81,9 @@ def prepared(
 
 
 def modes_of(model: torch.nn.Module, asked: list[str]) -> list[str | None]:
-    """Return the modes among those asked for that a model's mechanism knows; one that knows no choice is left alone."""
+    """Return the modes among those asked for that a model's layers know; where there is no choice it is left alone."""
     layers = (module for module in model.modules() if isinstance(module, Attention))
-    known = next((layer.decode_modes for layer in layers), ())
+    known = {mode for layer in layers for mode in layer.decode_modes}
     return [mode for mode in asked if mode in known] if len(known) > 1 else [None]
 
 

@@ -16,8 +16,9 @@ from transformers import DynamicCache
 from ..kernels import project
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import Attention
+from ..modeling.attention.hybrid import names_in
 from ..modeling.cache import growing
-from .costs import skeleton
+from .costs import layers_of
 from .decode import decode_step
 from .measure import interleaved
 
@@ -30,6 +31,7 @@ ROUNDS = 5
 class Parts:
     """Seconds of a decoding step for a batch size: per weight that is read, per layer and its tokens of context.
 
+    Where layers differ, those of a layer are their mean.
     `per_step` and `per_layer` are what calling costs; no arithmetic makes up for it in small models.
     """
 
@@ -49,27 +51,31 @@ class Parts:
 
 def measure_parts(config: DecoderConfig, batch: int) -> Parts:
     """Measure the parts of a model's decoding step, `batch` sequences together, in single precision."""
-    attention = skeleton(config).model.layers[0].self_attn.to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.normal_(std=0.02)  # as memory comes it may hold numbers that are slow to multiply
+    layers = layers_of(config)
+    one_of_each = {type(layer): layer.to_empty(device="cpu") for layer in layers}
+    for layer in one_of_each.values():
+        layer.layer_idx = 0  # of a cache of its own
+        for parameter in layer.parameters():  # as memory comes it may hold numbers that are slow to multiply
+            nn.init.normal_(parameter, std=0.02)
     per_step, per_layer = calling_seconds(config.attention)
     per_weight = seconds_per_weight(config.hidden_size, config.intermediate_size, batch)
-    return Parts(per_step, per_weight, per_layer, seconds_per_token(attention, batch))
+    per_token = {kind: seconds_per_token(layer, batch) for kind, layer in one_of_each.items()}
+    return Parts(per_step, per_weight, per_layer, statistics.fmean(per_token[type(layer)] for layer in layers))
 
 
 def calling_seconds(attention: str) -> tuple[float, float]:
-    """Measure a model in which there is next to nothing to compute: seconds of a step, and of each layer."""
-    few, many = 2, 6
-    times = []
+    """Measure a model in which there is next to nothing to compute: seconds of a step, and of a layer on average."""
+    few = 2 * len(names_in(attention))
+    many = 3 * few
+    steps = {}
     for num_layers in (few, many):
         config = DecoderConfig(
             vocab_size=64, hidden_size=64, num_attention_heads=4, num_hidden_layers=num_layers, attention=attention
         )
-        step, _ = decode_step(DecoderForCausalLM(config), batch=1, context=16)
-        times.append(statistics.median(interleaved({"step": step}, rounds=20)["step"]))
-    per_layer = (times[1] - times[0]) / (many - few)
-    return max(0.0, times[0] - few * per_layer), per_layer
+        steps[num_layers], _ = decode_step(DecoderForCausalLM(config), batch=1, context=16)
+    times = {number: statistics.median(seconds) for number, seconds in interleaved(steps, rounds=20).items()}
+    per_layer = (times[many] - times[few]) / (many - few)
+    return max(0.0, times[few] - few * per_layer), per_layer
 
 
 @torch.inference_mode()

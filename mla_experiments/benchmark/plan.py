@@ -13,6 +13,8 @@ from transformers import PreTrainedConfig
 
 from ..errors import UserError, unknown
 from ..modeling import DecoderConfig
+from ..modeling.attention import find, mechanisms_of
+from ..modeling.attention.hybrid import options_for, spread
 from ..modeling.conversion import read_config
 from .architectures import ARCHITECTURES, Architecture, architecture_from
 from .hardware import Hardware
@@ -79,9 +81,10 @@ def changed(
             "Llama, DeepSeek and models of ours"
         )
     old = architecture.config
-    same = attention in (None, old.attention)
-    values = old.to_dict() | {"attention": attention or old.attention}
-    values["attention_options"] = (old.attention_options | options) if same else options
+    now = find(attention or old.attention)
+    chosen = spread(options, mechanisms_of(now))
+    stated = options_for(now, {name: old.mechanisms.get(name, {}) | own for name, own in chosen.items()})
+    values = old.to_dict() | {"attention": now, "attention_options": stated}
     return replace(architecture, config=DecoderConfig.from_dict(values))
 
 

@@ -170,13 +170,13 @@ def with_files_of_mechanisms(argv: list[str], known: Iterable[str]) -> list[str]
     for word in argv:
         prefix = "--attention=" if word.startswith("--attention=") else ""
         inside = bool(prefix) or word == "--attention" if word.startswith("--") else inside
-        in_file = FROM_A_FILE.fullmatch(word.removeprefix(prefix)) if inside else None
-        if not in_file:
+        asked = word.removeprefix(prefix)
+        if not (inside and FROM_A_FILE.search(asked)):
             taken.append(word)
             continue
         from ..modeling.attention import find
 
-        name = find(in_file[0])
+        name = find(asked)
         if "attention" in known:
             taken.append(prefix + name)
         elif taken[-1:] == ["--attention"]:

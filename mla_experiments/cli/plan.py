@@ -24,7 +24,9 @@ class PlanArguments:
     batch_sizes: list[int] = field(
         default_factory=lambda: [1, 32], metadata={"help": "sequences decoded together"} | POSITIVE
     )
-    attention: str | None = field(default=None, metadata={"help": "what if it had another mechanism: mha gqa mqa mla"})
+    attention: str | None = field(
+        default=None, metadata={"help": "what if it had another: mha gqa mqa mla, or mla+mha"}
+    )
 
 
 def run(argv: list[str]) -> None:

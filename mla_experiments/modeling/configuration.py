@@ -1,4 +1,4 @@
-"""The configuration of a decoder: its size, its positions, and one attention mechanism chosen by name."""
+"""The configuration of a decoder: its size, its positions, and its attention, a mechanism or several, by name."""
 
 import dataclasses
 import difflib
@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import UserError
-from .attention import ATTENTION, find
+from .attention import ATTENTION, Attention, find
 from .attention.checks import COMMON, check_common, check_options, require, require_number, require_whole
+from .attention.hybrid import asked_for, is_hybrid, names_in, options_for, pattern_of
 from .attention.plugins import how_to_get, source_of
 from .attention.rope import check_rope
 from .cache_name import NAMES
@@ -41,9 +42,13 @@ class DecoderConfig(PreTrainedConfig):
         num_hidden_layers: number of blocks.
         num_attention_heads: query heads.
         max_position_embeddings: the longest sequence, in tokens.
-        attention: name of a registered mechanism, or `path/to/file.py:Class`.
-        attention_options: the mechanism's own hyper-parameters; what is left out derives from the size.
-        attention_source: where a mechanism from outside came from, see `plugins.source_of`; filled in.
+        attention: name of a registered mechanism, or `path/to/file.py:Class`; of a hybrid those of its layers, as a
+            list with one for each, or as a pattern that repeats over them, such as "mla+mla+mha". It is kept as the
+            shortest pattern: a list of equal names is the plain config of that name.
+        attention_options: the mechanism's own hyper-parameters; what is left out derives from the size. Where a list
+            or a pattern is given they are by mechanism: `{"mla": {"kv_lora_rank": 32}}`.
+        attention_source: where a mechanism from outside came from, see `plugins.source_of`; of a hybrid by mechanism;
+            filled in.
         output_gate: "element" or "head": a gate on what every head reads (Qiu et al. 2025); None: none.
         qk_norm: whether queries and keys are normed, each head alone, before they turn, as in Qwen3.
         attention_bias: whether the projections of the hidden states in attention have biases, as in Qwen2.
@@ -74,7 +79,7 @@ class DecoderConfig(PreTrainedConfig):
     num_hidden_layers: int = 8
     num_attention_heads: int = 16
     max_position_embeddings: int = 1024
-    attention: str = "mla"
+    attention: str | list[str] = "mla"
     attention_options: dict | None = None
     attention_source: dict | None = None
     output_gate: str | None = None
@@ -113,8 +118,9 @@ class DecoderConfig(PreTrainedConfig):
         for name, known in (("positions", POSITIONS), ("initialization", INITIALIZATIONS)):
             value = getattr(self, name)
             require(value in known, f"{name}={value!r} is unknown; choose {' or '.join(known)}.")
-        self.attention_options = self._resolve_attention()
-        check_common(ATTENTION[self.attention], {name: getattr(self, name) for name in COMMON})
+        self._resolve_attention()
+        for name in self.mechanisms:
+            check_common(ATTENTION[name], {common: getattr(self, common) for common in COMMON})
         self._check_windows()
         for name, described in (
             ("rope_parameters", self.rope_parameters),
@@ -124,8 +130,31 @@ class DecoderConfig(PreTrainedConfig):
         self._refuse_unknown(kwargs)
         require(not self.is_encoder_decoder, "is_encoder_decoder=True: there is no encoder here.")
         super().__post_init__(**kwargs)
-        rotary_dim = ATTENTION[self.attention].rotary_dim(self.attention_options)
-        check_rope(self.rope_parameters, rotary_dim, self.max_position_embeddings)
+        for name, options in self.mechanisms.items():
+            check_rope(self.rope_parameters, ATTENTION[name].rotary_dim(options), self.max_position_embeddings)
+
+    @property
+    def mechanisms(self) -> dict[str, dict]:
+        """The options of every mechanism that layers have, complete, by its name."""
+        return self.attention_options if is_hybrid(self.attention) else {self.attention: self.attention_options}
+
+    @property
+    def sources(self) -> dict[str, dict]:
+        """Where the mechanisms from outside came from, by name."""
+        stated = self.attention_source or {}
+        return stated if is_hybrid(self.attention) or not stated else {self.attention: stated}
+
+    def mechanism(self, layer: int) -> type[Attention]:
+        """Return the mechanism of a layer."""
+        return ATTENTION[self._name_of(layer)]
+
+    def options_of(self, layer: int) -> dict:
+        """Return the options of a layer's mechanism, complete."""
+        return self.mechanisms[self._name_of(layer)]
+
+    def _name_of(self, layer):
+        names = names_in(self.attention)
+        return names[layer % len(names)]
 
     def to_dict(self) -> dict:
         """Return all fields; what others have set on it beside them is named, so that it is read back, not refused."""
@@ -144,10 +173,6 @@ class DecoderConfig(PreTrainedConfig):
         require_whole("sliding_window", self.sliding_window)
         require(self.sliding_window > 1, "sliding_window=1 sees no token but itself; give more.")
         require(self.positions == "rope", f"sliding_window={self.sliding_window} is for RoPE, not learned positions.")
-        require(
-            not ATTENTION[self.attention].turns_when_read,
-            f"sliding_window={self.sliding_window} is not followed by attention={self.attention}; leave it out.",
-        )
         if self.layer_types is None:
             self.layer_types = [SLIDING] * self.num_hidden_layers
         types = self.layer_types
@@ -159,6 +184,12 @@ class DecoderConfig(PreTrainedConfig):
             len(types) == self.num_hidden_layers,
             f"layer_types names {len(types)} layers, but num_hidden_layers={self.num_hidden_layers}; name each.",
         )
+        for layer, window in enumerate(self.windows()):
+            require(
+                window is None or not self.mechanism(layer).turns_when_read,
+                f"sliding_window={window} is not followed by attention={self._name_of(layer)}; leave it out, or have "
+                f"layer {layer} see all by layer_types.",
+            )
 
     def windows(self) -> list[int | None]:
         """Return of each layer how many tokens it sees, None for all."""
@@ -178,35 +209,77 @@ class DecoderConfig(PreTrainedConfig):
         hint = f"did you mean {near[0]}?" if near else "options of the mechanism belong in attention_options."
         raise UserError(f"{unknown[0]}={given[unknown[0]]!r} is no field of a decoder's configuration; {hint}")
 
-    def _find_attention(self) -> None:
-        """Find the mechanism, and say where one from outside came from; or where it should have come from."""
-        stated = self.attention_source
-        says = isinstance(stated, dict) and "class" in stated and ("file" not in stated or "sha256" in stated)
-        require(not stated or says, f"attention_source={stated!r} does not say where a mechanism came from.")
-        try:
-            self.attention = find(self.attention)
-        except UserError:
-            if not stated:
-                raise
-            raise UserError(f"attention={self.attention} is not here; {how_to_get(stated)}") from None
-        self.attention_source = source_of(ATTENTION[self.attention])
-        if stated and stated != self.attention_source:
-            logger.warning_once(
-                f"attention={self.attention} of this model was another: {how_to_get(stated)}, for the same numbers"
-            )
-
-    def _resolve_attention(self) -> dict:
-        self._find_attention()
-        mechanism = ATTENTION[self.attention]
+    def _resolve_attention(self) -> None:
+        """Find the mechanisms, complete their options, and say where those from outside came from."""
+        asked, stated = asked_for(self.attention), self.attention_source
+        several = isinstance(self.attention, list) or len(asked) > 1
+        self._check_layers(asked)
+        by_name = several and isinstance(stated, dict)
+        found = [find_from(name, stated.get(name) if by_name else stated) for name in asked]
+        self.attention = pattern_of(found)
         given = {} if self.attention_options is None else self.attention_options
+        check_options(given, {})
+        if several and (unknown := sorted(given.keys() - set(found))):
+            raise UserError(
+                f"attention_options has {', '.join(unknown)}, which is no mechanism of attention={self.attention}; "
+                f"state options by mechanism: {', '.join(dict.fromkeys(found))}."
+            )
+        by_mechanism = given if several else {self.attention: given}
+        sources = {name: source_of(ATTENTION[name]) for name in found}
+        own = {name: self._resolved(name, by_mechanism.get(name)) for name in sources}
+        self.attention_options = options_for(self.attention, own)
+        outside = {name: source for name, source in sources.items() if source}
+        self.attention_source = options_for(self.attention, outside) or None
+
+    def _check_layers(self, asked: list) -> None:
+        """Refuse a list that does not name each layer, and a pattern that does not repeat to all of them."""
+        length, layers = len(asked), self.num_hidden_layers
+        named = all(isinstance(name, str) for name in asked)
+        require(named, f"attention={self.attention!r} is no name of a mechanism.")
+        require(
+            not isinstance(self.attention, list) or length == layers,
+            f"attention names {length} layers, but num_hidden_layers={layers}; name each.",
+        )
+        require(
+            layers % length == 0,
+            f"attention={self.attention} is a pattern of {length} layers, which does not repeat to "
+            f"num_hidden_layers={layers}; choose a multiple.",
+        )
+
+    def _resolved(self, name: str, given: dict | None) -> dict:
+        """Return the options of a mechanism, complete."""
+        mechanism, given = ATTENTION[name], {} if given is None else given
         known = mechanism.option_types()
         check_options(given, known)
         if unknown := sorted(given.keys() - known.keys()):
             raise UserError(
-                f"attention_options has {', '.join(unknown)}, unknown to attention={self.attention!r}; "
+                f"attention_options has {', '.join(unknown)}, unknown to attention={name!r}; "
                 f"it knows {', '.join(sorted(known))}."
             )
         return mechanism.resolve(self.hidden_size, self.num_attention_heads, rotary=self.positions == "rope", **given)
+
+
+def find_from(asked: str, stated: object) -> str:
+    """Return a mechanism's name in the registry, or say where it should have come from.
+
+    Args:
+        asked: its name, or `path/to/file.py:Class`.
+        stated: where a checkpoint says that it came from, if it does.
+
+    Raises:
+        UserError: it is not here, or `stated` says nothing of the kind.
+    """
+    says = isinstance(stated, dict) and "class" in stated and ("file" not in stated or "sha256" in stated)
+    require(not stated or says, f"attention_source={stated!r} does not say where a mechanism came from.")
+    try:
+        name = find(asked)
+    except UserError:
+        if not stated:
+            raise
+        raise UserError(f"attention={asked} is not here; {how_to_get(stated)}") from None
+    if stated and stated != source_of(ATTENTION[name]):
+        logger.warning_once(f"attention={name} of this model was another: {how_to_get(stated)}, for the same numbers")
+    return name
 
 
 @cache

@@ -19,11 +19,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..errors import UserError, reason_of
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
-from .attention import ATTENTION
 from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
-from .export import has_rotary_rows, has_scale, interleaved, native_config, stock_config, with_scale
+from .export import has_rotary_rows, has_scale, interleaved, native_config, stock_config, stock_of, with_scale
 from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
 ARCHITECTURES = {
@@ -67,9 +66,7 @@ def export_checkpoint(
     config = read_config(source)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"model={source} is a {config.model_type}, not a model of ours; nothing needs to be exported")
-    turn = (
-        ATTENTION[config.attention].stock == "deepseek_v3" and config.positions == "rope" and not config.rope_interleave
-    )
+    turn = stock_of(config.attention) == "deepseek_v3" and config.positions == "rope" and not config.rope_interleave
     stock = stock_config(DecoderConfig.from_dict({**config.to_dict(), "rope_interleave": True}) if turn else config)
     stock.architectures = [ARCHITECTURES[stock.model_type]]
     shards = checked_shards(source, shapes_of(config))

@@ -1,4 +1,4 @@
-"""A pre-norm decoder language model around any registered attention mechanism.
+"""A pre-norm decoder language model around any registered attention mechanism, or several, one a layer.
 
 The block is Llama's (Touvron et al. 2023, LLaMA, §2.2): RMSNorm, attention, residual, RMSNorm, SwiGLU, residual,
 no biases, no dropout. Weights bear the names of transformers' Llama and DeepSeek-V3, so with MHA, GQA or MQA the
@@ -26,7 +26,6 @@ from transformers.utils import logging
 from ..errors import UserError
 from ..kernels import normalise, project
 from ..kernels.plain import is_plain
-from .attention import ATTENTION
 from .attention.checks import require
 from .attention.rope import RotaryEmbedding
 from .cache import growing
@@ -70,7 +69,7 @@ class DecoderBlock(GradientCheckpointingLayer):
     def __init__(self, config: DecoderConfig, layer_idx: int):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = ATTENTION[config.attention](
+        self.self_attn = config.mechanism(layer_idx)(
             config.hidden_size,
             config.num_attention_heads,
             layer_idx=layer_idx,
@@ -81,7 +80,7 @@ class DecoderBlock(GradientCheckpointingLayer):
             output_gate=config.output_gate,
             qk_norm=config.qk_norm,
             attention_bias=config.attention_bias,
-            **config.attention_options,
+            **config.options_of(layer_idx),
         )
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
@@ -136,8 +135,10 @@ class DecoderModel(DecoderPreTrainedModel):
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         else:
-            rotary_dim = ATTENTION[config.attention].rotary_dim(config.attention_options)
-            self.rotary_emb = RotaryEmbedding(rotary_dim, config.rope_parameters, config.max_position_embeddings)
+            self.turning = turning_of(config)
+            for name, dim in {name: dim for name, dim, _ in self.turning}.items():
+                rotary = RotaryEmbedding(dim, config.rope_parameters, config.max_position_embeddings)
+                self.add_module(name, rotary)
         self.layers = nn.ModuleList(DecoderBlock(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
@@ -196,18 +197,15 @@ class DecoderModel(DecoderPreTrainedModel):
             position_ids = self._positions(x, attention_mask, past)
         masks = self._masks(x, attention_mask, position_ids, cache)
         if self.config.positions == "learned":
-            x, position_embeddings = x + self.embed_positions(position_ids), None
-        else:
-            position_embeddings = self.rotary_emb(position_ids, x.dtype)
-            if ATTENTION[self.config.attention].turns_when_read:
-                position_embeddings += self.rotary_emb(positions_kept(position_ids, past, cache), x.dtype)
+            x = x + self.embed_positions(position_ids)
+        rotations = self._rotations(x, position_ids, past, cache)
         asked = self._asked(output_attentions, output_hidden_states)
         attentions = [] if asked["attentions"] or self.config._attn_implementation == "eager" else None
         hidden_states = []
-        of_layers = zip(islice(self.layers, self.config.num_hidden_layers), self.config.windows(), strict=False)
-        for layer, window in of_layers:  # of which an early exit leaves some out
+        layers = islice(self.layers, self.config.num_hidden_layers)  # of which an early exit leaves some out
+        for layer, window, rotation in zip(layers, self.config.windows(), rotations, strict=False):
             hidden_states.append(x)
-            x = layer(x, position_embeddings, masks[window], attentions, cache)  # by name, checkpointing would drop it
+            x = layer(x, rotation, masks[window], attentions, cache)  # by name, checkpointing would drop it
         x = normalise(self.norm, x)
         output = DecoderOutput(
             last_hidden_state=x,
@@ -216,6 +214,18 @@ class DecoderModel(DecoderPreTrainedModel):
             **by_name(cache),
         )
         return self._returned(output, return_dict)
+
+    def _rotations(self, x, position_ids, past, cache):
+        """The tables of each layer, see `Attention.forward`: made once for all that turn alike; without RoPE none."""
+        if self.config.positions == "learned":
+            return [None] * len(self.layers)
+        made = {}
+        for turning in dict.fromkeys(self.turning):
+            rotary, reader = getattr(self, turning[0]), turning[2]
+            made[turning] = rotary(position_ids, x.dtype)
+            if reader is not None:
+                made[turning] += rotary(positions_kept(position_ids, past, cache, reader), x.dtype)
+        return [made[turning] for turning in self.turning]
 
     def _masks(self, x, attention_mask, position_ids, cache):
         """A mask for layers that see all, and one for those that see a window, as far as there are such.
@@ -271,16 +281,34 @@ class DecoderModel(DecoderPreTrainedModel):
         return torch.arange(length, device=x.device).unsqueeze(0) + past
 
 
-def positions_kept(position_ids: torch.Tensor, past: int | torch.Tensor, cache: Cache | None) -> torch.Tensor:
+def turning_of(config: DecoderConfig) -> list[tuple[str, int, int | None]]:
+    """Return how the heads of each layer turn; layers of which it is the same share their tables.
+
+    Returns:
+        The name of the module that makes the tables, how many numbers of a head turn, and, if keys turn when they are
+        read, the first layer of which that is so.
+    """
+    layers = [(config.mechanism(layer), config.options_of(layer)) for layer in range(config.num_hidden_layers)]
+    dims = [mechanism.rotary_dim(options) for mechanism, options in layers]
+    names = ["rotary_emb" if dim == dims[0] else f"rotary_emb_{dim}" for dim in dims]  # the first is named as Llama's
+    turned = [mechanism.turns_when_read for mechanism, _ in layers]
+    readers = [turned.index(True) if late else None for late in turned]
+    return list(zip(names, dims, readers, strict=True))
+
+
+def positions_kept(
+    position_ids: torch.Tensor, past: int | torch.Tensor, cache: Cache | None, layer: int = 0
+) -> torch.Tensor:
     """Return the positions `[B or 1, S]` of all that is kept, which follow one another up to the last new token's.
 
     Args:
         position_ids: `[B or 1, T]` of the new tokens, which are not in the cache yet.
         past: how many tokens are.
         cache: S is what it will return, for a static one all that it has room for.
+        layer: whose cache it is; in other layers a window may be all that is kept.
     """
     num_new = position_ids.shape[1]
-    kept = num_new if cache is None else cache.get_mask_sizes(num_new, 0)[0]
+    kept = num_new if cache is None else cache.get_mask_sizes(num_new, layer)[0]
     if isinstance(kept, int) and kept == num_new:
         return position_ids
     first = position_ids[:, -1:] - (past + num_new - 1)

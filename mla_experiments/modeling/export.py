@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DeepseekV3Config,
 from ..errors import UserError, reason_of
 from .attention import ATTENTION
 from .attention.checks import COMMON, require
+from .attention.hybrid import is_hybrid
 from .configuration import DecoderConfig
 
 SHARED_FIELDS = (
@@ -87,7 +88,7 @@ def stock_family(config: DecoderConfig) -> str:
     Raises:
         UserError: there is none.
     """
-    family = ATTENTION[config.attention].stock
+    family = stock_of(config.attention)
     if family is None:
         raise UserError(
             f"attention={config.attention} exists in no stock model; {', '.join(exportable())} can be exported"
@@ -101,6 +102,11 @@ def stock_family(config: DecoderConfig) -> str:
             raise UserError(f"{said} with attention={config.attention} exists in no stock model; it cannot be exported")
         family = WITH[family, name]
     return family
+
+
+def stock_of(attention: str) -> str | None:
+    """Return the `model_type` of the stock model with a mechanism; None where there is none, as of hybrids."""
+    return None if is_hybrid(attention) else ATTENTION[attention].stock
 
 
 def exportable() -> list[str]:
@@ -194,7 +200,7 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
 
 def has_scale(name: str, config: DecoderConfig) -> bool:
     """Return whether what a weight of a model of ours gives, by its name, is multiplied by the scale of latents."""
-    scaled = ATTENTION[config.attention].stock and config.attention_options.get("latent_scale", False)
+    scaled = stock_of(config.attention) and config.attention_options.get("latent_scale", False)
     return bool(scaled) and name.endswith(("self_attn.kv_a_layernorm.weight", "self_attn.q_a_layernorm.weight"))
 
 

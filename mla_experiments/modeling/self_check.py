@@ -9,6 +9,7 @@ import torch
 
 from .. import versions
 from ..errors import UserError, reason_of
+from .attention.hybrid import names_in
 
 PROMPT, NEW = 5, 6  # tokens
 _problems: dict[str, str | None] = {}  # by mechanism, as far as it was asked for
@@ -24,7 +25,7 @@ def check_decoding(attention: str) -> None:
     """Beyond the tested versions, compare cached with uncached tokens of a miniature, once in a process.
 
     Args:
-        attention: name of a registered mechanism.
+        attention: name of a registered mechanism, or the pattern of a hybrid.
 
     Raises:
         UserError: they differ, or decoding fails.
@@ -58,7 +59,8 @@ def _agrees(attention):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = DecoderConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=64, hidden_size=32, intermediate_size=32, num_attention_heads=4,
+            num_hidden_layers=2 * len(names_in(attention)),
             max_position_embeddings=2 * (PROMPT + NEW), attention=attention, initializer_range=0.3,
         )  # fmt: skip
         model = DecoderForCausalLM(config).eval()

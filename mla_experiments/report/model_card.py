@@ -10,6 +10,7 @@ from ..evaluation.results import known_rows, with_headings
 from ..markdown import escaped, table
 from ..modeling import DecoderConfig
 from ..modeling.attention import ATTENTION
+from ..modeling.attention.hybrid import is_hybrid, names_in
 from ..modeling.attention.plugins import how_to_get
 from ..modeling.export import native_config
 from ..run_files import RUN_FILE, read_run
@@ -47,7 +48,7 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
         model_name=run_folder.resolve().name,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["mla-experiments", name],
+        tags=list(dict.fromkeys(("mla-experiments", name, *names_in(name)))),
         eval_results=[result for row in rows for result in eval_results(row)] or None,
     )
     parts = [
@@ -69,8 +70,9 @@ def attention_of(config: PreTrainedConfig) -> str:
 
 
 def described(name: str) -> str:
-    """Return what a mechanism is, in words; its name where it is not here."""
-    return ATTENTION[name].description if name in ATTENTION else name
+    """Return what a mechanism, or those of a hybrid, is in words; its name where it is not here."""
+    known = [ATTENTION[one].description if one in ATTENTION else one for one in dict.fromkeys(names_in(name))]
+    return known[0] if len(known) == 1 else f"layers of {' and of '.join(known)}"
 
 
 def eval_results(row: dict) -> list[EvalResult]:
@@ -91,12 +93,19 @@ def describe_model(config: PreTrainedConfig, native: bool) -> str:
         f"{config.vocab_size:,}, context {config.max_position_embeddings:,} tokens"
     )
     if native:
-        options = ", ".join(f"{name} {value}" for name, value in config.attention_options.items() if value is not None)
-        source = config.attention_source
-        beside = f" The mechanism is from outside mla-experiments: {escaped(how_to_get(source))}." if source else ""
+        several = is_hybrid(config.attention)
+        options = [
+            f"{name}: " * several + ", ".join(f"{option} {value}" for option, value in own.items() if value is not None)
+            for name, own in config.mechanisms.items()
+        ]
+        beside = "".join(
+            f" The mechanism{f' {name}' * several} is from outside mla-experiments: {escaped(how_to_get(source))}."
+            for name, source in config.sources.items()
+        )
+        equations = "\n".join(f"    {ATTENTION[name].equation}" for name in config.mechanisms)
         return (
-            f"{size}; {options}. Positions: {config.positions}. A model of mla-experiments.{beside}\n\n"
-            f"    {ATTENTION[config.attention].equation}"
+            f"{size}; {'; '.join(options)}. Positions: {config.positions}. A model of mla-experiments.{beside}\n\n"
+            f"{equations}"
         )
     return f"{size}. A stock `{config.model_type}` of transformers, written by mla-experiments."
 

@@ -21,6 +21,7 @@ from .fields import (
     OWN,
     check_fields,
     check_options,
+    check_solvable,
     designs_of,
     listed,
     match_of,
@@ -90,7 +91,8 @@ def read_study(path: Path) -> Study:
     """
     path = Path(path)
     source, content = read_yaml(path, "study", "`field: value`")
-    attention = [find(name) for name in listed("attention", content.pop("attention", list(MISSION)))]
+    asked = listed("attention", content.pop("attention", list(MISSION)))
+    attention = listed("attention", [find(name) for name in asked])
     check_fields(content, path)
     preset = preset_name(content.pop("preset", "auto"))
     settings = {name: value for name, value in (trainer_defaults() | PRESETS[preset]).items() if value is not None}
@@ -102,6 +104,7 @@ def read_study(path: Path) -> Study:
     options = {
         name.removeprefix(prefix): listed(name, content.pop(name)) for name in list(content) if name.startswith(prefix)
     }
+    check_solvable(attention, match)
     check_options(attention, options, match)
     data = {name: same_for_all(name, content.pop(name, value)) for name, value in DATA.items()}
     values = {name: [typed(name, value) for value in listed(name, content[name])] for name in content}

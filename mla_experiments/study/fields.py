@@ -11,8 +11,9 @@ from typing import Any
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import UserError, unknown
-from ..modeling.attention import ATTENTION
+from ..modeling.attention import ATTENTION, mechanisms_of
 from ..modeling.attention.checks import check_option
+from ..modeling.attention.hybrid import is_hybrid
 from ..training import RunArguments
 from ..training.flags import REFUSED
 from . import tuning
@@ -63,16 +64,24 @@ def check_options(attention: list[str], options: dict[str, list], match: str) ->
         knowing = [name for name in attention if option in options_of(name)]
         if not knowing:
             raise UserError(f"attention.{option} is an option of none of {', '.join(attention)}; leave it out")
-        for name in knowing:
-            for value in values:
-                check_option(f"attention.{option}", value, ATTENTION[name].option_types()[option])
+        for mechanism in (one for name in knowing for one in mechanisms_of(name).values()):
+            if option in mechanism.free_options():
+                for value in values:
+                    check_option(f"attention.{option}", value, mechanism.option_types()[option])
         if match == "cache" and any(option == ATTENTION[name].cache_option for name in attention):
             raise UserError(f"attention.{option} is what match=cache solves for; leave it out or choose another match")
 
 
+def check_solvable(attention: list[str], match: str) -> None:
+    """Refuse hybrids where the cache is held equal: of several options none is the one to solve for."""
+    hybrids = [name for name in attention if is_hybrid(name)]
+    if match == "cache" and hybrids:
+        raise UserError(f"match=cache solves for an option of one mechanism, which {hybrids[0]} is not; choose another")
+
+
 def options_of(attention: str) -> set[str]:
-    """Return the options of a mechanism that a study can choose."""
-    return ATTENTION[attention].option_names() - ATTENTION[attention].fixed_options
+    """Return the options that a study can choose of a mechanism, or of any in a hybrid."""
+    return set().union(*(mechanism.free_options() for mechanism in mechanisms_of(attention).values()))
 
 
 def match_of(match: str, budget: Any) -> tuple[str, int | None]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ..benchmark.costs import cache_elements_per_token, num_parameters, training_flops_per_token
 from ..errors import UserError
 from ..modeling import DecoderConfig
-from ..modeling.attention import ATTENTION
+from ..modeling.attention import ATTENTION, mechanisms_of
+from ..modeling.attention.hybrid import spread
 from ..modeling.export import stock_config
 from ..training import RunArguments
 from .description import Study, Variant, with_settings
@@ -50,7 +51,7 @@ def match(study: Study, vocab_size: int) -> list[Matched]:
     solved, marks = [], {}
     for variant in study.variants:
         options = dict(variant.options)
-        if study.match == "cache" and ATTENTION[variant.attention].cache_option:
+        if cache_option(study, variant.attention):
             options |= nearest_cache(study, variant, vocab_size)
         size = tuple(variant.changed.get(name) for name in SIZES)
         solved.append(complete(study, variant, options, vocab_size, marks.get(size)))
@@ -92,7 +93,7 @@ def same_models(study: Study, solved: list[Matched], vocab_size: int) -> dict[st
         mechanism, options, stock = config.attention, config.attention_options, None
         with contextlib.suppress(UserError):  # most variants are no stock model
             stock = stock_config(config).to_dict()
-        trained = [matched.variant.changed, study.designs[mechanism], matched.intermediate_size]
+        trained = [matched.variant.changed, study.designs[matched.variant.attention], matched.intermediate_size]
         name = matched.variant.name
         for earlier, of, with_options, as_stock, trained_so in before:
             same = with_options == options if of == mechanism else stock is not None and as_stock == stock
@@ -122,6 +123,11 @@ def match_trial(study: Study, solved: list[Matched], number: int, settings: Sett
     first = next(one for one in solved if [one.variant.changed.get(name) for name in SIZES] == size)
     variant = with_settings(base.variant, settings)
     return complete(study, variant, base.options | variant.options, vocab_size, measure_of(study, first))
+
+
+def cache_option(study: Study, attention: str) -> str | None:
+    """Return the option of a mechanism that is solved for, if the study holds the cache equal."""
+    return ATTENTION[attention].cache_option if study.match == "cache" else None  # where there are no hybrids
 
 
 def measure_of(study: Study, matched: Matched) -> float:
@@ -175,7 +181,7 @@ def nearest_cache(study: Study, variant: Variant, vocab_size: int) -> dict:
 
     The cache grows with the option, whatever it is: of the values that the mechanism can have, halving finds the one.
     """
-    wanted, name = study.cache_bytes_per_token, ATTENTION[variant.attention].cache_option
+    wanted, name = study.cache_bytes_per_token, cache_option(study, variant.attention)
     values = possible_values(name, config_of(study, variant, variant.options, vocab_size), variant.options)
 
     def cached(value):
@@ -221,5 +227,6 @@ def run_arguments(
     own, _ = study.arguments(variant)
     if intermediate_size is not None:
         own = own | {"intermediate_size": intermediate_size}
-    own = own | {"attention": [variant.attention], "attention_options": json.dumps({variant.attention: options})}
+    by_mechanism = spread(options, mechanisms_of(variant.attention))
+    own = own | {"attention": [variant.attention], "attention_options": json.dumps(by_mechanism)}
     return RunArguments(**(own | more))

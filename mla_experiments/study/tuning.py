@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..modeling.attention import ATTENTION
+from ..modeling.attention import mechanisms_of
 from ..modeling.attention.checks import COMMON, check_option
 
 SEED = 1000  # of all trials
@@ -60,12 +60,11 @@ class Space:
 
 
 def has_factor(attention: str, name: str) -> bool:
-    """Return whether a mechanism has what a factor of that name changes."""
-    mechanism = ATTENTION[attention]
+    """Return whether a mechanism has what a factor of that name changes; of a hybrid, whether any has an option."""
+    mechanisms = mechanisms_of(attention).values()
     if name.startswith(OPTION):
-        option = name.removeprefix(OPTION)
-        return option in mechanism.option_names() - mechanism.fixed_options
-    return name not in COMMON or name in mechanism.takes
+        return any(name.removeprefix(OPTION) in mechanism.free_options() for mechanism in mechanisms)
+    return name not in COMMON or all(name in mechanism.takes for mechanism in mechanisms)
 
 
 def factor_of(name: str, values: Any) -> Factor:
@@ -103,8 +102,9 @@ def check_factor(name: str, factor: Factor, attention: list[str], trials: int) -
     if not having:
         raise UserError(f"tuning.{name} is of none of {', '.join(attention)}; leave it out")
     if name.startswith(OPTION):
-        for one in having:
-            kind = ATTENTION[one].option_types()[name.removeprefix(OPTION)]
+        option = name.removeprefix(OPTION)
+        kinds = [mechanism.option_types() for one in having for mechanism in mechanisms_of(one).values()]
+        for kind in (types[option] for types in kinds if option in types):
             for value in factor.values:
                 check_option(f"tuning.{name}", value, kind)
 

@@ -215,9 +215,12 @@ def generation(case: Case) -> None:
 
 
 def gradients(case: Case) -> None:
-    """Every parameter learns."""
+    """Every parameter learns, at once or, where it is multiplied by what starts at 0, after a step."""
     model, tokens = case.model(), case.tokens()
-    model(tokens, labels=tokens).loss.backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # gradients add up
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"{name} has no gradient"
 

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 from ..manifest import library_versions
 from ..modeling import DecoderConfig
-from ..modeling.attention import ATTENTION
+from ..modeling.attention import mechanisms_of
 from ..modeling.attention.checks import COMMON
 from .flags import REFUSED, STEERED_BY_VALIDATION
 from .settings import RunArguments, trainer_defaults
@@ -225,13 +225,14 @@ def sources_hash(attention: str) -> str:
     """Return a hash of the sources that decide the arithmetic: comments and docstrings do not, a mechanism's file does.
 
     Args:
-        attention: the mechanism, which may come from elsewhere.
+        attention: the mechanism, or several, which may come from elsewhere.
     """
     found = [path for name in SOURCES for path in (PACKAGE / name, *(PACKAGE / name).rglob("*")) if path.is_file()]
     files = {path.relative_to(PACKAGE).as_posix(): path for path in found if path.suffix in (".py", ".c")}
-    mechanism = Path(inspect.getsourcefile(ATTENTION[attention])).resolve()
-    if PACKAGE not in mechanism.parents:
-        files["mechanism"] = mechanism
+    for name, mechanism in mechanisms_of(attention).items():
+        path = Path(inspect.getsourcefile(mechanism)).resolve()
+        if PACKAGE not in path.parents:
+            files[f"mechanism {name}"] = path
     content = {name: code_of(files[name]) for name in sorted(files)}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ import torch
 from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import find
+from ..modeling.attention.hybrid import names_in, options_for
 from .flags import REFUSED
 
 PRESETS = {
@@ -36,7 +37,7 @@ class RunArguments:
 
     attention: list[str] = field(
         default_factory=lambda: ["mha", "mqa", "mla"],
-        metadata={"help": "mechanisms to train, one after another: mha gqa mqa mla"},
+        metadata={"help": "what to train, one after another: mha gqa mqa mla, or over the layers mla+mha"},
     )
     preset: str = field(
         default="auto",
@@ -117,8 +118,9 @@ class RunArguments:
                 'give JSON such as {"mla": {"kv_lora_rank": 64}}'
             ) from None
         options = {find(name): part for name, part in options.items()}
+        asked = {name for attention in map(find, self.attention) for name in names_in(attention)}
         for name in options:
-            if name not in map(find, self.attention):
+            if name not in asked:
                 raise UserError(
                     f"attention_options has {name}, but attention={' '.join(self.attention)} does not; leave it out"
                 )
@@ -130,7 +132,7 @@ class RunArguments:
             num_attention_heads=self.num_attention_heads,
             max_position_embeddings=self.sequence_length,
             attention=attention,
-            attention_options=options.get(attention),
+            attention_options=options_for(attention, options),
             output_gate=self.output_gate,
             qk_norm=self.qk_norm,
             attention_bias=self.attention_bias,

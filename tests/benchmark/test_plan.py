@@ -123,6 +123,22 @@ def test_what_if_keeps_the_rest():
     assert llama.config.attention == "mla" and llama.config.num_hidden_layers == 32
 
 
+def test_layers_may_differ():
+    """Costs are the means of those of the mechanisms, options go to the layers that know them, others stay."""
+    mla, mqa, both = (changed(ARCHITECTURES["deepseek-v2"], name, {}) for name in (None, "mqa", "mqa+mla"))
+    for what in ("parameters", "active_parameters"):
+        assert 2 * getattr(both, what) == getattr(mla, what) + getattr(mqa, what)
+    for context in (1, 5000):
+        assert 2 * both.cached_numbers(context) == mla.cached_numbers(context) + mqa.cached_numbers(context)
+        assert 2 * both.decoding_flops(context) == mla.decoding_flops(context) + mqa.decoding_flops(context)
+    assert 2 * both.training_flops() == mla.training_flops() + mqa.training_flops()
+    smaller = changed(both, None, {"kv_lora_rank": 256})
+    assert smaller.config.attention_options["mqa"] == both.config.attention_options["mqa"]
+    assert smaller.config.attention_options["mla"] == both.config.attention_options["mla"] | {"kv_lora_rank": 256}
+    assert smaller.described().startswith("mqa: head_dim 40, num_key_value_heads 1; mla: q_lora_rank 1536")
+    assert "numbers a token and layer on average" in smaller.cache_described(2)
+
+
 def test_every_named_hardware_can_be_planned_for(capsys):
     for name in HARDWARE:
         assert main(["plan", "llama-3-8b", "--hardware", name, "--contexts", "4096", "--batch-sizes", "1"]) == 0
@@ -140,6 +156,8 @@ def test_every_named_hardware_can_be_planned_for(capsys):
         (["plan", "reference", "--kv_lora_rank", "rank"], "argument --kv_lora_rank"),
         (["plan", "reference", "--attention", "mlaa"], "attention=mlaa is unknown; did you mean mla"),
         (["plan", "reference", "--attention", "mqa", "--kv-lora-rank", "3"], "attention_options has kv_lora_rank"),
+        (["plan", "reference", "--attention", "mqa+mha", "--kv-lora-rank", "3"], "is an option of none of mqa, mha"),
+        (["plan", "deepseek-v2-lite", "--attention", "mla+mha"], "does not repeat to num_hidden_layers=27"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(capsys, argv, said):
@@ -175,7 +193,7 @@ def test_a_step_is_the_sum_of_its_measured_parts(monkeypatch):
     monkeypatch.setattr("mla_experiments.benchmark.parts.UNCACHED", 1 << 16)
     monkeypatch.setattr("mla_experiments.benchmark.parts.CONTEXTS", (64, 512))
     assert Parts(1e-3, 2e-9, 1e-4, 1e-6).step(weights=500_000, num_layers=10, context=100) == pytest.approx(4e-3)
-    for attention in ("gqa", "mla"):
+    for attention in ("gqa", "mla", "gqa+mla"):
         config = DecoderConfig(
             vocab_size=50, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, attention=attention
         )

@@ -229,6 +229,28 @@ def mfa(weights, hidden_states, settings):
 
 
 @each_sequence
+def mfa_kr(weights, hidden_states, settings):
+    """Hu et al. 2024, MFA-Key-Reuse: as above, but v = k + α ⊙ N k of the key before it turns."""
+    heads, width = settings["num_attention_heads"], settings["head_dim"]
+
+    def at(vector, place):
+        return turned(vector, place, settings) if settings["rotary"] else vector
+
+    kept = [weights["k_proj.weight"] @ h for h in hidden_states]
+    values = [key + weights["v_scale"] * (weights["v_proj.weight"] @ key) for key in kept]
+    keys = [at(key, place) for place, key in enumerate(kept)]
+    rows = []
+    for now, h in enumerate(hidden_states):
+        latent = normed(weights["q_a_proj.weight"] @ h, weights["q_a_layernorm.weight"], settings["rms_norm_eps"])
+        outputs = []
+        for head in range(heads):
+            query = at(weights["q_b_proj.weight"][head * width : (head + 1) * width] @ latent, now)
+            outputs.append(mixed(query, keys[: now + 1], values[: now + 1], width**-0.5))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
+@each_sequence
 def keqv(weights, hidden_states, settings):
     """Gemma 4: one normed state a group, a value as it is, and a key once it is weighed and turned."""
     heads, groups, width = (settings[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
@@ -254,5 +276,5 @@ def keqv(weights, hidden_states, settings):
 
 REFERENCES = {
     "mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla, "gta": gta, "gla": gla, "mlra": mlra, "tpa": tpa,
-    "mfa": mfa, "keqv": keqv,
+    "mfa": mfa, "mfa_kr": mfa_kr, "keqv": keqv,
 }  # fmt: skip

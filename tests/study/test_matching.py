@@ -34,13 +34,13 @@ def counted_flops(made, length):
 
 @pytest.mark.parametrize("positions", ["rope", "learned"])
 def test_parameters_agree(tmp_path, positions):
-    stated = study(tmp_path, match="parameters", positions=positions, attention=["mha", "gqa", "mqa", "mla"])
+    stated = study(tmp_path, match="parameters", positions=positions, attention=["mha", "gqa", "mqa", "mla", "mla+mqa"])
     totals = [sum(p.numel() for p in DecoderForCausalLM(config(stated, m)).parameters()) for m in match(stated, 300)]
     assert max(totals) / min(totals) < 1.005
 
 
 def test_training_flops_agree(tmp_path):
-    stated = study(tmp_path, match="flops", attention=["mha", "mla"])
+    stated = study(tmp_path, match="flops", attention=["mha", "mla", "mla+mha"])
     counted = []
     for matched in match(stated, 300):
         counted.append(counted_flops(config(stated, matched), 256))
@@ -116,6 +116,14 @@ def test_costs_are_those_of_the_real_model(attention, layers, length, tied, voca
         ({"attention.kv_lora_rank": "many"}, "must be an integer"),
         ({"attention": []}, r"attention=\[\] leaves nothing to run"),
         ({"attention": ["mha", "mha"]}, "attention names mha twice"),
+        ({"attention": ["mla+mha", "mla+mha+mla+mha"]}, r"attention names mla.mha twice"),
+        ({"attention": "mha+mlq"}, "attention=mlq is unknown"),
+        ({"attention": "mha+mqa", "attention.kv_lora_rank": 8}, r"is an option of none of mha\+mqa"),
+        ({"attention": "mha+mla", "attention.kv_lora_rank": "many"}, "must be an integer"),
+        (
+            {"match": "cache", "cache_bytes_per_token": 9, "attention": ["mla", "mha+mla"]},
+            r"match=cache solves for an option of one mechanism, which mha\+mla is not",
+        ),
         ({"seeds": []}, "leaves nothing to run"),
         ({"seeds": [0, 0]}, "seeds names 0 twice"),
         ({"seeds": ["a"]}, "must be whole numbers"),
@@ -175,3 +183,12 @@ def test_a_budget_that_nothing_meets_is_refused(tmp_path):
     stated = study(tmp_path, match="cache", cache_bytes_per_token=10, attention=["mha", "mla"])
     with pytest.raises(UserError, match="cache_bytes_per_token=10 is met by no variant to within 5 %; the nearest is"):
         match(stated, 300)
+
+
+def test_options_reach_those_layers_of_a_hybrid_that_know_them(tmp_path):
+    given = {"attention.kv_lora_rank": [8, 16], "attention.num_key_value_heads": 2}
+    stated = study(tmp_path, attention=["mha+mla", "gqa+mla"], hidden_size=64, num_attention_heads=4, **given)
+    names = [variant.name for variant in stated.variants]
+    assert names[1:3] == ["mha+mla kv_lora_rank=16", "gqa+mla kv_lora_rank=8 num_key_value_heads=2"]
+    made = config(stated, match(stated, 300)[2])
+    assert made.options_of(0)["num_key_value_heads"] == 2 and made.options_of(1)["kv_lora_rank"] == 8

@@ -13,8 +13,10 @@ from .decode_modes import set_decode_mode
 from .gla import GLA
 from .gqa import GQA
 from .gta import GTA
+from .hybrid import asked_for, names_in, pattern_of
 from .keqv import KEqV
 from .mfa import MFA
+from .mfa_kr import MFAKR
 from .mha import MHA
 from .mla import MLA
 from .mlra import MLRA
@@ -23,7 +25,7 @@ from .tpa import TPA
 
 ATTENTION: dict[str, type[Attention]] = {
     "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "keqv": KEqV, "gla": GLA, "mlra": MLRA, "tpa": TPA,
-    "mfa": MFA,
+    "mfa": MFA, "mfa_kr": MFAKR,
 }  # fmt: skip
 MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
@@ -47,12 +49,24 @@ def register(mechanism: type[Attention], name: str | None = None) -> str:
     return name
 
 
-def find(asked: str) -> str:
-    """Return the name in the registry of what is asked for: a name, or `path/to/file.py:Class`, which is registered.
+def find(asked: str | list[str]) -> str:
+    """Return what is asked for by its names in the registry; of a hybrid the shortest pattern, see `hybrid`.
+
+    Args:
+        asked: a name, or `path/to/file.py:Class`, which is registered; or several, as a list or with + between them.
 
     Raises:
         UserError: nobody knows it, or what it names does not import or is no mechanism.
     """
+    return pattern_of([_found(name) for name in asked_for(asked)])
+
+
+def mechanisms_of(pattern: str) -> dict[str, type[Attention]]:
+    """Return the mechanisms in what `find` returns, by name, each once."""
+    return {name: ATTENTION[name] for name in names_in(pattern)}
+
+
+def _found(asked: str) -> str:
     require(isinstance(asked, str), f"attention={asked!r} is no name of a mechanism.")
     if asked in ATTENTION:
         return asked
@@ -62,7 +76,7 @@ def find(asked: str) -> str:
         plugins.hand_on(path, in_file[2])
         return name
     for named in plugins.handed_on():
-        if find(named) == asked:
+        if _found(named) == asked:
             return asked
     if mechanism := plugins.announced(asked):
         return register(mechanism, asked)
@@ -75,6 +89,7 @@ __all__ = [
     "GQA",
     "GTA",
     "MFA",
+    "MFAKR",
     "MHA",
     "MISSION",
     "MLA",
@@ -84,6 +99,7 @@ __all__ = [
     "Attention",
     "KEqV",
     "find",
+    "mechanisms_of",
     "register",
     "set_decode_mode",
 ]

@@ -1,9 +1,8 @@
 """The contract that every attention mechanism keeps.
 
 A mechanism is one class in one file. It states what it is (`description`, `equation`), its hyper-parameters
-(`resolve`), its arithmetic (`forward`), and what it costs (`cache_parts`, `flops`). Training, generation, evaluation,
-studies, planner, benchmarks and reports ask it for the rest, so that no other file names it; the contract tests
-(`mla_experiments.testing.check_attention`) hold it to what it states.
+(`resolve`), its arithmetic (`forward`), and what it costs (`cache_parts`, `flops`). Whoever must know more asks it, so
+that no other file names it; the contract tests (`mla_experiments.testing.check_attention`) hold it to what it states.
 """
 
 import inspect
@@ -125,6 +124,11 @@ class Attention(CommonOptions, nn.Module, ABC):
     def option_names(cls) -> set[str]:
         """Return the names of the mechanism's own hyper-parameters."""
         return set(cls.option_types())
+
+    @classmethod
+    def free_options(cls) -> set[str]:
+        """Return the names of those hyper-parameters that its definition leaves to choose."""
+        return cls.option_names() - cls.fixed_options
 
     def resolved(self) -> dict[str, Option]:
         """Return the layer's own hyper-parameters, complete."""

@@ -25,7 +25,7 @@ from .checks import head_width, require_groups, require_turnable
 from .gqa import GQA
 from .heads import split_heads
 from .remember import remember_state
-from .rope import rotate
+from .rope import rotate_as_read
 
 
 class Weight(nn.Module):
@@ -96,9 +96,7 @@ class KEqV(Attention):
         kept = remember_state(cache, self.layer_idx, state, attention_mask)  # [B, G, S, d]
         key = normalise(self.k_norm, kept)
         if self.rotary:
-            new, of_all = position_embeddings[:2], position_embeddings[-2:]
-            query = rotate(query, new, self.rope_interleave)
-            key = rotate(key, tuple(table[:, : key.shape[2]] for table in of_all), self.rope_interleave)
+            query, key = rotate_as_read(query, key, position_embeddings, self.rope_interleave)
         attended = attend(query, key, kept, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, d]
         return self.output(attended, hidden_states)
 

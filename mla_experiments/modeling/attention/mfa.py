@@ -8,8 +8,7 @@ a cache of two vectors can afford; and queries as wide as that come through a lo
 
 Cached per token: k and v, 2 · C numbers. The paper gives the latent of the queries C numbers too, and no norm; the
 norm and a rank of its own are those of Step-3 (StepFun 2025, arXiv 2507.19427: width 7168, 64 heads of 256, rank 2048).
-Weights are named as in `mla.py` for queries and as in `mha.py` for the rest. MFA-KR, whose value (I + diag(α) N) S^k h
-is made from a key that is not turned, is not here: caches keep keys that are turned.
+Weights are named as in `mla.py` for queries and as in `mha.py` for the rest. In `mfa_kr.py` values are made from keys.
 """
 
 from typing import Any, ClassVar
@@ -41,9 +40,13 @@ class MFA(Attention):
         self.q_a_layernorm = nn.RMSNorm(self.q_lora_rank, eps=self.rms_norm_eps)
         self.q_b_proj = nn.Linear(self.q_lora_rank, self.num_heads * self.head_dim, bias=False)
         self.k_proj = self.linear(hidden_size, self.head_dim)
-        self.v_proj = self.linear(hidden_size, self.head_dim)
+        self.make_values()
         self.make_norms(self.head_dim)
         self.make_output(self.head_dim)
+
+    def make_values(self) -> None:
+        """Make what values come from: a projection of the hidden states."""
+        self.v_proj = self.linear(self.hidden_size, self.head_dim)
 
     @classmethod
     def resolve(
@@ -79,8 +82,7 @@ class MFA(Attention):
         attentions: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Project, rotate, remember, attend, project: see `Attention.forward`."""
-        latent = normalise(self.q_a_layernorm, project(self.q_a_proj, hidden_states))  # [B, T, rank]
-        query = split_heads(project(self.q_b_proj, latent), self.head_dim)  # [B, H, T, C]
+        query = self.queries(hidden_states)  # [B, H, T, C]
         key = project(self.k_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]
         value = project(self.v_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]
         query, key = self.normed(query, key)
@@ -90,6 +92,11 @@ class MFA(Attention):
         key, value = self.remember(cache, key, value)  # [B, 1, S, C]
         attended = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, C]
         return self.output(attended, hidden_states)
+
+    def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the queries, through their latent: `[B, T, D]` to `[B, H, T, C]`."""
+        latent = normalise(self.q_a_layernorm, project(self.q_a_proj, hidden_states))  # [B, T, rank]
+        return split_heads(project(self.q_b_proj, latent), self.head_dim)
 
     def cache_parts(self) -> dict[str, int]:
         """2 · C: one key and one value for all heads."""

@@ -154,3 +154,19 @@ def rotate(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tenso
     cos, sin = (table.unsqueeze(1) for table in position_embeddings)  # [B, 1, T, D / 2]
     first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rotate_as_read(
+    query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...], interleaved: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn new queries `[B, H, T, D]`, and all keys that are kept `[B, G, S, D]`, where they are kept as they are.
+
+    Args:
+        query: see above.
+        key: see above.
+        position_embeddings: cosines and sines of the new tokens `[B or 1, T, D / 2]`, then those of at least S kept
+            ones; where there are but two tables, all are new.
+        interleaved: see `rotate`.
+    """
+    of_kept = tuple(table[:, : key.shape[2]] for table in position_embeddings[-2:])
+    return rotate(query, position_embeddings[:2], interleaved), rotate(key, of_kept, interleaved)

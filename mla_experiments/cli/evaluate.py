@@ -48,6 +48,11 @@ def run(argv: list[str]) -> None:
     for folder in results.run_folders:
         write_model_card(folder)
     print(results.table())
+    if len(results.run_folders) > 1:
+        print(
+            "\nOne run each: what lies between them may be chance. What is told apart, and how surely, takes a study:"
+        )
+        print("mla-experiments study experiments/attention.yaml (corpus: PATH in it takes your own text)")
     written = results.save(output_dir)
     wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", "mla-experiments generate --model NAME")
 

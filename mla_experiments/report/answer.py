@@ -108,10 +108,21 @@ def costs(found: Findings, rows: list[Row]) -> list[str]:
     said = [f"{start} {small.cache_bytes:,} bytes a token{than}."]
     context = DECODE_CONTEXTS[-1]
     if timed := [row for row in level if context in row.decode]:
-        fast = max(timed, key=lambda row: row.decode[context])
-        most = ", the most of them" if len(timed) > 1 else ""
-        said.append(f"{fast.name} decodes {fast.decode[context]:,.0f} tokens per second at {context:,} tokens{most}.")
+        fast = max(timed, key=lambda row: row.decode[context].median)
+        speed = fast.decode[context]
+        others = [row for row in timed if row is not fast]
+        within = [row.name for row in others if row.decode[context].high >= speed.low]
+        said.append(
+            f"{fast.name} decodes {speed.median:,.0f} tokens per second at {context:,} tokens{ranked(others, within)}."
+        )
     return said
+
+
+def ranked(others: list[Row], within: list[str]) -> str:
+    """Say whether a speed is the highest, or which others lie within its spread."""
+    if within:
+        return f", and {joined(within)} within the spread of that"
+    return ", the most of them" if others else ""
 
 
 def between(found: Findings, first: str, second: str) -> list[str]:

@@ -21,6 +21,20 @@ Runs = dict[int, Path]  # folders by seed
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Tokens per second: the median of some turns, the slowest and the fastest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, recorded: dict | float) -> "Speed":
+        """Return what a study recorded; older ones recorded the median alone."""
+        return cls(**recorded) if isinstance(recorded, dict) else cls(recorded, recorded, recorded)
+
+
+@dataclass(frozen=True)
 class Row:
     """A variant with the settings that came out best, with its estimates over seeds.
 
@@ -36,8 +50,8 @@ class Row:
     parameters: int
     training_flops: float
     cache_bytes: int
-    training_speed: float | None
-    decode: dict[int, float]
+    training_speed: Speed | None
+    decode: dict[int, Speed]
 
     @property
     def mechanism(self) -> str:
@@ -174,8 +188,8 @@ def row_of(content: dict, variant: dict, runs: Runs) -> Row:
         parameters=variant["parameters"],
         training_flops=variant["training_flops_per_token"],
         cache_bytes=variant["cache_bytes_per_token"],
-        training_speed=content["training"].get(name),
-        decode={int(context): speed for context, speed in content["decode"].get(name, {}).items()},
+        training_speed=Speed.of(content["training"][name]) if name in content["training"] else None,
+        decode={int(context): Speed.of(speed) for context, speed in content["decode"].get(name, {}).items()},
     )
 
 

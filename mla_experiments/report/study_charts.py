@@ -49,7 +49,8 @@ def fronts(rows: list[Owned]) -> list[Chart]:
         f"decode tokens/s at {context:,}", BITS,
     )  # fmt: skip
     caches = [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows]
-    speeds = [(row, own, row.decode[context], -row.decode[context]) for row, own in rows if context in row.decode]
+    timed = [(row, own, row.decode[context].median) for row, own in rows if context in row.decode]
+    speeds = [(row, own, speed, -speed) for row, own, speed in timed]
     return [with_front(cache, caches), *([with_front(speed, speeds)] if speeds else [])]
 
 
@@ -84,7 +85,8 @@ def loss_curves(rows: list[Owned], key: str) -> list[Chart]:
         caption += " Seconds are those of steps timed in turns, since runs may have shared the machine."
     chart = Chart(f"loss-{key}", f"Validation loss against {label}", caption, label, "nats per token")
     for row, own in rows:
-        scale = {"tokens": 1.0, "flops": row.training_flops, "seconds": 1 / (row.training_speed or np.inf)}[key]
+        speed = row.training_speed.median if row.training_speed else np.inf
+        scale = {"tokens": 1.0, "flops": row.training_flops, "seconds": 1 / speed}[key]
         if scale and (curve := loss_curve(row)):
             tokens, means, band = curve
             chart.series.append(Series(row.name, [at * scale for at in tokens], means, band, **own))

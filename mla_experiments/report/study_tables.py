@@ -3,7 +3,7 @@
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Estimate, shown_p
 from ..study.trials import in_words
-from .findings import Findings
+from .findings import Findings, Speed
 from .nuisance import by_recipe, flips
 
 MISSING = "\N{EN DASH}"
@@ -96,6 +96,8 @@ def interval(ends: tuple[float, float] | None) -> str:
     return MISSING if ends is None else f"{ends[0]:+.4f} to {ends[1]:+.4f}"
 
 
-def speed(value: float | None) -> str:
-    """Return a rate as text."""
-    return MISSING if value is None else f"{value:,.0f}"
+def speed(value: Speed | None) -> str:
+    """Return a rate and its range as text."""
+    if value is None:
+        return MISSING
+    return f"{value.median:,.0f}" + ("" if value.low == value.high else f" ({value.low:,.0f} to {value.high:,.0f})")

@@ -84,7 +84,7 @@ def measure(trials: Trials, known: dict) -> dict:
     return speeds | {"samples": known["samples"] | samples}
 
 
-def training_speeds(trials: Trials) -> dict[str, float]:
+def training_speeds(trials: Trials) -> dict[str, dict[str, float]]:
     """Return tokens per second of a training step, by variant, taking turns: runs may have shared the machine."""
     steps, tokens = {}, {}
     for name, matched in variants(trials).items():
@@ -93,15 +93,21 @@ def training_speeds(trials: Trials) -> dict[str, float]:
         steps[name] = training_step(DecoderForCausalLM(config_for(trials, matched)).to(device()), *shape)
         tokens[name] = shape[0] * shape[1]
     seconds = interleaved(steps, rounds=9)
-    return {name: 1e3 * tokens[name] / spread(times)["ms"] for name, times in seconds.items()}
+    return {name: speed_of(tokens[name], times) for name, times in seconds.items()}
 
 
-def decode_speeds(trials: Trials) -> dict[str, dict[str, float]]:
+def speed_of(tokens: int, seconds: list[float]) -> dict[str, float]:
+    """Return the median, the slowest and the fastest turn in tokens per second."""
+    turns = spread(seconds)
+    return {name: 1e3 * tokens / turns[of] for name, of in (("median", "ms"), ("low", "to"), ("high", "from"))}
+
+
+def decode_speeds(trials: Trials) -> dict[str, dict[str, dict[str, float]]]:
     """Return tokens per second of decoding at batch 1, by variant and context, taking turns; RoPE only.
 
     Weights are random: speed does not depend on them, and a trained context need not be so long.
     """
-    speeds: dict[str, dict[str, float]] = {name: {} for name in variants(trials)}
+    speeds: dict[str, dict[str, dict[str, float]]] = {name: {} for name in variants(trials)}
     for context in DECODE_CONTEXTS:
         steps = {}
         for name, matched in variants(trials).items():
@@ -110,7 +116,7 @@ def decode_speeds(trials: Trials) -> dict[str, dict[str, float]]:
                 config.max_position_embeddings = context + 8
                 steps[name] = decode_step(DecoderForCausalLM(config).to(device()), 1, context)[0]
         for name, seconds in interleaved(steps, rounds=9).items():
-            speeds[name][str(context)] = 1e3 / spread(seconds)["ms"]
+            speeds[name][str(context)] = speed_of(1, seconds)
     return speeds
 
 

@@ -234,3 +234,13 @@ def test_what_cannot_be_reported_is_one_sentence(tmp_path, capsys, name, said):
     fake_study(tmp_path, done=lambda _: False)
     assert main(["report", str(tmp_path / name)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_no_speed_wins_within_its_spread(tmp_path):
+    folder = fake_study(tmp_path)
+    around = {"mha": (50, 45, 55), "gqa": (60, 59, 61), "mqa": (61, 60, 62), "mla": (53, 52, 54)}
+    speeds = {name: dict(zip(("median", "low", "high"), turns, strict=True)) for name, turns in around.items()}
+    change(folder, decode={name: {"1024": speed, "8192": speed} for name, speed in speeds.items()})
+    text = text_of(read_findings(folder))
+    assert "mla decodes 53 tokens per second at 8,192 tokens, and mha within the spread of that." in text.answer
+    assert text.results[0]["decode tokens/s at 8,192"] == "50 (45 to 55)"

@@ -5,6 +5,7 @@ import numpy as np
 from ..run_files import METRICS_FILE, check_files, read_metrics
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import estimate
+from . import scaling
 from .charts import Chart, Series
 from .findings import Findings, Row
 from .nuisance import by_recipe
@@ -25,7 +26,13 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
     ]
     cost = [*fronts(rows), cache_size(rows)]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
-    return {"cost": cost, "training": training, "tuned": tuning_charts(found, rows), "recipes": recipes(found, rows)}
+    return {
+        "cost": cost,
+        "training": training,
+        "tuned": tuning_charts(found, rows),
+        "recipes": recipes(found, rows),
+        "scaling": laws(found),
+    }
 
 
 def looks(rows: list[Row]) -> list[Style]:
@@ -158,6 +165,20 @@ def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
         chart.series.append(Series(f"{b} less {a}", at, differences, reach, **owned[b], look="points"))
     if chart.series:
         chart.series.append(Series("no difference", [0.5, len(settings) + 0.5], [0.0, 0.0], look="curve"))
+    return [chart] if chart.series else []
+
+
+def laws(found: Findings) -> list[Chart]:
+    """Return the laws of loss against compute with the points that they are fitted to, up to twice the largest."""
+    chart = Chart(
+        "scaling", "Bits per byte against compute", "Means over seeds, and the power law fitted to them.",
+        "training FLOPs", BITS, log_x=True,
+    )  # fmt: skip
+    for number, (name, curve) in enumerate(scaling.curves(found).items()):
+        own = {"owner": number, "style": style(number, number)}
+        along = np.geomspace(curve.compute[0], scaling.BEYOND * curve.compute[-1], 40)
+        chart.series.append(Series(name, curve.compute.tolist(), curve.bits.tolist(), **own, look="points"))
+        chart.series.append(Series(name, along.tolist(), curve.at(along).tolist(), **own, look="curve"))
     return [chart] if chart.series else []
 
 

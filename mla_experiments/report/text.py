@@ -6,6 +6,7 @@ import yaml
 
 from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
+from . import scaling
 from .answer import answer, joined
 from .findings import Findings
 from .study_tables import Table, differences, recipes, results, settings_tried
@@ -28,6 +29,7 @@ class Text:
     answer: list[str]
     results: Table
     matched: str
+    scaling: list[str]
     recipes: Table
     differences: Table
     tuned: Table
@@ -53,6 +55,7 @@ def text_of(found: Findings) -> Text:
         answer=answer(found),
         results=results(found),
         matched=" ".join([matched(found), *left_out(found)]),
+        scaling=scaling.sentences(laws) if (laws := scaling.curves(found)) else [],
         recipes=recipes(found),
         differences=differences(found),
         tuned=settings_tried(found),

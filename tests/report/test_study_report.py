@@ -13,6 +13,7 @@ from markupsafe import escape
 from mla_experiments.cli import main
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
+from mla_experiments.report import scaling
 from mla_experiments.report.findings import read_findings
 from mla_experiments.report.study import to_markdown, write_report
 from mla_experiments.report.study_charts import charts, looks
@@ -244,3 +245,26 @@ def test_no_speed_wins_within_its_spread(tmp_path):
     text = text_of(read_findings(folder))
     assert "mla decodes 53 tokens per second at 8,192 tokens, and mha within the spread of that." in text.answer
     assert text.results[0]["decode tokens/s at 8,192"] == "50 (45 to 55)"
+
+
+def test_what_a_difference_does_as_compute_grows_is_said_with_its_interval(tmp_path):
+    tokens = (1000, 2000, 4000, 8000)
+    laws = {"mha": lambda c: 1.0 + 0.5 * (c / tokens[0]) ** -0.3, "mla": lambda c: 0.9 + 0.7 * (c / tokens[0]) ** -0.3}
+    planted = [(Variant(name, {}, {"train_tokens": c}), law(c)) for name, law in laws.items() for c in tokens]
+    found = read_findings(fake_study(tmp_path, variants=planted, noise=1))
+    curves = scaling.curves(found)
+    assert list(curves) == ["mha", "mla"]
+    easy = curves["mha"].bits[-1] - laws["mha"](tokens[-1])  # what the documents add to all
+    for name, law in laws.items():
+        assert curves[name].compute.tolist() == [1e7 * c for c in tokens]
+        assert curves[name].at(1e7 * 16_000) == pytest.approx(law(16_000) + easy, abs=0.01)
+    difference, (low, high) = scaling.difference_at(*curves.values(), 1.6e11)
+    assert low < laws["mla"](16_000) - laws["mha"](16_000) < high and high - low < 0.05
+    assert difference == pytest.approx((low + high) / 2, abs=0.02)
+    said = text_of(found).scaling
+    assert re.search(r"R² (0\.99|1\.00)", said[0]) and said[2].startswith("mla less mha: +0.1") and "at 1.6e+11 FLOPs" in said[2]
+    (chart,) = charts(found)["scaling"]
+    assert max(chart.series[1].x) == pytest.approx(1.6e11)
+    two = [(variant, worse) for variant, worse in planted if variant.changed["train_tokens"] < 4000]
+    (tmp_path / "two").mkdir()
+    assert not scaling.curves(read_findings(fake_study(tmp_path / "two", variants=two))), "two points are no law"

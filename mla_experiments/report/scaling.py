@@ -1,0 +1,130 @@
+"""What a difference does as compute grows: a power law through the sizes and budgets of each mechanism.
+
+Bits per byte = E + A · (C / C₀)^-α for training FLOPs C (Hoffmann et al. 2022, arXiv 2203.15556, §3.3, on one axis; C₀
+is the smallest, so that A is what is left to gain there). Three points determine a curve, so that a good fit of three
+says little; seeds are drawn anew to say how little. Nothing is said beyond twice the largest budget.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from ..evaluation.scores import read_scores
+from ..study.matching import SIZES
+from ..study.statistics import CONFIDENCE, Interval, bits_per_byte
+from .findings import Findings, Row
+
+ALONG = (*SIZES, "num_attention_heads", "train_tokens")  # what makes points of one curve
+DRAWS = 200
+BEYOND = 2.0  # times the largest compute
+Parameters = tuple[float, float, float]  # E, A, α
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mechanism's law.
+
+    Attributes:
+        compute: training FLOPs, ascending.
+        bits: means over seeds, bits per byte.
+        law: E, A and α.
+        drawn: laws of other draws of the seeds.
+    """
+
+    compute: np.ndarray
+    bits: np.ndarray
+    law: Parameters
+    drawn: list[Parameters]
+
+    def at(self, compute: np.ndarray | float, law: Parameters | None = None) -> np.ndarray:
+        """Return the bits per byte at some compute."""
+        limit, gain, power = law or self.law
+        return limit + gain * (np.asarray(compute) / self.compute[0]) ** -power
+
+    @property
+    def cost(self) -> str:
+        """Say how well the law fits."""
+        rest = self.bits - self.at(self.compute)
+        spread = ((self.bits - self.bits.mean()) ** 2).sum()
+        explained = 1 - (rest**2).sum() / spread if spread else 1.0
+        return f"R² {explained:.4f}, largest residual {np.abs(rest).max():.4f}"
+
+
+def fit(compute: np.ndarray, bits: np.ndarray, start: Parameters | None = None) -> Parameters:
+    """Return the law nearest to some points, by least squares; E is at least 0, α from 0 to 2.
+
+    Args:
+        compute: ascending.
+        bits: bits per byte there.
+        start: a law nearby, if one is known.
+    """
+    ratio = compute / compute[0]
+
+    def rest(law):
+        return law[0] + law[1] * ratio ** -law[2] - bits
+
+    starts = [(bits.min() * share, bits[0] - bits.min() * share, power) for share in (0.5, 0.9) for power in (0.1, 0.5)]
+    starts = [start] if start else starts
+    found = [least_squares(rest, start, bounds=([0, 0, 0], [np.inf, np.inf, 2])) for start in starts]
+    return tuple(map(float, min(found, key=lambda one: one.cost).x))
+
+
+def curves(found: Findings) -> dict[str, Curve]:
+    """Return a curve for each mechanism, or recipe of one, that was trained with three or more amounts of compute."""
+    parts = {variant["name"]: variant["variant"] for variant in found.content["variants"]}
+    settings = found.content["stated"]["settings"]
+    families: dict[str, list[tuple[float, Row]]] = {}
+    for row in found.rows:
+        changed = parts[row.name]["changed"]
+        others = " ".join(f"{name}={value}" for name, value in changed.items() if name not in ALONG)
+        tokens = (settings | changed)["train_tokens"]
+        families.setdefault(f"{row.mechanism} {others}".strip(), []).append((row.training_flops * tokens, row))
+    return {
+        name: curve_of(sorted(points, key=lambda point: point[0]))
+        for name, points in families.items()
+        if len({compute for compute, _ in points}) >= 3
+    }
+
+
+def curve_of(points: list[tuple[float, Row]]) -> Curve:
+    """Return the law of rows, and those of seeds drawn anew, the same for all rows."""
+    compute = np.array([flops for flops, _ in points])
+    seeds = sorted(set.intersection(*(set(row.runs) for _, row in points)))
+    bits = np.array([[_bits(row.runs[seed]) for seed in seeds] for _, row in points])  # [points, seeds]
+    generator = np.random.default_rng(0)
+    draws = generator.integers(0, len(seeds), (DRAWS if len(seeds) > 1 else 0, len(seeds)))
+    law = fit(compute, bits.mean(1))
+    return Curve(compute, bits.mean(1), law, [fit(compute, bits[:, drawn].mean(1), law) for drawn in draws])
+
+
+def _bits(folder):
+    test = read_scores(folder)["test"]
+    return float(bits_per_byte(test.nats, test.bytes))
+
+
+def difference_at(a: Curve, b: Curve, compute: float) -> tuple[float, Interval | None]:
+    """Return B's bits per byte less A's by their laws, and its interval over seeds; None of a single seed."""
+    drawn = [float(b.at(compute, of_b) - a.at(compute, of_a)) for of_a, of_b in zip(a.drawn, b.drawn, strict=False)]
+    ends = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) if drawn else None
+    return float(b.at(compute) - a.at(compute)), None if ends is None else (float(ends[0]), float(ends[1]))
+
+
+def sentences(found: dict[str, Curve]) -> list[str]:
+    """Say the laws, how well they fit, and what each difference to the first one does as compute grows."""
+    said = []
+    for name, curve in found.items():
+        limit, gain, power = curve.law
+        said.append(f"{name}: {limit:.3f} + {gain:.3f} · (C / {curve.compute[0]:.2g})^-{power:.3f} ({curve.cost}).")
+    first, *others = found
+    for name in others:
+        a, b = found[first], found[name]
+        low = max(a.compute[0], b.compute[0])
+        high = BEYOND * min(a.compute[-1], b.compute[-1])
+        ends = []
+        for compute in (low, high):
+            difference, interval = difference_at(a, b, compute)
+            shown = "" if interval is None else f" ({interval[0]:+.4f} to {interval[1]:+.4f})"
+            ends.append(f"{difference:+.4f}{shown} at {compute:.2g} FLOPs")
+        said.append(f"{name} less {first}: {' and '.join(ends)}, twice the largest budget; 95 % over seeds.")
+    return said

@@ -130,6 +130,20 @@ class Comparison:
         tail = (1 - CONFIDENCE) / 2 / self.pairs
         return max(spread.reach(tail) + spread.reach(1 - POWER) for spread in self._spreads)
 
+    def with_seeds(self, count: int) -> "Comparison":
+        """Return what the same comparison would be of so many seeds that vary as those here; it has a verdict.
+
+        What documents alone add stays as it is, however many seeds there are.
+        """
+        seeds = Spread(self.seeds.error * math.sqrt((self.seeds.freedom + 1) / count), count - 1)
+        rest = max(0.0, self.both.error**2 - self.seeds.error**2)
+        squares = seeds.error**4 / seeds.freedom + rest**2 / self.documents.freedom
+        error = math.hypot(seeds.error, math.sqrt(rest))
+        both = Spread(error, error**4 / squares if squares else 1)
+        return replace(
+            self, seeds=seeds, both=both, documents=replace(self.documents, error=min(self.documents.error, error))
+        )
+
     @property
     def is_told(self) -> bool:
         """Whether the difference is real, as far as tests go."""

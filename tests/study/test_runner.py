@@ -105,6 +105,11 @@ def test_every_mechanism_tries_as_many_points_of_its_own_space(state, tmp_path, 
     totals = [variant["parameters"] for variant in found["variants"]]
     assert max(totals) / min(totals) < 1.005
     assert main(["report", "studies/tuned"]) == 0
+    capsys.readouterr()
+    code = main(["plan", path, "--difference", "5"])
+    said = capsys.readouterr()
+    found = "by 3 seeds (for mla against mha; this study has 3): 12 runs" in said.out
+    assert found if code == 0 else "needs a pair of variants with three seeds" in said.err  # of too few documents
     report = (tmp_path / "studies" / "tuned" / "report.md").read_text()
     assert "initialization" in report and "What tuning is worth" in report
 

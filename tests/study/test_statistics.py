@@ -175,3 +175,18 @@ def test_a_parabola_is_found_again_and_an_edge_is_flagged():
     falling = fit_rates({rate: -rate for rate in rates})
     assert falling.at_edge and falling.best == 8e-3
     assert fit_rates({1e-3: 2.0}).optimum is None and not fit_rates({1e-3: 2.0}).at_edge
+
+
+def test_more_seeds_see_smaller_differences_as_such_studies_do():
+    generator, size = np.random.default_rng(16), np.full(40, 1000)
+    zero, seen = {seed: np.zeros(40) for seed in range(12)}, {4: [], 12: []}
+    for _ in range(100):
+        nats = generator.normal(0, 10, (12, 1)) + generator.normal(0, 40, (1, 40)) + generator.normal(0, 60, (12, 40))
+        of = dict(enumerate(nats))
+        (few,) = compare({"a": zero, "b": {seed: of[seed] for seed in range(4)}}, size)
+        (many,) = compare({"a": zero, "b": of}, size)
+        seen[4].append(few.with_seeds(12).detectable)
+        seen[12].append(many.detectable)
+        assert few.with_seeds(4).detectable == pytest.approx(few.detectable, rel=0.35)
+        assert few.with_seeds(12).detectable <= few.with_seeds(5).detectable
+    assert np.median(seen[4]) == pytest.approx(np.median(seen[12]), rel=0.15)

@@ -45,7 +45,7 @@ def trained(train):
         ("other", ["study", "tiny.yaml", "--studies-dir", "other"]),
     ],
 )
-def test_a_file_in_the_place_of_a_folder_is_kept_and_named(trained, capsys, file, argv):
+def test_a_file_in_the_place_of_a_folder_is_kept_and_named(trained, drawn, capsys, file, argv):
     Path(file).write_text("mine")
     Path("text.txt").write_text("the king sees the river . \n\n" * 2000)
     Path("tiny.yaml").write_text("corpus: text.txt\nattention: [mla]\nvocab_size: 258\npreset: demo\n")

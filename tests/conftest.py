@@ -9,6 +9,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CP
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands that tests start buffer what they say, as a user's do
 
+import contextlib
 import gc
 import random
 import shutil
@@ -68,6 +69,18 @@ def _undrawn(request, monkeypatch):
 @pytest.fixture
 def drawn():
     """Curves are drawn, as for a user."""
+
+
+@contextlib.contextmanager
+def full_disk(room: int):
+    """Have writing fail after so many bytes of a file, as on a full disk: by the limit on the size of files."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 FAULTS = {  # of the libraries themselves: the first version without

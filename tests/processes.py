@@ -20,15 +20,8 @@ def training(**flags) -> list[str]:
 
 
 def changed(code: str, **flags) -> list[str]:
-    """Return the command that trains, some Python code run first; `slow` in it says so and takes very long."""
-    script = (
-        "import os, signal, sys, time\n"
-        "def slow(*_, **__):\n"
-        "    print('slow now', flush=True)\n"
-        f"    time.sleep({2 * PATIENCE})\n"
-        f"{code}\n"
-        "from mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    """Return the command that trains, some Python code run first."""
+    script = f"import os, signal, sys\n{code}\nfrom mla_experiments.cli import main; sys.exit(main(sys.argv[1:]))"
     return [sys.executable, "-c", script, *training(**flags)[3:]]
 
 

@@ -16,10 +16,10 @@ from faults.memory import memory_of_training
         (corruptions, "--count 3 --seed 1", "wrong: 0 of 3"),
         (configurations, "--count 150 --seed 1", "neither working nor refused by name: 0"),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
+    ids=["kills", "corruptions", "configurations"],
 )
 def test_a_few_faults_do_no_harm(tool, flags, said, monkeypatch, capsys):
-    """In forks of this process, which has imported everything."""
+    """In forks of this process, which has imported everything; they draw no curves."""
     monkeypatch.setattr(sys, "argv", [tool.__file__, *shlex.split(flags)])
     code = tool.main()
     reported = capsys.readouterr().out
@@ -29,5 +29,5 @@ def test_a_few_faults_do_no_harm(tool, flags, said, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_memory_of_a_run_is_read_over_its_life(tmp_path):
     """Whether it grows a short run does not tell; `tests/report/test_curves.py` holds what made it grow."""
-    tenths = memory_of_training(tmp_path, 100)
+    tenths = memory_of_training(tmp_path, 20, pause=0.2)
     assert len(tenths) == 10 and 50 < tenths[1] <= max(tenths) < 5_000

@@ -9,6 +9,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CP
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands that tests start buffer what they say, as a user's do
 
+import contextlib
+import gc
 import random
 import shutil
 import signal
@@ -19,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mla_experiments import report
 from mla_experiments.cli import main
 from mla_experiments.data import prepare_corpus, prepare_tokenizer, prepare_tokens
 from mla_experiments.versions import installed, release
@@ -45,6 +48,39 @@ def _own_signals():
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _what_is_imported_is_no_garbage():
+    """Commands collect garbage before they measure or draw, and would look through all of the libraries each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """Draw no curves in this process: two seconds of three that a tiny run takes. `drawn` has them drawn."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(report, "draw_curves", lambda runs, figures: [])
+
+
+@pytest.fixture
+def drawn():
+    """Curves are drawn, as for a user."""
+
+
+@contextlib.contextmanager
+def full_disk(room: int):
+    """Have writing fail after so many bytes of a file, as on a full disk: by the limit on the size of files."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 FAULTS = {  # of the libraries themselves: the first version without

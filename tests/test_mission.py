@@ -37,11 +37,9 @@ def user_s_python(tmp_path) -> Path:
     """The Python of an environment of its own, made by the user's line at the versions of `constraints.txt`."""
     python = tmp_path / "environment" / ("Scripts" if os.name == "nt" else "bin") / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
-    uv = shutil.which("uv")  # the same packages, sooner
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))  # the same packages, sooner
     installer = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
-    links = {"UV_COMPILE_BYTECODE": "1"}  # as pip does: else each command compiles the libraries anew
-    if "PIP_FIND_LINKS" in os.environ:
-        links["UV_FIND_LINKS"] = os.environ["PIP_FIND_LINKS"]
+    links = {"UV_FIND_LINKS": os.environ["PIP_FIND_LINKS"]} if "PIP_FIND_LINKS" in os.environ else {}
     constraints = ["--quiet", "--constraint", str(REPOSITORY / "constraints.txt")]
     subprocess.run([*installer, *constraints, *LINE.split()], check=True, env={**os.environ, **links})
     return python
@@ -50,7 +48,9 @@ def user_s_python(tmp_path) -> Path:
 def environment(tmp_path: Path, python: Path) -> dict:
     """As a user has it, with `python` on the path, the hub out of reach, and the package not installed."""
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONSAFEPATH": ""}
+    own = {"PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONSAFEPATH": ""}
+    own["PYTHONDONTWRITEBYTECODE"] = ""  # what one command has compiled of the libraries, the next need not
+    return {**os.environ, **own}
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,12 +86,13 @@ def environment(name: str, torch: str) -> Path:
 
 
 def counts(python: Path, suite: list[str]) -> str:
-    """Return how many tests of a suite passed, failed or were skipped, as pytest says it."""
+    """Return how many tests of a suite passed or not, as pytest says it, or that it ended in an error."""
     command = [str(python), "-m", "pytest", "--quiet", "--tb=short", "--show-capture=no", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, *suite], cwd=REPOSITORY, capture_output=True, text=True)
     last = (done.stdout.strip().splitlines() or ["nothing was said"])[-1]
     if done.returncode:
         print(done.stdout[-6000:], done.stderr[-2000:], sep="\n", file=sys.stderr)
+        last = last if "failed" in last or "error" in last else f"error {done.returncode}: {last}"
     return re.sub(r",? \d+ (warnings?|deselected)|(?<=s)econds| in .*", "", last)
 
 
@@ -117,7 +119,7 @@ def main() -> int:
     given = parser.parse_args()
     pinned = re.search(r"^torch==(\S+)", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.M)
     names = ["oldest", "newest"] if given.quick else ["oldest", "constraints", "newest"]
-    rows = []
+    rows, begun = [], time.monotonic()
     for name in names + ["beyond"] * given.beyond:
         python = environment(name, given.torch or pinned[1])
         found = {suite: counts(python, tests) for suite, tests in (QUICK if given.quick else SUITES).items()}
@@ -125,8 +127,12 @@ def main() -> int:
         print(table(rows[-1:]), flush=True)
     print("\n" + table(rows))
     within = [row for row in rows if not row["environment"].startswith("beyond")]
-    failed = any("failed" in str(cell) or "error" in str(cell) for row in within for cell in row.values())
-    return int(failed or len({row["writes"] for row in within}) > 1)
+    suites = [row[suite] for row in within for suite in row if suite not in ("environment", "writes")]
+    bad = [re.findall(r"(\d+) (?:failed|errors?)", said) for said in suites if "failed" in said or "error" in said]
+    failed = sum(max(1, sum(map(int, numbers))) for numbers in bad) + (len({row["writes"] for row in within}) > 1)
+    passed = sum(int(number) for said in suites for number in re.findall(r"(\d+) passed", said))
+    print(f"{'FAILED: ' * bool(failed)}{passed} passed, {failed} failed in {time.monotonic() - begun:.0f}s")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def start(argv: list[str], folder: Path, log: Path, prepared: Callable[[], objec
         with open(log, "wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - to its end
         os.chdir(folder)
         torch.set_num_threads(1)
         prepared()

@@ -26,8 +26,8 @@ from mla_experiments.benchmark.measure import PeakMemory  # noqa: E402
 TENTHS = 10
 
 
-def memory_of_training(root: Path, steps: int) -> list[float]:
-    """Return the memory of a training run in MiB: the median of each tenth of its life."""
+def memory_of_training(root: Path, steps: int, pause: float = 1) -> list[float]:
+    """Return the memory of a training run in MiB, read after pauses of so many seconds: the median of each tenth."""
     prepare(root, synthetic_articles(40))
     every = max(1, steps // 1000)
     often = {"train_tokens": steps * 128, "logging_steps": every, "eval_steps": 5 * every, "save_steps": 10 * every}
@@ -36,7 +36,7 @@ def memory_of_training(root: Path, steps: int) -> list[float]:
     with open(root / "log.txt", "wb") as log, subprocess.Popen(argv, cwd=root, stdout=log, stderr=log) as process:
         while process.poll() is None:
             samples.append(PeakMemory.now(process.pid) / 2**20)
-            time.sleep(1)
+            time.sleep(pause)
     assert process.returncode == 0, (root / "log.txt").read_text(errors="replace")[-2000:]
     cuts = [len(samples) * tenth // TENTHS for tenth in range(TENTHS + 1)]
     return [statistics.median(samples[start:end]) for start, end in itertools.pairwise(cuts)]

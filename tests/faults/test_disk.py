@@ -2,13 +2,11 @@
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, command
+from conftest import TINY, command, full_disk
 from safetensors import SafetensorError
 
 from mla_experiments.cli import main
@@ -32,20 +30,8 @@ def trained(train):
     return Path.cwd()
 
 
-@pytest.mark.parametrize(
-    ("file", "argv"),
-    [
-        ("other", [*TRAIN, "--weights-dir", "other"]),
-        ("other", [*TRAIN, "--weights-dir", "other/inner"]),
-        ("other", [*TRAIN, "--run", "new", "--figures-dir", "other"]),
-        ("other", ["data", "--corpus", "text.txt", "--data-dir", "other"]),
-        ("other", ["eval", "--output-dir", "other"]),
-        ("other", ["eval", "--output-dir", "other/inner"]),
-        ("other", ["export", "mla", "other/inner"]),
-        ("other", ["study", "tiny.yaml", "--studies-dir", "other"]),
-    ],
-)
-def test_a_file_in_the_place_of_a_folder_is_kept_and_named(trained, capsys, file, argv):
+def refused_for_a_file(argv, capsys, file="other"):
+    """Run a command that is to write where somebody's file lies."""
     Path(file).write_text("mine")
     Path("text.txt").write_text("the king sees the river . \n\n" * 2000)
     Path("tiny.yaml").write_text("corpus: text.txt\nattention: [mla]\nvocab_size: 258\npreset: demo\n")
@@ -53,6 +39,27 @@ def test_a_file_in_the_place_of_a_folder_is_kept_and_named(trained, capsys, file
     assert main(argv) == 2
     assert file in one_sentence(capsys.readouterr().err)
     assert Path(file).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [*TRAIN, "--weights-dir", "other"],
+        [*TRAIN, "--weights-dir", "other/inner"],
+        ["data", "--corpus", "text.txt", "--data-dir", "other"],
+        ["eval", "--output-dir", "other"],
+        ["eval", "--output-dir", "other/inner"],
+        ["export", "mla", "other/inner"],
+        ["study", "tiny.yaml", "--studies-dir", "other"],
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_kept_and_named(trained, capsys, argv):
+    refused_for_a_file(argv, capsys)
+
+
+def test_a_file_in_the_place_of_the_folder_of_figures_is_kept_and_named(prepared, drawn, monkeypatch, capsys):
+    monkeypatch.chdir(prepared.parent)
+    refused_for_a_file([*TRAIN, "--figures-dir", "other"], capsys)
 
 
 @pytest.mark.parametrize("stage", ["corpus", "tokenizer", "tokens"])
@@ -80,21 +87,14 @@ def test_data_that_no_command_here_made_are_never_replaced(prepared, tmp_path, m
         (["eval", "--corpus", "text.txt"], "a file"),
     ],
 )
-def test_a_full_disk_costs_nothing_that_was_whole(trained, argv, named):
-    """A limit on the size of files makes writing fail in their middle, as a full disk does."""
+def test_a_full_disk_costs_nothing_that_was_whole(trained, monkeypatch, capsys, argv, named):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", trained / "cache")  # where nothing is found ready
     Path("text.txt").write_text("the king sees the river . \n\n" * 2000)
     before = file_hashes(Path("data")) | file_hashes(Path("weights"))
-    room = 20_000 if "--run" in argv else 2500  # bytes: the record of a run fits, its checkpoint does not
-    limited = (
-        "import resource, sys\n"
-        "from mla_experiments.cli import main\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
-        "sys.exit(main(sys.argv[1:]))"
-    )
-    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_DATASETS_CACHE": str(trained / "cache")}
-    ended = subprocess.run([sys.executable, "-c", limited, *argv], env=environ, capture_output=True, text=True)
-    assert ended.returncode == 2, ended.stderr
-    assert f"{named} c" in one_sentence(ended.stderr), "could not or cannot be written"
+    capsys.readouterr()
+    with full_disk(20_000 if "--run" in argv else 2500):  # the record of a run fits, its checkpoint does not
+        assert main(argv) == 2
+    assert f"{named} c" in one_sentence(capsys.readouterr().err), "could not or cannot be written"
     after = file_hashes(Path("data")) | file_hashes(Path("weights"))
     assert {name: after.get(name) for name in before} == before
     assert not Path("out").exists()

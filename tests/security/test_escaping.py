@@ -45,7 +45,7 @@ def test_escaped_text_is_shown_as_it_is(name):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_harms_no_run_no_card_and_no_results(train, name):
+def test_a_hostile_name_harms_no_run_no_card_and_no_results(train, drawn, name):
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_text("".join(synthetic_articles(40)), encoding="utf-8")
     assert main(["data", "--corpus", name, "--vocab-size", "300", "--sequence-length", "32"]) == 0

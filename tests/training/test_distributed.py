@@ -1,6 +1,7 @@
 """Several processes train what one trains: the same tokens, losses within rounding, the same validation to the bit."""
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY, command
-from processes import ENDLESS, PATIENCE, environment, started, wait_until_it_trains
+from processes import ENDLESS, PATIENCE, UNDRAWN, environment, started, wait_until_it_trains
 from safetensors.torch import load_file
 
 from mla_experiments.manifest import write_record
@@ -19,17 +20,23 @@ from mla_experiments.training import checkpoints
 FLAGS = {**TINY, "per_device_train_batch_size": 2, "save_steps": 5, "logging_steps": 2, "eval_steps": 4}
 
 
-def torchrun(**flags):
-    """Return the command that trains on two processes, as a user would; `--` keeps torchrun from taking `--run`."""
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
-    return argv + command(str(REPOSITORY / "train_model.py"), attention="mla", **{**FLAGS, **flags})
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ONE_AFTER_ANOTHER = f"""
+import json, sys
+{UNDRAWN}
+from mla_experiments.cli import main
+sys.exit(max(main(argv) for argv in json.loads(sys.argv[1])))
+"""
 
 
-def on_two_processes(folder, code=0, **flags):
-    """Train with torchrun to the end."""
+def on_two_processes(folder, *trainings):
+    """Train with torchrun to the end: several runs, one after another in the same two processes."""
+    script = folder / "train.py"
+    script.write_text(ONE_AFTER_ANOTHER)
+    argv = [*TORCHRUN, str(script), json.dumps([command("train", attention="mla", **flags) for flags in trainings])]
     environ = environment() | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(torchrun(**flags), cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=environ)
-    assert (ended.returncode == 0) == (code == 0), ended.stderr[-3000:]
+    ended = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=environ)
+    assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout + ended.stderr
 
 
@@ -45,34 +52,44 @@ def back_to(run_folder, step):
     write_record(run_folder / "run.json", read_run(run_folder) | {"status": "running"})
 
 
+STREAMED = {**FLAGS, "streaming": True, "data_dir": "streamed", "train_tokens": 25 * 128}
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one_and_each_resumes_what_the_other_began(train, tmp_path):
-    train(run="one", **{name: FLAGS[name] for name in FLAGS if FLAGS[name] != TINY.get(name)})
-    said = on_two_processes(tmp_path, run="two")
-    assert said.count("Wrote weights/two/mla") == 1
-    one, two = (read_metrics(tmp_path / "weights" / run / "mla") for run in ("one", "two"))
-    assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
-    assert [entry["tokens"] for entry in one] == [entry["tokens"] for entry in two]
-    assert values(two, "loss") == pytest.approx(values(one, "loss"), rel=1e-5)
-    weights = [load_file(tmp_path / "weights" / run / "mla/model.safetensors") for run in ("one", "two")]
-    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-5 for name in weights[0])
-    shutil.copytree(tmp_path / "weights/one", tmp_path / "weights/from-one")
-    shutil.copytree(tmp_path / "weights/two", tmp_path / "weights/from-two")
-    for run in ("from-one", "from-two"):
-        back_to(tmp_path / "weights" / run / "mla", 5)
-    on_two_processes(tmp_path, run="from-one", resume=True)
-    assert train(run="from-two", resume=True, per_device_train_batch_size=2, save_steps=5, logging_steps=2,
-                 eval_steps=4) == 0  # fmt: skip
-    for run in ("from-one", "from-two"):
-        resumed = read_metrics(tmp_path / "weights" / run / "mla")
-        assert values(resumed, "loss") == pytest.approx(values(one, "loss"), rel=1e-5)
-        assert values(resumed, "eval_loss") == pytest.approx(values(one, "eval_loss"), rel=1e-5)
+def test_two_processes_equal_one_and_each_resumes_what_the_other_began(train, streamed, tmp_path):
+    """On stored text and on a stream."""
+    kinds = {"stored": (FLAGS, 5, 1e-5), "streamed": (STREAMED, 20, 1e-6)}  # flags, last step before the stop, bound
+    for kind, (flags, *_) in kinds.items():
+        assert train(**flags, run=f"{kind}-one") == 0
+    said = on_two_processes(tmp_path, *(flags | {"run": f"{kind}-two"} for kind, (flags, *_) in kinds.items()))
+    assert [said.count(f"Wrote weights/{kind}-two/mla") for kind in kinds] == [1, 1]
+    for kind, (_, step, bound) in kinds.items():
+        runs = [tmp_path / "weights" / f"{kind}-{count}" for count in ("one", "two")]
+        one, two = (read_metrics(run / "mla") for run in runs)
+        assert [entry["step"] for entry in one] == [entry["step"] for entry in two]
+        assert [entry["tokens"] for entry in one] == [entry["tokens"] for entry in two]
+        assert values(two, "loss") == pytest.approx(values(one, "loss"), rel=bound)
+        weights = [load_file(run / "mla/model.safetensors") for run in runs]
+        assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-5 for name in weights[0])
+        for run, count in zip(runs, ("one", "two"), strict=True):
+            shutil.copytree(run, tmp_path / "weights" / f"{kind}-from-{count}")
+            back_to(tmp_path / "weights" / f"{kind}-from-{count}" / "mla", step)
+    again = [flags | {"run": f"{kind}-from-one", "resume": True} for kind, (flags, *_) in kinds.items()]
+    on_two_processes(tmp_path, *again)
+    for kind, (flags, _, bound) in kinds.items():
+        assert train(**flags, run=f"{kind}-from-two", resume=True) == 0
+        one = read_metrics(tmp_path / "weights" / f"{kind}-one" / "mla")
+        for count in ("one", "two"):
+            resumed = read_metrics(tmp_path / "weights" / f"{kind}-from-{count}" / "mla")
+            assert values(resumed, "loss") == pytest.approx(values(one, "loss"), rel=bound)
+            assert values(resumed, "eval_loss") == pytest.approx(values(one, "eval_loss"), rel=1e-5)
 
 
 @pytest.mark.slow
 def test_a_stop_of_two_processes_saves_a_checkpoint_of_both(prepared, tmp_path):
     settings = {"stdout": subprocess.DEVNULL, "env": environment() | {"OMP_NUM_THREADS": "1"}}
-    with started(torchrun(**ENDLESS), tmp_path, **settings) as process:
+    train = command(str(REPOSITORY / "train_model.py"), attention="mla", **FLAGS | ENDLESS)  # as a user would
+    with started([*TORCHRUN, "--", *train], tmp_path, **settings) as process:
         wait_until_it_trains(process, tmp_path)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) != 0
@@ -81,12 +98,10 @@ def test_a_stop_of_two_processes_saves_a_checkpoint_of_both(prepared, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [1, 7])
-def test_validation_is_the_same_to_the_bit_however_many_share_it(tmp_path, rows):
-    """A model that no step changes (learning rate 0) is validated by one process and by two."""
+def test_validation_is_the_same_to_the_bit_however_many_share_it(tmp_path, monkeypatch, capsys):
+    """A model that no step changes is validated by one process and by two, on one row and on seven."""
     script = tmp_path / "validate.py"
     script.write_text(
-        f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}]\n"
         "import json, os, torch\n"
         "from transformers import TrainingArguments\n"
         "from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM\n"
@@ -94,21 +109,22 @@ def test_validation_is_the_same_to_the_bit_however_many_share_it(tmp_path, rows)
         "torch.manual_seed(0)\n"
         "model = DecoderForCausalLM(DecoderConfig(vocab_size=50, hidden_size=16, num_attention_heads=2,\n"
         "    num_hidden_layers=1, attention='mla', max_position_embeddings=8))\n"
-        f"rows = [{{'input_ids': t, 'labels': t, 'shift_labels': t}} for t in torch.randint(50, ({rows}, 8))]\n"
+        "every = [{'input_ids': t, 'labels': t, 'shift_labels': t} for t in torch.randint(50, (7, 8))]\n"
         "arguments = TrainingArguments(output_dir='out', use_cpu=True, per_device_eval_batch_size=2, report_to=[])\n"
-        "trainer = StreamTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)\n"
-        "loss = trainer.evaluate()['eval_loss']\n"
-        "if arguments.process_index == 0: print(json.dumps([arguments.world_size, loss]))\n"
+        "losses = []\n"
+        "for rows in (every[:1], every):\n"
+        "    trainer = StreamTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)\n"
+        "    losses.append(trainer.evaluate()['eval_loss'])\n"
+        "if arguments.process_index == 0: print(json.dumps([arguments.world_size, losses]))\n"
     )
-    losses = {}
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
-        argv = [sys.executable, *launcher, str(script)]
-        environ = environment() | {"OMP_NUM_THREADS": "1"}
-        said = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, env=environ)
-        (line,) = [line for line in said.stdout.splitlines() if line.startswith("[") and line.endswith("]")]
-        world_size, loss = json.loads(line)
-        losses[world_size] = loss
-    assert set(losses) == {1, 2} and losses[1] == losses[2]
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script))
+    environ = environment() | {"OMP_NUM_THREADS": "1"}
+    settings = {"capture_output": True, "text": True, "timeout": PATIENCE, "env": environ}
+    said = capsys.readouterr().out, subprocess.run([*TORCHRUN, str(script)], **settings).stdout
+    lines = [line for text in said for line in text.splitlines() if line.startswith("[") and line.endswith("]]")]
+    (one, alone), (two, shared) = map(json.loads, lines)
+    assert (one, two) == (1, 2) and alone == shared and len(set(alone)) == 2
 
 
 def test_fsdp_on_cpus_is_refused_not_ignored(train, capsys):

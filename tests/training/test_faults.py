@@ -1,5 +1,6 @@
 """Full disks, Ctrl-C and hostile files: one sentence each, and nothing that was whole is lost."""
 
+import contextlib
 import json
 import pickle
 import signal
@@ -8,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import full_disk
 from processes import (
     ENDLESS,
     PATIENCE,
-    changed,
     environment,
     in_background,
     started,
@@ -21,7 +22,7 @@ from processes import (
     wait_until_it_trains,
 )
 from safetensors.torch import load_file
-from transformers import TrainerControl
+from transformers import Trainer, TrainerControl
 
 from mla_experiments.cli import main
 from mla_experiments.manifest import write_record
@@ -31,14 +32,10 @@ from mla_experiments.training import callbacks, checkpoints
 from mla_experiments.training.callbacks import StopInGoodOrder
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
+def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path):
     with started(training(**ENDLESS), tmp_path) as process:
         wait_until_it_trains(process, tmp_path)
-        process.send_signal(number)
-        if number == signal.SIGTERM:  # as where it comes from the system and from a parent process
-            wait_for_text(process, "Stopping")
-            process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "Traceback" not in said and "--resume" in said
@@ -47,6 +44,7 @@ def test_a_stopped_run_is_resumable_and_says_how(prepared, tmp_path, number):
 
 
 def test_a_run_in_the_background_says_at_its_start_how_it_is_stopped_and_is_deaf_to_ctrl_c(prepared, tmp_path):
+    """SIGTERM comes twice, as where it comes from the system and from a parent process."""
     with started(in_background(training(**ENDLESS)), tmp_path) as process:
         wait_for_text(process, f"Ctrl-C is ignored here, as in jobs in the background; `kill {process.pid}` saves")
         assert not (tmp_path / "weights/mla/metrics.jsonl").exists()
@@ -55,23 +53,29 @@ def test_a_run_in_the_background_says_at_its_start_how_it_is_stopped_and_is_deaf
         steps = (tmp_path / "weights/mla/metrics.jsonl").read_text().count("\n")
         wait_for(lambda: (tmp_path / "weights/mla/metrics.jsonl").read_text().count("\n") > steps + 5, process)
         process.send_signal(signal.SIGTERM)
+        wait_for_text(process, "Stopping")
+        process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
-    assert "Ctrl-C again" not in said and "--resume" in said
+    assert "Ctrl-C again" not in said and "Traceback" not in said and "--resume" in said
     (checkpoint,) = checkpoints.in_order(tmp_path / "weights/mla")
     assert checkpoints.is_whole(checkpoint)
 
 
-def test_a_second_ctrl_c_ends_at_once(prepared, tmp_path):
-    """While a checkpoint is being saved, which takes longer than the test has patience."""
-    code = "import transformers; transformers.Trainer._save_checkpoint = slow"
-    with started(changed(code, save_steps=4), tmp_path) as process:
-        wait_for_text(process, "slow now")
-        process.send_signal(signal.SIGINT)
-        wait_for_text(process, "press Ctrl-C again")
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and "Stopped at once" in said and "Traceback" not in said
+def test_a_second_ctrl_c_ends_at_once(train, monkeypatch, capsys):
+    """While a checkpoint is being saved."""
+    saved, listening = [], [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def slow(*_):
+        signal.raise_signal(signal.SIGINT)
+        assert "press Ctrl-C again" in capsys.readouterr().out
+        signal.raise_signal(signal.SIGINT)
+        saved.append("in spite of that")
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", slow)
+    assert train(save_steps=4) == 130
+    assert not saved and "Stopped at once" in "".join(capsys.readouterr())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == listening
 
 
 def test_what_is_said_in_the_middle_of_a_print_is_said(tmp_path):
@@ -93,48 +97,37 @@ def test_what_is_said_in_the_middle_of_a_print_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_does_not_wait_for_the_end_of_a_long_validation(prepared, tmp_path, number):
-    """Nor for its second batch: that one would take longer than the test has patience."""
-    code = (
-        "from mla_experiments.modeling import DecoderForCausalLM as Model\n"
-        "from mla_experiments.training.callbacks import StopInGoodOrder\n"
-        "inner, seen = Model.forward, []\n"
-        "def forward(self, *args, **kwargs):\n"
-        "    if not self.training:\n"
-        "        seen.append(1) if not seen else slow()\n"
-        "        print('validates', flush=True)\n"
-        "        while signal.getsignal(signal.SIGINT) != signal.default_int_handler: time.sleep(0.01)\n"
-        "    return inner(self, *args, **kwargs)\n"
-        "Model.forward = forward"
-    )
-    argv = changed(code, validation_tokens=10_000, per_device_eval_batch_size=1)
-    with started(argv, tmp_path) as process:
-        wait_for_text(process, "validates")
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and "checkpoint-5 is saved" in said, said
-    assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-5")
+def test_a_stop_does_not_wait_for_the_end_of_a_long_validation(train, monkeypatch, capsys, number):
+    """Nor for its second batch."""
+    forward, batches = DecoderForCausalLM.forward, []
+
+    def stopped(model, *args, **kwargs):
+        if not model.training:
+            batches.append(1)
+            signal.raise_signal(number)
+        return forward(model, *args, **kwargs)
+
+    monkeypatch.setattr(DecoderForCausalLM, "forward", stopped)
+    assert train(validation_tokens=10_000, per_device_eval_batch_size=1) == 130
+    assert batches == [1] and "checkpoint-5 is saved" in capsys.readouterr().out
+    assert checkpoints.is_whole(Path("weights/mla/checkpoint-5"))
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(prepared, tmp_path):
-    """The limit on file sizes makes writes fail in the middle of a file, as a full disk does."""
-    limited = (
-        "import resource\n"
-        "from transformers import Trainer\n"
-        "inner = Trainer._save_checkpoint\n"
-        "def full(self, *args):\n"
-        "    if self.state.global_step > 4: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
-        "    inner(self, *args)\n"
-        "Trainer._save_checkpoint = full"
-    )
-    settings = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": PATIENCE}
-    done = subprocess.run(changed(limited), **settings)
-    assert done.returncode == 2, done.stderr
-    assert "checkpoint-8 could not be written" in done.stderr and "--resume" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert [path.name for path in checkpoints.in_order(tmp_path / "weights/mla")] == ["checkpoint-4"]
-    assert checkpoints.is_whole(tmp_path / "weights/mla/checkpoint-4")
-    assert subprocess.run(training(resume=True), **settings).returncode == 0
+def test_a_full_disk_leaves_the_checkpoint_before(train, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        save = Trainer._save_checkpoint
+
+        def full(trainer, *args):
+            with full_disk(6000) if trainer.state.global_step > 4 else contextlib.nullcontext():
+                save(trainer, *args)
+
+        patch.setattr(Trainer, "_save_checkpoint", full)
+        assert train() == 2
+    said = capsys.readouterr().err
+    assert "checkpoint-8 could not be written" in said and "--resume" in said and "Traceback" not in said
+    assert [path.name for path in checkpoints.in_order(Path("weights/mla"))] == ["checkpoint-4"]
+    assert checkpoints.is_whole(Path("weights/mla/checkpoint-4"))
+    assert train(resume=True) == 0
 
 
 def test_a_run_killed_while_it_wrote_its_first_record_begins_anew(train):

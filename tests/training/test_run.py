@@ -30,7 +30,7 @@ def assert_same_weights(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
-def test_a_run_leaves_weights_metrics_and_curves(train, capsys):
+def test_a_run_leaves_weights_metrics_and_curves(train, drawn, capsys):
     assert train("mha", "mla") == 0
     for name in ("mha", "mla"):
         assert AutoModelForCausalLM.from_pretrained(f"weights/{name}").config.attention == name

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from transformers import PreTrainedConfig
 
@@ -9,7 +10,14 @@ from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
 from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
-from .costs import BACKWARD, cached_numbers, num_parameters, skeleton, training_flops_per_token
+from .costs import (
+    BACKWARD,
+    num_parameters,
+    numbers_per_token_and_layer,
+    skeleton,
+    tokens_kept,
+    training_flops_per_token,
+)
 from .counting import stock_architecture
 from .stock import StockArchitecture
 
@@ -53,7 +61,7 @@ class Architecture:
 
     def cached_numbers(self, context: int) -> int:
         """Return how many numbers a sequence of `context` tokens keeps."""
-        return cached_numbers(self.config, context)
+        return self._numbers_per_token_and_layer * tokens_kept(self.config, context)
 
     def decoding_flops(self, context: int) -> int:
         """Return the FLOPs of decoding one token after `context` tokens, from what is cached."""
@@ -86,6 +94,10 @@ class Architecture:
         numbers = self.cached_numbers(1)
         each = numbers // self.config.num_hidden_layers
         return f"{numbers * size:,} bytes a token, {each:,} numbers a token and layer"
+
+    @cached_property  # asked for at each of many contexts
+    def _numbers_per_token_and_layer(self) -> int:
+        return numbers_per_token_and_layer(self.config)
 
     @property
     def _table(self) -> int:

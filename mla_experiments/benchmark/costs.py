@@ -36,8 +36,17 @@ def training_flops_per_token(config: DecoderConfig, sequence_length: int) -> flo
 
 def cached_numbers(config: DecoderConfig, context: int) -> int:
     """Return how many numbers the cache keeps of a sequence, over all layers: in a window what the next token sees."""
-    per_token = skeleton(config).model.layers[0].self_attn.cache_elements_per_token()
-    return per_token * sum(min(context, (window or context + 1) - 1) for window in config.windows())
+    return numbers_per_token_and_layer(config) * tokens_kept(config, context)
+
+
+def numbers_per_token_and_layer(config: DecoderConfig) -> int:
+    """Return how many numbers a layer keeps of a token."""
+    return skeleton(config).model.layers[0].self_attn.cache_elements_per_token()
+
+
+def tokens_kept(config: DecoderConfig, context: int) -> int:
+    """Return of how many tokens something is kept, summed over the layers."""
+    return sum(min(context, (window or context + 1) - 1) for window in config.windows())
 
 
 def cache_elements_per_token(config: DecoderConfig) -> int:

@@ -59,16 +59,21 @@ def _what_is_imported_is_no_garbage():
     gc.unfreeze()
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(request, monkeypatch):
+draw_curves = report.draw_curves
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _undrawn():
     """Draw no curves in this process: two seconds of three that a tiny run takes. `drawn` has them drawn."""
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(report, "draw_curves", lambda runs, figures: [])
+    report.draw_curves = lambda runs, figures: []
+    yield
+    report.draw_curves = draw_curves
 
 
 @pytest.fixture
-def drawn():
-    """Curves are drawn, as for a user."""
+def drawn(monkeypatch):
+    """Have curves drawn, as for a user."""
+    monkeypatch.setattr(report, "draw_curves", draw_curves)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-SMALL = "--train_tokens 4096 --eval_steps 0.5 --validation_tokens 512"
+SMALL = (
+    "--train_tokens 4096 --eval_steps 0.9 --validation_tokens 512 "
+    "--hidden_size 32 --num_attention_heads 4 --num_hidden_layers 1"
+)
 
 
 LINE = "torch transformers datasets matplotlib numpy tqdm"  # what the mission's users install, word for word

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from transformers import PreTrainedConfig
 
@@ -9,7 +10,7 @@ from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
 from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
-from .costs import BACKWARD, cached_numbers, layers_of, num_parameters, training_flops_per_token
+from .costs import BACKWARD, kept_of, layers_of, num_parameters, numbers_by_layer, training_flops_per_token
 from .counting import stock_architecture
 from .stock import StockArchitecture
 
@@ -53,7 +54,7 @@ class Architecture:
 
     def cached_numbers(self, context: int) -> int:
         """Return how many numbers a sequence of `context` tokens keeps."""
-        return cached_numbers(self.config, context)
+        return kept_of(self._numbers_by_layer, self.config, context)
 
     def decoding_flops(self, context: int) -> int:
         """Return the FLOPs of decoding one token after `context` tokens, from what is cached."""
@@ -92,6 +93,10 @@ class Architecture:
         each = numbers / self.config.num_hidden_layers
         mean = " on average" if len(self.config.mechanisms) > 1 else ""
         return f"{numbers * size:,} bytes a token, {each:,.6g} numbers a token and layer{mean}"
+
+    @cached_property  # asked for at each of many contexts
+    def _numbers_by_layer(self) -> list[int]:
+        return numbers_by_layer(self.config)
 
     @property
     def _table(self) -> int:

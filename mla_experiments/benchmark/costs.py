@@ -42,10 +42,18 @@ def training_flops_per_token(config: DecoderConfig, sequence_length: int) -> flo
 
 def cached_numbers(config: DecoderConfig, context: int) -> int:
     """Return how many numbers the cache keeps of a sequence, over all layers: in a window what the next token sees."""
-    return sum(
-        layer.cache_elements_per_token() * min(context, (window or context + 1) - 1)
-        for layer, window in zip(layers_of(config), config.windows(), strict=True)
-    )
+    return kept_of(numbers_by_layer(config), config, context)
+
+
+def numbers_by_layer(config: DecoderConfig) -> list[int]:
+    """Return how many numbers each layer keeps of a token."""
+    return [layer.cache_elements_per_token() for layer in layers_of(config)]
+
+
+def kept_of(numbers: list[int], config: DecoderConfig, context: int) -> int:
+    """Return how many numbers are kept of a sequence, given how many each layer keeps of a token."""
+    windows = config.windows()
+    return sum(each * min(context, (window or context + 1) - 1) for each, window in zip(numbers, windows, strict=True))
 
 
 def cache_elements_per_token(config: DecoderConfig) -> int:

@@ -1,5 +1,6 @@
 """lm-evaluation-harness, on the same documents, gives our perplexities: this says what they mean."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,23 @@ from mla_experiments.evaluation.perplexity import score_documents
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
 
 CONTEXT = 32  # short, so that most documents need many windows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once():
+    """Read the harness's own tasks, which are thousands of files, once for all tests; what it finds stays the same."""
+    try:
+        from lm_eval.tasks._index import TaskIndex
+        from lm_eval.tasks._index import __file__ as index_file
+    except ImportError:  # another version, whose tests take longer
+        yield
+        return
+    build, own = TaskIndex.build, Path(index_file).parent
+    theirs = functools.cache(lambda: build([own]))
+    with pytest.MonkeyPatch.context() as patch:
+        ours = lambda paths: build([path for path in paths if path != own])  # noqa: E731
+        patch.setattr(TaskIndex, "build", lambda _, paths: (theirs() if own in paths else {}) | ours(paths))
+        yield
 
 
 @pytest.fixture(scope="module")

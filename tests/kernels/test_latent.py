@@ -86,7 +86,7 @@ def test_c_equals_the_dense_formula(batch, heads, new, past, rank, rotary, padde
 class TestTriton:
     """On a CPU by Triton's interpreter, which `conftest.py` asks for."""
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(
         batch=st.integers(1, 3), heads=st.sampled_from([1, 3, 16, 33]), new=st.integers(1, 4), past=st.integers(0, 150),
         rank=st.sampled_from([32, 48, 128]), rotary=st.sampled_from([0, 16, 24]), padded=st.booleans(),

@@ -6,7 +6,7 @@ import json
 from matplotlib.figure import Figure
 
 from mla_experiments.manifest import write_record
-from mla_experiments.report import draw_curves
+from mla_experiments.report.curves import draw_curves
 
 
 def figures_alive():

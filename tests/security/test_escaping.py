@@ -49,7 +49,7 @@ def test_a_hostile_name_harms_no_run_no_card_and_no_results(train, drawn, name):
     Path(name).parent.mkdir(exist_ok=True)
     Path(name).write_text("".join(synthetic_articles(40)), encoding="utf-8")
     assert main(["data", "--corpus", name, "--vocab-size", "300", "--sequence-length", "32"]) == 0
-    assert train() == 0 and main(["eval"]) == 0
+    assert train(eval_steps=10) == 0 and main(["eval"]) == 0
     assert main(["export", "mla", "out'\"`"]) == 0
     for path in ("weights/mla/README.md", "results.md", "out'\"`/README.md"):
         text = Path(path).read_text(encoding="utf-8")

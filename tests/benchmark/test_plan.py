@@ -174,8 +174,8 @@ def test_a_study_is_planned_run_by_run(tmp_path, capsys):
     )
     slow = Hardware(16, 1, 1e-6, 4)  # a FLOP takes a microsecond
     first, second, both = study_plan(read_study(path), slow, 0.25)
-    assert first["runs"] == second["runs"] == 2 + 2 and both["runs"] == 8
-    assert first["hours at best"] == pytest.approx(4 * 3600 * first["GFLOP/token"] * 1e9 * 1e-6 / 3600)
+    assert first["runs"] == second["runs"] == 2 + 3 and both["runs"] == 10
+    assert first["hours at best"] == pytest.approx(5 * 3600 * first["GFLOP/token"] * 1e9 * 1e-6 / 3600)
     assert second["GFLOP/token"] == pytest.approx(first["GFLOP/token"], rel=0.005)
     assert first["hours at 25 %"] == pytest.approx(4 * first["hours at best"])
     assert both["hours at best"] == pytest.approx(first["hours at best"] + second["hours at best"])

@@ -25,7 +25,7 @@ SINCE_LOG = "loss-since-log-{}.json"
 class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream` or `StreamedSequences`, which hold sequences in the order to train on them."""
 
-    def __init__(self, *, args, optimizer, **kwargs):
+    def __init__(self, *, args, optimizer="adamw", **kwargs):
         self._uses_muon = optimizer == "muon"
         self._saving, self.left_validation, self.makes_up_for_validation = False, False, False
         self._begun, self._loss_before, self._micro_batches = -1, None, []  # the step in hand

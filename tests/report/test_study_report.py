@@ -269,3 +269,11 @@ def test_what_a_difference_does_as_compute_grows_is_said_with_its_interval(tmp_p
     two = [(variant, worse) for variant, worse in planted if variant.changed["train_tokens"] < 4000]
     (tmp_path / "two").mkdir()
     assert not scaling.curves(read_findings(fake_study(tmp_path / "two", variants=two))), "two points are no law"
+
+
+def test_a_study_that_tunes_nothing_has_no_section_on_it(tmp_path):
+    folder = fake_study(tmp_path, rates=(3e-3,))
+    write_report(folder)
+    assert (
+        "Tuning" not in (folder / "report.md").read_text() + (folder / "report.html").read_text().split("<script>")[0]
+    )

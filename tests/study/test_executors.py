@@ -36,7 +36,7 @@ SWEEP = {
 }  # fmt: skip
 ENDLESS = SWEEP | {"train_tokens": 10**8, "warmup_tokens": 10**5, "save_steps": 10**6, "logging_steps": 5,
                    "learning_rate": 1.0e-3, "seeds": [0]}  # fmt: skip
-RUNS = 2 * (2 + 1)
+RUNS = 2 * (2 + 2)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_a_process_that_is_lost_every_time_fails_its_run_alone(folder, monkeypat
 
     monkeypatch.setattr(executors.Serial, "next_end", lost_with_mha)
     assert main(["study", "sweep.yaml"]) == 1
-    assert sorted(begun.count(task) for task in set(begun)) == [1, 1, 1, 3, 3]
+    assert sorted(begun.count(task) for task in set(begun)) == [1, 1, 1, 1, 3, 3]
     said = capsys.readouterr().err
     assert said.count("its process was lost 3 times; see studies/sweep/logs/mha-") == 2
     found = content(folder)
@@ -180,7 +180,7 @@ def test_a_process_that_is_lost_every_time_fails_its_run_alone(folder, monkeypat
 
 
 def test_shards_share_the_runs_out_and_the_last_one_completes_the_study(folder, reference):
-    """Both begin at once, without data; seeds that needed the other's rates are made up for in a second round."""
+    """Both begin at once, without data; seeds that needed the other's trials are made up for in a second round."""
     names = []
     for turn in range(2):
         logs = [folder / f"{turn}-{number}.txt" for number in (1, 2)]
@@ -189,14 +189,14 @@ def test_shards_share_the_runs_out_and_the_last_one_completes_the_study(folder, 
             shard.join()
         said = [log.read_text() for log in logs]
         assert [shard.exitcode for shard in shards] == [0, 0], said
-        names += [name for text in said for name in re.findall(r"^\[\d/3\] (m.., .*?, seed \d)", text, re.MULTILINE)]
+        names += [name for text in said for name in re.findall(r"^\[\d/4\] (m.., .*?, seed \d+)", text, re.MULTILINE)]
     assert len(names) == len(set(names)) == RUNS
     check_same(folder, reference)
 
 
 def test_a_shard_alone_says_what_it_leaves(folder, capsys):
     assert main(["study", "sweep.yaml", "--shard", "1/2"]) == 0
-    left = "1 whose learning rate is still being tried, 3 of other shards"
+    left = "2 whose settings are still being tried, 4 of other shards"
     assert f"Runs left to other processes: {left}. Then the same command goes on." in capsys.readouterr().out
     assert sum(run["done"] for run in content(folder)["runs"]) == 2 and not content(folder)["complete"]
 
@@ -302,7 +302,7 @@ def test_a_run_that_was_done_meanwhile_is_not_trained_again(folder, reference, m
     shutil.copytree(reference / "studies", folder / "studies")
     trials = Trials(read_study(folder / "sweep.yaml"), folder / "studies")
     monkeypatch.setattr(work, "train_and_score", lambda *_: pytest.fail("trained again"))
-    assert not work.do(trials, Task(0, 0, 1e-3), 1).failure
+    assert not work.do(trials, Task(0, 0, 0), 1).failure
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_a_flag_in_a_file_is_no_more_than_json(here, capsys):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("preset", ["demo", "reference"]), ("attention", [["mla", 1]]), ("attention", {"mla": 1}), ("hidden_size", None),
+        ("preset", ["demo", "reference"]), ("attention", [[1]]), ("attention", {"mla": 1}), ("hidden_size", None),
         ("hidden_size", {"a": 1}), ("hidden_size", [16, None]), ("shuffle_seed", -1), ("shuffle_seed", 10**40),
         ("vocab_size", 10**40), ("learning_rate", {"mla": None}), ("match", {}), ("precision", {}),
     ],

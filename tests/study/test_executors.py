@@ -26,6 +26,7 @@ from mla_experiments.errors import Stopped
 from mla_experiments.study import executors, local, read_study, record, shard_of, work
 from mla_experiments.study.runner import prepare_data
 from mla_experiments.study.trials import Task, Trials
+from mla_experiments.study.tuning import SEED
 from mla_experiments.training import checkpoints
 
 SWEEP = {
@@ -302,7 +303,7 @@ def test_a_run_that_was_done_meanwhile_is_not_trained_again(folder, reference, m
     shutil.copytree(reference / "studies", folder / "studies")
     trials = Trials(read_study(folder / "sweep.yaml"), folder / "studies")
     monkeypatch.setattr(work, "train_and_score", lambda *_: pytest.fail("trained again"))
-    assert not work.do(trials, Task(0, 0, 0), 1).failure
+    assert not work.do(trials, Task(0, SEED, 0), 1).failure
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
 from .findings import Findings, Row
-from .nuisance import by_recipe, flips, sentences
+from .nuisance import sentences, turned
 from .study_tables import shown
 
 Pairs = dict[str, Comparison]  # by what the one is called that the other is compared with
@@ -35,7 +35,7 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     best, *others = sorted(rows, key=lambda row: row.bits.mean)
     if not others:
         return [f"{best.mechanism} reaches {shown(best.bits, 4)} bits per byte."]
-    turning = {frozenset(pair) for pair, recipes in by_recipe(found).items() if flips(recipes)}
+    turning = turned(found)
     others = [row for row in others if frozenset((best.mechanism, row.mechanism)) not in turning]
     if not others:
         return [f"{best.mechanism} came out lowest, which depends on the recipe."]

@@ -160,7 +160,7 @@ def tried(content: dict, name: str, root: Path) -> Tuned | None:
         return None
     space = content["stated"].get("space") or {"factors": {}}
     factors = {name: Factor(tuple(part["values"]), part["is_range"]) for name, part in space["factors"].items()}
-    return tuned([(run["settings"], validation_bits(root / run["folder"])) for run in done], factors)
+    return tuned([(run["settings"], bits_of(root / run["folder"], "validation")) for run in done], factors)
 
 
 def compared_runs(content: dict, name: str, root: Path) -> Runs:
@@ -169,9 +169,9 @@ def compared_runs(content: dict, name: str, root: Path) -> Runs:
     return {run["seed"]: root / run["folder"] for run in runs}
 
 
-def validation_bits(run_folder: Path) -> float:
-    """Return a run's bits per byte on the validation split."""
-    part = read_scores(run_folder)["validation"]
+def bits_of(run_folder: Path, split: str) -> float:
+    """Return a run's bits per byte on a split."""
+    part = read_scores(run_folder)[split]
     return float(bits_per_byte(part.nats, part.bytes))
 
 

@@ -26,6 +26,11 @@ def flips(recipes: ByRecipe) -> bool:
     return len(told) == 2
 
 
+def turned(found: Findings) -> set[frozenset[str]]:
+    """Return the pairs of mechanisms of which the recipe decides which is ahead."""
+    return {frozenset(pair) for pair, recipes in by_recipe(found).items() if flips(recipes)}
+
+
 def depends_on(recipes: ByRecipe) -> str:
     """Return the fields whose values go with the direction of a difference that flips, or all that are swept."""
     told = {setting: c.difference > 0 for setting, c in recipes.items() if c.is_told}

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from ..evaluation.scores import read_scores
 from ..study.matching import SIZES
-from ..study.statistics import CONFIDENCE, Interval, bits_per_byte
-from .findings import Findings, Row
+from ..study.statistics import CONFIDENCE, Interval
+from .findings import Findings, Row, bits_of
 
 ALONG = (*SIZES, "num_attention_heads", "train_tokens")  # what makes points of one curve
 DRAWS = 200
@@ -91,16 +90,11 @@ def curve_of(points: list[tuple[float, Row]]) -> Curve:
     """Return the law of rows, and those of seeds drawn anew, the same for all rows."""
     compute = np.array([flops for flops, _ in points])
     seeds = sorted(set.intersection(*(set(row.runs) for _, row in points)))
-    bits = np.array([[_bits(row.runs[seed]) for seed in seeds] for _, row in points])  # [points, seeds]
+    bits = np.array([[bits_of(row.runs[seed], "test") for seed in seeds] for _, row in points])  # [points, seeds]
     generator = np.random.default_rng(0)
     draws = generator.integers(0, len(seeds), (DRAWS if len(seeds) > 1 else 0, len(seeds)))
     law = fit(compute, bits.mean(1))
     return Curve(compute, bits.mean(1), law, [fit(compute, bits[:, drawn].mean(1), law) for drawn in draws])
-
-
-def _bits(folder):
-    test = read_scores(folder)["test"]
-    return float(bits_per_byte(test.nats, test.bytes))
 
 
 def difference_at(a: Curve, b: Curve, compute: float) -> tuple[float, Interval | None]:

@@ -4,7 +4,7 @@ from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Estimate, shown_p
 from ..study.trials import in_words
 from .findings import Findings, Speed
-from .nuisance import by_recipe, flips
+from .nuisance import by_recipe, turned
 
 MISSING = "\N{EN DASH}"
 Table = list[dict[str, str]]
@@ -46,7 +46,7 @@ def differences(found: Findings) -> Table:
     Where the recipe decides which of two mechanisms is ahead, neither is called better.
     """
     mechanism = {row.name: row.mechanism for row in found.rows}
-    turning = {frozenset(pair) for pair, of_pair in by_recipe(found).items() if flips(of_pair)}
+    turning = turned(found)
 
     def verdict(c):
         if frozenset((mechanism[c.a], mechanism[c.b])) in turning:

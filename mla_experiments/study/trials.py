@@ -113,14 +113,16 @@ class Trials:
     @cached_property
     def variants(self) -> list[Matched]:
         """What is compared, complete; of those that are one model the first."""
-        solved = match(self.study, self.manifest["vocab_size"])
-        return [matched for matched in solved if matched.variant.name not in self.same]
+        return [matched for matched in self._solved if matched.variant.name not in self.same]
 
     @cached_property
     def same(self) -> dict[str, str]:
         """Variants that are left out, since they are the very model of another, each with that one."""
-        vocab_size = self.manifest["vocab_size"]
-        return same_models(self.study, match(self.study, vocab_size), vocab_size)
+        return same_models(self.study, self._solved, self.manifest["vocab_size"])
+
+    @cached_property
+    def _solved(self):
+        return match(self.study, self.manifest["vocab_size"])
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:

@@ -64,7 +64,7 @@ class Row:
         return len(self.runs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself alone, so that what derives from it can be kept
 class Findings:
     """Everything that a report shows of a study; `content` is that of `study.json`."""
 

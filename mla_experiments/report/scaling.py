@@ -6,6 +6,7 @@ says little; seeds are drawn anew to say how little. Nothing is said beyond twic
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -69,6 +70,7 @@ def fit(compute: np.ndarray, bits: np.ndarray, start: Parameters | None = None) 
     return tuple(map(float, min(found, key=lambda one: one.cost).x))
 
 
+@lru_cache(maxsize=1)  # for the words and for the figure of a report
 def curves(found: Findings) -> dict[str, Curve]:
     """Return a curve for each mechanism, or recipe of one, that was trained with three or more amounts of compute."""
     parts = {variant["name"]: variant["variant"] for variant in found.content["variants"]}

@@ -210,14 +210,18 @@ def tpa(weights, hidden_states, settings):
 @each_sequence
 def mfa(weights, hidden_states, settings):
     """Hu et al. 2024, Multi-matrix Factorization Attention, with Step-3's norm of the queries' latent."""
+    keys, values = ([weights[f"{of}_proj.weight"] @ h for h in hidden_states] for of in "kv")
+    return read_by_low_rank_queries(weights, hidden_states, settings, keys, values)
+
+
+def read_by_low_rank_queries(weights, hidden_states, settings, keys, values):
+    """What MFA and MFA-KR share: one key, which turns here, and one value a position, for all heads."""
     heads, width = settings["num_attention_heads"], settings["head_dim"]
 
     def at(vector, place):
         return turned(vector, place, settings) if settings["rotary"] else vector
 
-    keys = [at(weights["k_proj.weight"] @ h, place) for place, h in enumerate(hidden_states)]
-    values = [weights["v_proj.weight"] @ h for h in hidden_states]
-    rows = []
+    keys, rows = [at(key, place) for place, key in enumerate(keys)], []
     for now, h in enumerate(hidden_states):
         latent = normed(weights["q_a_proj.weight"] @ h, weights["q_a_layernorm.weight"], settings["rms_norm_eps"])
         outputs = []
@@ -231,23 +235,9 @@ def mfa(weights, hidden_states, settings):
 @each_sequence
 def mfa_kr(weights, hidden_states, settings):
     """Hu et al. 2024, MFA-Key-Reuse: as above, but v = k + α ⊙ N k of the key before it turns."""
-    heads, width = settings["num_attention_heads"], settings["head_dim"]
-
-    def at(vector, place):
-        return turned(vector, place, settings) if settings["rotary"] else vector
-
-    kept = [weights["k_proj.weight"] @ h for h in hidden_states]
-    values = [key + weights["v_scale"] * (weights["v_proj.weight"] @ key) for key in kept]
-    keys = [at(key, place) for place, key in enumerate(kept)]
-    rows = []
-    for now, h in enumerate(hidden_states):
-        latent = normed(weights["q_a_proj.weight"] @ h, weights["q_a_layernorm.weight"], settings["rms_norm_eps"])
-        outputs = []
-        for head in range(heads):
-            query = at(weights["q_b_proj.weight"][head * width : (head + 1) * width] @ latent, now)
-            outputs.append(mixed(query, keys[: now + 1], values[: now + 1], width**-0.5))
-        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
-    return torch.stack(rows)
+    keys = [weights["k_proj.weight"] @ h for h in hidden_states]
+    values = [key + weights["v_scale"] * (weights["v_proj.weight"] @ key) for key in keys]
+    return read_by_low_rank_queries(weights, hidden_states, settings, keys, values)
 
 
 @each_sequence

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from .needs import STATISTICS, need
 from .parsing import parse, with_files_of_mechanisms
 
 POSITIVE = {"above": 0}
-MOST_SEEDS = 200
 
 
 @dataclass
@@ -28,7 +28,6 @@ class PlanArguments:
     attention: str | None = field(
         default=None, metadata={"help": "what if it had another: mha gqa mqa mla, or mla+mha"}
     )
-
     difference: float | None = field(
         default=None, metadata={"help": "of a study: bits per byte to be told; says how many seeds it takes"} | POSITIVE
     )
@@ -64,6 +63,9 @@ def run(argv: list[str]) -> None:
         rows = study_plan(stated, hardware, given["utilisation"])
         print(table(rows))
         if given["difference"]:
+            need(*STATISTICS)
+            from ..report.power import seeds_needed
+
             print("\n" + seeds_needed(stated, rows, Path(given["studies_dir"]), given["difference"]))
         return
     if given["difference"]:
@@ -72,44 +74,6 @@ def run(argv: list[str]) -> None:
     hardware = hardware_of(given["hardware"], own)
     print("\n".join(facts(architecture, hardware)) + "\n")
     print(table(plan(architecture, hardware, given["contexts"], given["batch_sizes"])))
-
-
-def seeds_needed(study, rows: list[dict], root: Path, difference: float) -> str:
-    """Say how many seeds, runs and hours it takes to tell a difference, by how seeds and documents varied so far.
-
-    Raises:
-        UserError: too little has been run to know how they vary.
-    """
-    from .needs import STATISTICS, need
-
-    need(*STATISTICS)
-    from ..report.findings import read_findings
-
-    folder = root / study.name
-    pairs = [pair for pair in read_findings(folder).comparisons if pair.both]
-    if not pairs:
-        raise UserError(
-            f"difference={difference} needs a pair of variants with three seeds in {folder}, to know how seeds vary; "
-            "run the study with seeds: [0, 1, 2] first"
-        )
-    needed = []
-    for pair in pairs:
-        enough = (n for n in range(3, MOST_SEEDS) if pair.with_seeds(n).detectable <= difference)
-        if (count := next(enough, None)) is None:
-            return (
-                f"A difference of {difference:g} bits per byte between {pair.a} and {pair.b} cannot be told by "
-                f"{MOST_SEEDS} seeds: its documents vary too much; more text to test on is needed."
-            )
-        needed.append((count, pair))
-    count, pair = max(needed, key=lambda found: found[0])
-    total = rows[-1]
-    runs = total["runs"] + (count - len(study.seeds)) * (len(rows) - 1)
-    last, hours = [(name, value) for name, value in total.items() if name.startswith("hours")][-1]
-    return (
-        f"A difference of {difference:g} bits per byte is told of every pair, four times in five, by {count} seeds ("
-        f"for {pair.b} against {pair.a}; this study has {len(study.seeds)}): {runs} runs, "
-        f"{hours * runs / total['runs']:.3g} {last}."
-    )
 
 
 def _range(kind):

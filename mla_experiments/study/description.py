@@ -26,13 +26,12 @@ from .fields import (
     listed,
     match_of,
     of_training,
-    options_of,
     same_for_all,
     seeds_of,
     space_of,
     typed,
 )
-from .tuning import OPTION, Settings, Space
+from .tuning import OPTION, Settings, Space, options_of
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,12 @@ def read_study(path: Path) -> Study:
     own |= {name: content.pop(name) for name in OWN if name in content}
     space = space_of(own.get("tuning"), attention, of_training())
     match, budget = match_of(own["match"], own["cache_bytes_per_token"])
-    prefix = "attention."
     options = {
-        name.removeprefix(prefix): listed(name, content.pop(name)) for name in list(content) if name.startswith(prefix)
+        name.removeprefix(OPTION): listed(name, content.pop(name)) for name in list(content) if name.startswith(OPTION)
     }
     check_solvable(attention, match)
     check_options(attention, options, match)
+    check_options(attention, tuned_options(space), match)
     data = {name: same_for_all(name, content.pop(name, value)) for name, value in DATA.items()}
     values = {name: [typed(name, value) for value in listed(name, content[name])] for name in content}
     swept = {name: values.pop(name) for name in list(values) if isinstance(content[name], list)}
@@ -123,16 +122,18 @@ def read_study(path: Path) -> Study:
         cache_bytes_per_token=budget,
     )
     for variant in study.variants:  # refuses what cannot be before anything is prepared
-        if twice := sorted({*variant.changed, *(OPTION + name for name in variant.options)} & tuned_of(space)):
+        named = {*variant.changed, *(OPTION + name for name in variant.options)}
+        if twice := sorted(named & set(space.factors if space else ())):
             raise UserError(f"{twice[0]} is tuned and swept; it can be one of them")
         for settings in study.designs[variant.attention]:
             taken(study.arguments(with_settings(variant, settings))[1])
     return study
 
 
-def tuned_of(space: Space | None) -> set[str]:
-    """Return the names of what is tuned."""
-    return set(space.factors) if space else set()
+def tuned_options(space: Space | None) -> dict[str, tuple]:
+    """Return the options of mechanisms that are tuned, with their values, or the ends of their ranges."""
+    factors = space.factors if space else {}
+    return {name.removeprefix(OPTION): one.values for name, one in factors.items() if name.startswith(OPTION)}
 
 
 def with_settings(variant: Variant, settings: Settings) -> Variant:

@@ -17,7 +17,7 @@ from ..modeling.attention.hybrid import is_hybrid
 from ..training import RunArguments
 from ..training.flags import REFUSED
 from . import tuning
-from .tuning import Factor, Settings, Space
+from .tuning import OPTION, Factor, Settings, Space, options_of
 
 CLASSES = (RunArguments, TrainingArguments)
 OWN = ("seeds", "learning_rate", "match", "cache_bytes_per_token", "tuning")
@@ -40,7 +40,7 @@ INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
 def of_training() -> set[str]:
     """Return the names of the fields that say how to train, options of mechanisms among them."""
     flags = {f.name for cls in CLASSES for f in fields(cls) if f.init}
-    options = {f"attention.{option}" for mechanism in ATTENTION.values() for option in mechanism.option_names()}
+    options = {OPTION + option for mechanism in ATTENTION.values() for option in mechanism.option_names()}
     return (flags | options) - INSTEAD.keys() - REFUSED.keys()
 
 
@@ -77,11 +77,6 @@ def check_solvable(attention: list[str], match: str) -> None:
     hybrids = [name for name in attention if is_hybrid(name)]
     if match == "cache" and hybrids:
         raise UserError(f"match=cache solves for an option of one mechanism, which {hybrids[0]} is not; choose another")
-
-
-def options_of(attention: str) -> set[str]:
-    """Return the options that a study can choose of a mechanism, or of any in a hybrid."""
-    return set().union(*(mechanism.free_options() for mechanism in mechanisms_of(attention).values()))
 
 
 def match_of(match: str, budget: Any) -> tuple[str, int | None]:
@@ -134,7 +129,7 @@ def space_of(stated: Any, attention: list[str], known: set[str]) -> Space | None
             raise UserError(f"tuning has the unknown field {name}" + (f"; did you mean {near[0]}?" if near else ""))
         factor = tuning.factor_of(name, values)
         tuning.check_factor(name, factor, attention, trials)
-        if not name.startswith(tuning.OPTION):
+        if not name.startswith(OPTION):
             factor = Factor(tuple(typed(name, value) for value in factor.values), factor.is_range)
         factors[name] = factor
     if not factors:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..modeling.attention import mechanisms_of
-from ..modeling.attention.checks import COMMON, check_option
+from ..modeling.attention.checks import COMMON
 
 SEED = 1000  # of all trials
 EDGE = 0.1  # share of a range, on its scale, that counts as its edge
@@ -59,12 +59,16 @@ class Space:
     factors: Mapping[str, Factor]
 
 
+def options_of(attention: str) -> set[str]:
+    """Return the options that a study can choose of a mechanism, or of any in a hybrid."""
+    return set().union(*(mechanism.free_options() for mechanism in mechanisms_of(attention).values()))
+
+
 def has_factor(attention: str, name: str) -> bool:
     """Return whether a mechanism has what a factor of that name changes; of a hybrid, whether any has an option."""
-    mechanisms = mechanisms_of(attention).values()
     if name.startswith(OPTION):
-        return any(name.removeprefix(OPTION) in mechanism.free_options() for mechanism in mechanisms)
-    return name not in COMMON or all(name in mechanism.takes for mechanism in mechanisms)
+        return name.removeprefix(OPTION) in options_of(attention)
+    return name not in COMMON or all(name in mechanism.takes for mechanism in mechanisms_of(attention).values())
 
 
 def factor_of(name: str, values: Any) -> Factor:
@@ -98,15 +102,8 @@ def check_factor(name: str, factor: Factor, attention: list[str], trials: int) -
         raise UserError(
             f"tuning: trials={trials} are fewer than the {len(factor.values)} values of {name}; raise trials"
         )
-    having = [one for one in attention if has_factor(one, name)]
-    if not having:
+    if not any(has_factor(one, name) for one in attention):
         raise UserError(f"tuning.{name} is of none of {', '.join(attention)}; leave it out")
-    if name.startswith(OPTION):
-        option = name.removeprefix(OPTION)
-        kinds = [mechanism.option_types() for one in having for mechanism in mechanisms_of(one).values()]
-        for kind in (types[option] for types in kinds if option in types):
-            for value in factor.values:
-                check_option(f"tuning.{name}", value, kind)
 
 
 def design(space: Space, attention: str) -> tuple[Settings, ...]:

@@ -133,6 +133,8 @@ def test_every_mechanism_tries_as_many_points_of_its_own_space(state, tmp_path, 
         ({"tuning": {"trials": 4, "initialization": ["normal", "zero"]}, "initialization": ["normal", "zero"]},
          "initialization is tuned and swept"),
         ({"seeds": [0, 1000]}, "seeds has 1000, which tunes"),
+        ({"match": "cache", "cache_bytes_per_token": 64, "tuning": {"trials": 4, "attention.kv_lora_rank": [4, 6]}},
+         "attention.kv_lora_rank is what match=cache solves for"),
     ],
 )  # fmt: skip
 def test_a_space_that_cannot_be_is_refused_before_anything_is_prepared(state, tmp_path, capsys, more, said):

@@ -70,14 +70,14 @@ def settings_tried(found: Findings) -> Table:
     """Return how many settings were tried, which were best, and what trying more than one was worth."""
     rows = []
     for name, tuned in found.tuned.items():
-        first, *_, last = [mean for mean, _ in tuned.expected_best] * 2
+        expected = [mean for mean, _ in tuned.expected_best]
         rows.append(
             {
                 "variant": name,
                 "trials": str(len(tuned.values)),
                 "best": in_words(tuned.best),
                 "bits/byte, validation": f"{min(tuned.values):.4f}",
-                "gained by trying": f"{first - last:.4f}",
+                "gained by trying": f"{expected[0] - expected[-1]:.4f}",
                 "fitted optimum": f"{tuned.fit.optimum:.2g}" if tuned.fit and tuned.fit.optimum else MISSING,
                 "at the edge": ", ".join(tuned.edges) or MISSING,
             }

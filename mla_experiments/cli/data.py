@@ -16,7 +16,8 @@ class DataArguments:
         default="auto",
         metadata={
             "help": "auto (WikiText-103, or wiki-sample offline), wikitext-2, wikitext-103, wiki-sample, "
-            "hub:NAME[:CONFIG], or the path of a text, Markdown, JSON, CSV, TSV, parquet or Arrow file, compressed or "
+            "hub:NAME[:CONFIG], synthetic:NAME[:FIELD=VALUE,...] (mqar, copy, copy-ngram, induction, needle, hops, sums, "
+            "grammar: rows drawn while training, with known answers), or the path of a text, Markdown, JSON, CSV, TSV, parquet or Arrow file, compressed or "
             "not, or of a folder of them"
         },
     )
@@ -58,6 +59,7 @@ def run(argv: list[str]) -> None:
         sample = given["sample_characters"] if given["streaming"] else None
         counts = prepare_corpus(corpus, given["corpus"], given["text_column"], sample)["splits"]
         sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
+        sizes = sizes or "a description; its rows are drawn while training"
         wrote(corpus, sizes, "python hftokenizer.py", len(chosen) == 1)
     if "tokenizer" in chosen:
         manifest = prepare_tokenizer(tokenizer, corpus, given["vocab_size"])
@@ -66,4 +68,5 @@ def run(argv: list[str]) -> None:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
         rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
         following = "cd ..; python train_model.py" + (" --streaming" if "stream" in manifest else "")
-        wrote(tokens, f"rows of {manifest['sequence_length']} tokens: {rows}", following)
+        said = f"rows of {manifest['sequence_length']} tokens: {rows}" if rows else "nothing to pack"
+        wrote(tokens, said, following)

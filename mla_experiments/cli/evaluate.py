@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import UserError
 from .parsing import parse
 from .saying import wrote
 
@@ -24,7 +25,10 @@ class EvaluationArguments:
     output_dir: str = field(default=".", metadata={"help": "where results.json and results.md go"})
     tasks: list[str] = field(
         default_factory=list,
-        metadata={"help": "in place of it run lm-evaluation-harness: names of its tasks, YAML files, or `documents`"},
+        metadata={
+            "help": "in place of it ask what synthetic tasks ask, in words of the model's own (needle, copy, ...), or run "
+            "lm-evaluation-harness: names of its tasks, YAML files, or `documents`"
+        },
     )
     limit: int | None = field(
         default=None, metadata={"help": "documents of each of the TASKS; by default all", "minimum": 1}
@@ -40,11 +44,14 @@ def run(argv: list[str]) -> None:
     given["models"] = models or given["models"]
     output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
     if tasks:
-        return evaluate_by_harness(tasks, limit, given, output_dir)
-    from ..evaluation import evaluate_models, known_rows
+        return evaluate_on_tasks(tasks, limit, given, output_dir)
+    from ..evaluation import evaluate_models, evaluate_on_task, known_rows, task_asked_for
     from ..report import write_model_card
 
-    results = evaluate_models(**given, known=known_rows(output_dir))
+    if task := task_asked_for(given["corpus"], Path(given["data_dir"])):
+        results = evaluate_on_task(given["models"], task, given["weights_dir"])
+    else:
+        results = evaluate_models(**given, known=known_rows(output_dir))
     for folder in results.run_folders:
         write_model_card(folder)
     print(results.table())
@@ -55,6 +62,30 @@ def run(argv: list[str]) -> None:
         print("mla-experiments study experiments/attention.yaml (corpus: PATH in it takes your own text)")
     written = results.save(output_dir)
     wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", "mla-experiments generate --model NAME")
+
+
+def evaluate_on_tasks(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
+    """Ask what synthetic tasks ask, or run the harness; the two do not mix."""
+    from ..data.synthetic import TASKS
+
+    ours = [name for name in tasks if name in TASKS]
+    if not ours:
+        return evaluate_by_harness(tasks, limit, given, output_dir)
+    if others := [name for name in tasks if name not in TASKS]:
+        raise UserError(f"tasks={ours[0]} is synthetic and {others[0]} is not; ask for them one after the other")
+    if limit or given["corpus"]:
+        given_too = f"limit={limit}" if limit else f"corpus={given['corpus']}"
+        raise UserError(f"tasks={ours[0]} is drawn, so that {given_too} has no effect; leave it out")
+    from ..evaluation import probe_models
+    from ..evaluation.results import with_headings
+    from ..manifest import library_versions, write_json
+    from ..markdown import table
+
+    rows = probe_models(given["models"], ours, given["weights_dir"])
+    print(table(with_headings(rows, but=set())))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / "probes.json", {"versions": library_versions(), "results": rows})
+    wrote(output_dir / "probes.json", f"{len(rows)} conditions", "mla-experiments generate --model NAME")
 
 
 def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:

@@ -17,6 +17,8 @@ from .formats import shown
 from .reading import TEXT_COLUMN, Reading, local_files
 from .sources import NAMED, SPLITS, name_and_config, open_corpus
 from .streaming import DocumentStream, first_documents
+from .synthetic import is_synthetic
+from .synthetic.prepared import prepare_task
 
 MADE_BY = "python data/download_data.py"
 HELD_OUT_SHARE = 0.1  # of the characters, for validation and for test each, where a corpus has no splits of its own
@@ -41,7 +43,8 @@ def prepare_corpus(
 
     Args:
         folder: where to; what is there from another corpus is replaced once the new one is whole.
-        corpus: "auto" (WikiText-103, or the offline sample where the hub cannot be reached), or see `open_corpus`.
+        corpus: "auto" (WikiText-103, or the offline sample where the hub cannot be reached), "synthetic:NAME" (see
+            `synthetic.task_of`), or see `open_corpus`.
         text_column: which column holds the text of tables and hub data sets.
         sample_characters: stream the corpus (see `DocumentStream`) and write so many characters of it; None writes all.
 
@@ -51,6 +54,11 @@ def prepare_corpus(
     if sample_characters is not None and sample_characters < 1:
         raise UserError(f"sample_characters={sample_characters} must be at least 1")
     whole_text(corpus, "corpus")
+    if is_synthetic(corpus):
+        if sample_characters or text_column != TEXT_COLUMN:
+            given = "--streaming" if sample_characters else f"text_column={text_column}"
+            raise UserError(f"corpus={corpus} is drawn, not read, so that {given} has no effect; leave it out")
+        return prepare_task(folder, corpus)
     if corpus in NAMED and text_column != TEXT_COLUMN:
         raise UserError(f"text_column={text_column} is for your own tables, and corpus={corpus} has none; leave it out")
     if corpus != "auto" or sample_characters:
@@ -64,7 +72,9 @@ def prepare_corpus(
 
 def load_corpus(folder: Path) -> DatasetDict:
     """Return the splits of a prepared corpus, each with a column `text`, a document a row."""
-    read_whole(folder, MADE_BY)
+    manifest = read_whole(folder, MADE_BY)
+    if "task" in manifest:
+        raise UserError(f"corpus={manifest['corpus']} is drawn and holds no text; give one that does")
     return DatasetDict({split: load_split(Path(folder) / split) for split in SPLITS})
 
 

@@ -20,6 +20,7 @@ from ..manifest import is_current, new_folder, read_manifest, read_whole
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus, load_split
 from .streaming import write_held_out
+from .synthetic.prepared import prepare_rows
 from .tokenizer import MADE_BY as TOKENIZER_MADE_BY
 from .tokenizer import load_tokenizer
 
@@ -33,7 +34,8 @@ def prepare_tokens(
 ) -> dict:
     """Tokenise and pack every split, shuffle the rows of the training split, and save them memory-mapped.
 
-    Of a streamed corpus the held-out splits alone are packed; what trains is packed while it is read.
+    Of a streamed corpus the held-out splits alone are packed; what trains is packed while it is read. Rows of a
+    synthetic corpus are drawn while training.
 
     Args:
         folder: where to; one `datasets` folder a split.
@@ -50,6 +52,8 @@ def prepare_tokens(
     """
     corpus = read_manifest(corpus_folder, CORPUS_MADE_BY)
     tokenizer_manifest = read_manifest(tokenizer_folder, TOKENIZER_MADE_BY)
+    if "task" in corpus:
+        return prepare_rows(folder, corpus, tokenizer_manifest)
     if not 1 <= sequence_length < LONGEST:
         raise UserError(f"sequence_length={sequence_length} must be at least 1 and below {LONGEST}")
     request = {
@@ -161,7 +165,7 @@ def pack(batches: Iterator[np.ndarray], path: Path, sequence_length: int, vocab_
 
 
 def load_tokens(folder: Path, tokenizer_folder: Path) -> tuple[DatasetDict, dict]:
-    """Return the packed splits, memory-mapped, and their manifest; a streamed corpus has no `train` among them.
+    """Return the packed splits, memory-mapped, and their manifest; of what is drawn or streamed some are not there.
 
     Raises:
         UserError: there are none, or another tokenizer than the one in `tokenizer_folder` made them.

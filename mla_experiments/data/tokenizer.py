@@ -15,6 +15,7 @@ from ..manifest import MANIFEST, file_hash, is_current, new_folder, read_manifes
 from ..run_files import check_files
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus
+from .synthetic.prepared import prepare_vocabulary
 
 MADE_BY = "python data/hftokenizer.py"
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -23,6 +24,8 @@ SMALLEST_VOCABULARY = 256 + 1  # the bytes and the end of a document
 
 def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_000) -> dict:
     """Train a tokenizer on the training split and save it as a folder that `AutoTokenizer` loads.
+
+    A synthetic corpus has a vocabulary of its own.
 
     Args:
         folder: where to.
@@ -33,6 +36,8 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
         UserError: no corpus, or a vocabulary smaller than the bytes or larger than the corpus supports.
     """
     corpus = read_manifest(corpus_folder, CORPUS_MADE_BY)
+    if "task" in corpus:
+        return prepare_vocabulary(folder, corpus)
     request = {"vocab_size": vocab_size, "corpus_hash": corpus["hash"]}
     if is_current(folder, request):
         print(f"{folder} already holds this tokenizer of {corpus['corpus']}; nothing to do.")

@@ -17,7 +17,7 @@ from ..markdown import escaped, in_cell, table
 from ..modeling import DecoderForCausalLM, device, device_name, load_model
 from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
-from .scores import read_scores, texts_hash, write_scores
+from .scores import ANSWERS, read_scores, texts_hash, write_scores
 
 HELD_OUT = ("validation", "test")
 COLUMNS = {  # key of a row and format, by heading
@@ -28,6 +28,10 @@ COLUMNS = {  # key of a row and format, by heading
     "ppl/token": ("perplexity_per_token", "{:.2f}"),
     "ppl/word": ("perplexity_per_word", "{:.2f}"),
     "bits/byte": ("bits_per_byte", "{:.4f}"),
+    "right": ("accuracy", "{:.2%}"),
+    "rows all right": ("rows_right", "{:.2%}"),
+    "by chance": ("chance", "{:.2%}"),
+    "nats above entropy": ("nats_above_entropy", "{:.4f}"),
     "cache bytes/token": ("cache_bytes_per_token", "{:,.0f}"),
     "training tokens/s": ("train_tokens_per_second", "{:,.0f}"),
 }
@@ -46,7 +50,7 @@ class Results:
 
         Tokens of different tokenizers do not compare: perplexity per token is left out then, and it is said why.
         """
-        mixed = len({row["tokenizer_sha256"] for row in self.rows}) > 1
+        mixed = len({row.get("tokenizer_sha256") for row in self.rows}) > 1
         shown = table(with_headings(self.rows, but={"corpus", *(["ppl/token"] if mixed else [])}), as_text)
         return shown + ("\n\nTokenizers differ, so perplexities per token would not compare." if mixed else "")
 
@@ -62,8 +66,15 @@ class Results:
 
 
 def with_headings(rows: list[dict], but: set[str]) -> list[dict[str, str | None]]:
-    """Return rows of evaluation as they are shown, by heading, but for some headings; None for what is not known."""
-    chosen = {heading: column for heading, column in COLUMNS.items() if heading not in but}
+    """Return rows of evaluation as they are shown, by heading, but for some headings; None for what is not known.
+
+    What none of them has, rows of text or of synthetic tasks, has no column.
+    """
+    chosen = {
+        heading: column
+        for heading, column in COLUMNS.items()
+        if heading not in but and any(row.get(column[0]) is not None for row in rows)
+    }
     return [
         {heading: None if row.get(key) is None else form.format(row[key]) for heading, (key, form) in chosen.items()}
         for row in rows
@@ -133,7 +144,7 @@ def known_rows(folder: Path) -> list[dict]:
     """Return the rows of `results.json` in a folder; none where it is absent or not ours."""
     try:
         rows = read_record(folder / "results.json")["results"]
-        return [row for row in rows if row.get("protocol") == PROTOCOL]
+        return [row for row in rows if row.get("protocol") in (PROTOCOL, ANSWERS)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

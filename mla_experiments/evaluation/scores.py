@@ -1,7 +1,7 @@
 """The scores of a run, document by document, in its `scores.json`: what comparisons of studies and runs are made of."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,24 @@ from ..manifest import read_record, write_record
 from .perplexity import PROTOCOL, Score
 
 SCORES = "scores.json"
+ANSWERS = "answers of drawn rows"  # the protocol of synthetic tasks
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """Per document: nats in float64, and what they are spread over; and the hash of the texts themselves."""
+    """Per document: nats in float64, and what they are spread over; and the hash of the texts themselves.
+
+    Of synthetic tasks, per drawn row: nats of the answers, how many answers there are (`tokens`), how many are wrong,
+    and how far the nats are above the entropy, where it is known.
+    """
 
     text_sha256: str
     nats: np.ndarray
     tokens: np.ndarray
-    words: np.ndarray
-    bytes: np.ndarray
+    words: np.ndarray | None = None
+    bytes: np.ndarray | None = None
+    wrong: np.ndarray | None = None
+    excess: np.ndarray | None = None
 
 
 def texts_hash(texts: list[str]) -> str:
@@ -43,11 +50,24 @@ def write_scores(folder: Path, scored: dict[str, tuple[list[str], Score]]) -> No
     write_record(folder / SCORES, {"protocol": PROTOCOL, "splits": splits})
 
 
+def write_answers(folder: Path, scored: dict[str, SplitScores]) -> None:
+    """Write the scores of a run on the task that it was trained on, by condition, in place of earlier ones."""
+    splits = {
+        name: {
+            each.name: value.tolist() if isinstance(value := getattr(part, each.name), np.ndarray) else value
+            for each in fields(part)
+            if getattr(part, each.name) is not None
+        }
+        for name, part in scored.items()
+    }
+    write_record(folder / SCORES, {"protocol": ANSWERS, "splits": splits})
+
+
 def read_scores(folder: Path) -> dict[str, SplitScores] | None:
-    """Return a run's scores by split; None where there are none, or none of the protocol of today."""
+    """Return a run's scores by split; None where there are none, or none of the protocols of today."""
     try:
         content = read_record(folder / SCORES)
-        if content["protocol"] != PROTOCOL:
+        if content["protocol"] not in (PROTOCOL, ANSWERS):
             return None
         return {
             split: SplitScores(part.pop("text_sha256"), **{name: np.array(values) for name, values in part.items()})

@@ -26,7 +26,7 @@ TAKEN_BY_THE_LIBRARY = (
 )  # fmt: skip
 SET_BY_OTHERS = "set_by_others"  # in a saved configuration: the names of attributes that are no field of ours
 FULL, SLIDING = "full_attention", "sliding_attention"
-POSITIONS = ("rope", "learned")
+POSITIONS = ("rope", "learned", "none")
 INITIALIZATIONS = ("normal", "scaled", "zero")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
@@ -55,7 +55,8 @@ class DecoderConfig(PreTrainedConfig):
         sliding_window: how many tokens a layer with a window sees, itself included; None for no windows.
         layer_types: "full_attention" or "sliding_attention" for each layer, transformers' own names; by default all
             layers have the window, where there is one.
-        positions: "rope", or "learned" absolute positions added to the embeddings.
+        positions: "rope", "learned" absolute positions added to the embeddings, or "none": the mask alone tells order
+            (Kazemnejad et al. 2023, arXiv 2305.19466).
         rope_parameters: transformers' standard description of RoPE: `rope_theta`, the base of the frequencies, and
             `rope_type`, "default" or one that stretches the context ("linear", "llama3", "yarn") with what it needs.
         rope_interleave: False for Llama's half-split rotary pairs, True for DeepSeek's interleaved ones.
@@ -172,7 +173,10 @@ class DecoderConfig(PreTrainedConfig):
             return
         require_whole("sliding_window", self.sliding_window)
         require(self.sliding_window > 1, "sliding_window=1 sees no token but itself; give more.")
-        require(self.positions == "rope", f"sliding_window={self.sliding_window} is for RoPE, not learned positions.")
+        require(
+            self.positions == "rope",
+            f"sliding_window={self.sliding_window} is for RoPE, not positions={self.positions}.",
+        )
         if self.layer_types is None:
             self.layer_types = [SLIDING] * self.num_hidden_layers
         types = self.layer_types

@@ -270,7 +270,7 @@ class DecoderModel(DecoderPreTrainedModel):
         limit = self.config.max_position_embeddings
         if past + length > limit and (attention_mask is None or attention_mask.sum(-1).max() > limit):
             said = f"{int(past + length)} tokens are more than max_position_embeddings={limit}"
-            require(self.config.positions == "rope", f"{said}, the positions that were learned; shorten the text.")
+            require(self.config.positions != "learned", f"{said}, the positions that were learned; shorten the text.")
             logger.warning_once(f"{said}, the longest sequence that this model was made for; it may write nonsense.")
 
     def _positions(self, x, attention_mask, past):

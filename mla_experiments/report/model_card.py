@@ -19,6 +19,7 @@ METRICS = {
     "perplexity_per_token": "perplexity per token",
     "perplexity_per_word": "perplexity per word",
     "bits_per_byte": "bits per byte",
+    "accuracy": "share of answers right",
 }
 LOADING = """```python
 {imports}from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,6 +84,7 @@ def eval_results(row: dict) -> list[EvalResult]:
             dataset_split=row["split"], metric_type=metric, metric_name=said, metric_value=row[metric],
         )
         for metric, said in METRICS.items()
+        if row.get(metric) is not None
     ]  # fmt: skip
 
 

@@ -21,7 +21,14 @@ from .flags import REFUSED, STEERED_BY_VALIDATION
 from .settings import RunArguments, trainer_defaults
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SOURCES = ("kernels", "modeling", "training", "data/packing.py", "data/streaming.py")  # which decide the arithmetic
+SOURCES = (
+    "kernels",
+    "modeling",
+    "training",
+    "data/packing.py",
+    "data/streaming.py",
+    "data/synthetic",
+)  # which decide the arithmetic
 VERSION = "mla-experiments"  # among the versions of a record
 
 IN_OTHER_WORDS = {  # fields that count by what they come to

@@ -1,10 +1,13 @@
-"""Packed rows as training reads them: an order that depends on the seed alone, and batches that are always full."""
+"""Rows as training reads them, packed or drawn: in an order that the seed alone decides, in batches always full."""
 
 import numpy as np
 import torch
 from datasets import Dataset
 
+from ..data.synthetic import BLOCK, Task
 from ..errors import UserError
+
+IGNORED = -100  # label of what is not to be predicted
 
 
 class PackedRows(torch.utils.data.Dataset):
@@ -58,3 +61,38 @@ class TrainingStream(torch.utils.data.Dataset):
         if epoch != self.epoch:
             self.epoch, self.order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
         return self.rows[int(self.order[place])]
+
+
+class DrawnRows(torch.utils.data.Dataset):
+    """So many rows of a synthetic task, labels already one symbol ahead.
+
+    Row i is a function of split, seed and i alone, so that runs with other micro-batches, more devices, or after a
+    resume see the same rows in the same order.
+
+    Args:
+        task: which draws them.
+        length: symbols that are read.
+        count: how many rows there are.
+        split: train, validation or test, which never share random numbers.
+        seed: of the order of training; the held-out splits are those of seed 0.
+        answers_alone: whether nothing but answers is to be predicted.
+    """
+
+    def __init__(self, task: Task, length: int, count: int, split: str, seed: int = 0, answers_alone: bool = True):
+        task.check_length(length)
+        self.task, self.length, self.count, self.answers_alone = task, length, count, answers_alone
+        self.stream, self.number, self.drawn = (split, seed), -1, None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        number, row = divmod(index, BLOCK)
+        if number != self.number:
+            self.number, self.drawn = number, self.task.block(self.length, *self.stream, number)
+        symbols = torch.from_numpy(self.drawn.symbols[row].astype(np.int64))
+        labels = symbols[1:]
+        if self.answers_alone:
+            is_answer = torch.from_numpy(np.ascontiguousarray(self.drawn.answers[row, 1:]))
+            labels = labels.masked_fill(~is_answer, IGNORED)
+        return {"input_ids": symbols[:-1], "labels": labels, "shift_labels": labels}

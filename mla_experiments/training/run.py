@@ -15,7 +15,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
-from ..errors import InUse, Stopped, UserError
+from ..data.synthetic import task_of
+from ..errors import InUse, Stopped, UserError, unknown
 from ..manifest import file_hash, flush, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM, device_name
 from ..modeling.attention import find
@@ -25,11 +26,13 @@ from .arguments import trainer_arguments
 from .callbacks import Clock, Metrics, Progress, RestoreLoss, StopAskedFor, StopInGoodOrder
 from .flags import WITHOUT_WARMUP
 from .identity import VERSION, Comparison, differences, identity_of
-from .rows import PackedRows, TrainingStream
+from .rows import DrawnRows, PackedRows, TrainingStream
 from .settings import RunArguments
 from .streamed import StreamedSequences, check_streaming
 from .trainer import StreamTrainer, lacks_validation
 from .tried import refused
+
+LOSSES = ("all", "answers")
 
 
 def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
@@ -83,8 +86,21 @@ class Run:
         self.trainer_arguments = trainer_arguments(arguments, trainer_flags, folder)
         self.config = arguments.model_config(attention, manifest["vocab_size"], manifest["end_of_document"])
         self.corpus = manifest["corpus"]
+        self.task = task_of(self.corpus) if "task" in manifest else None
+        self._check_loss()
         self.identity = identity_of(arguments, self.trainer_arguments, self.config, manifest, attention)
         self.before: list[dict] = []  # other code by which it was trained before this
+
+    def _check_loss(self):
+        if self.task:
+            self.task.check_length(self.arguments.sequence_length)
+        if self.arguments.loss_on not in LOSSES:
+            raise unknown("loss_on", self.arguments.loss_on, LOSSES)
+        if self.arguments.loss_on != "all" and not self.task:
+            raise UserError(
+                f"loss_on={self.arguments.loss_on} is for synthetic corpora, and {self.corpus} has no answers; leave it "
+                "out"
+            )
 
     @property
     def is_main_process(self) -> bool:
@@ -263,16 +279,14 @@ class Run:
         arguments = trainer_arguments(self.arguments, self.flags, self.folder)  # the Trainer changes them
         set_seed(arguments.seed)
         model = DecoderForCausalLM(self.config)
-        validation = PackedRows(tokens["validation"], self.arguments.sequence_length)
-        most = max(1, self.arguments.validation_tokens // self.arguments.sequence_length)
         clock, progress, stop = Clock(), Progress(self.attention, self.tokens_per_step), StopInGoodOrder()
         with refused("what is given of transformers' TrainingArguments"):
             trainer = StreamTrainer(
                 model=model,
                 args=arguments,
                 optimizer=self.arguments.optimizer,
-                train_dataset=self._sequences(tokens["train"], tokenizer),
-                eval_dataset=torch.utils.data.Subset(validation, range(min(most, len(validation)))),
+                train_dataset=self._sequences(tokens.get("train"), tokenizer),
+                eval_dataset=self._validation(tokens),
                 processing_class=tokenizer,
                 callbacks=[
                     Metrics(self.folder / METRICS_FILE, self.tokens_per_step, lambda: draw(self.folder.parent)),
@@ -285,10 +299,22 @@ class Run:
         trainer.remove_callback(ProgressCallback)
         return trainer, clock, stop, progress
 
-    def _sequences(self, documents, tokenizer) -> TrainingStream | StreamedSequences:
-        """Return the sequences to train on, of packed rows or of a stream of documents."""
+    def _validation(self, tokens) -> torch.utils.data.Dataset:
+        """Return the first sequences of the validation split."""
+        length = self.arguments.sequence_length
+        most = max(1, self.arguments.validation_tokens // length)
+        if self.task:
+            return DrawnRows(self.task, length, most, "validation")
+        rows = PackedRows(tokens["validation"], length)
+        return torch.utils.data.Subset(rows, range(min(most, len(rows))))
+
+    def _sequences(self, documents, tokenizer) -> TrainingStream | StreamedSequences | DrawnRows:
+        """Return the sequences to train on: of packed rows, of a stream of documents, or drawn."""
         length, batch_size = self.arguments.sequence_length, self.arguments.batch_size
         num_sequences = self.trainer_arguments.max_steps * batch_size
+        if self.task:
+            seed, answers_alone = self.trainer_arguments.seed, self.arguments.loss_on == "answers"
+            return DrawnRows(self.task, length, num_sequences, "train", seed, answers_alone)
         if isinstance(documents, DocumentStream):
             return StreamedSequences(documents, tokenizer, length, num_sequences, batch_size)
         return TrainingStream(PackedRows(documents, length), num_sequences, self.trainer_arguments.seed)

@@ -64,6 +64,9 @@ class RunArguments:
     validation_tokens: int = field(
         default=0, metadata={"help": "validate on so many tokens while training; the evaluation reads them all"}
     )
+    loss_on: str = field(
+        default="all", metadata={"help": "what a synthetic corpus trains to predict: all symbols, or answers alone"}
+    )
     precision: str = field(
         default="auto", metadata={"help": "bf16, fp16 (with loss scaling), f32, or auto (what the device does well)"}
     )
@@ -74,7 +77,7 @@ class RunArguments:
     intermediate_size: int | None = field(
         default=None, metadata={"help": "width of the MLP; 8/3 of the width if not given"}
     )
-    positions: str = field(default="rope", metadata={"help": "rope, or learned absolute positions"})
+    positions: str = field(default="rope", metadata={"help": "rope, learned absolute positions, or none"})
     tie_word_embeddings: bool = field(default=False, metadata={"help": "share input and output embeddings"})
     initialization: str = field(
         default="normal",

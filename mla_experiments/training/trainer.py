@@ -16,6 +16,7 @@ from ..manifest import write_json
 from . import checkpoints
 from .callbacks import StopAskedFor
 from .muon import muon
+from .rows import IGNORED, DrawnRows
 from .streamed import StreamedSequences
 from .tried import refused
 
@@ -132,7 +133,7 @@ class StreamTrainer(Trainer):
         """Validate, unless the user asks to stop meanwhile: a resumed run then makes up for it."""
         self.model.eval()
         try:
-            metrics = {"eval_loss": self._validation_loss()}
+            metrics = self._validated()
         except StopAskedFor:
             self.left_validation = True
             self._save_checkpoint(self.model_wrapped, None)
@@ -148,8 +149,8 @@ class StreamTrainer(Trainer):
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler and not self.makes_up_for_validation)
 
     @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """The mean loss of all tokens, to the bit the same on any number of processes.
+    def _validated(self) -> dict[str, float]:
+        """The mean loss of all tokens, to the bit the same on any number of processes; of drawn rows the accuracy too.
 
         Batches are the same everywhere, dealt out in turn, and summed up in their order. Where their number does not
         divide, some processes repeat the first one, for all must take part in what sharded models gather.
@@ -157,16 +158,32 @@ class StreamTrainer(Trainer):
         size, rows = self.args.eval_batch_size, self.eval_dataset
         batches = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
         first, step = self.args.process_index, self.args.world_size
-        losses = []
+        parts = []
         for place in range(first, first + -(-len(batches) // step) * step, step):
             batch = batches[place if place < len(batches) else 0]
             inputs = self._prepare_inputs(self.data_collator([rows[index] for index in batch]))
             with self.compute_loss_context_manager():
-                loss = self.model_wrapped(**inputs, use_cache=False).loss.item()
+                outputs = self.model_wrapped(**inputs, use_cache=False)
             if place < len(batches):
-                losses.append((place, loss * len(batch)))
+                parts.append((place, outputs.loss.item(), *weight_and_right(rows, outputs, inputs)))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        return math.fsum(loss for _, loss in sorted(gather_object(losses))) / len(rows)
+        parts = sorted(gather_object(parts))
+        total = sum(weight for _, _, weight, _ in parts)
+        metrics = {"eval_loss": math.fsum(loss * weight for _, loss, weight, _ in parts) / total}
+        if isinstance(rows, DrawnRows):
+            metrics["eval_accuracy"] = sum(right for _, _, _, right in parts) / total
+        return metrics
+
+
+def weight_and_right(rows: torch.utils.data.Dataset, outputs, inputs: dict) -> tuple[int, int]:
+    """Return what the loss of a batch counts for, and how many answers of drawn rows are right.
+
+    Rows of text have as many tokens each; drawn ones may not have as many answers.
+    """
+    labels = inputs["shift_labels"]
+    if not isinstance(rows, DrawnRows):
+        return len(labels), 0
+    return int((labels != IGNORED).sum()), int((outputs.logits.argmax(-1) == labels).sum())
 
 
 def lacks_validation(checkpoint: Path) -> bool:

@@ -43,7 +43,7 @@ def latent_options(hidden_size: int, num_attention_heads: int, rotary: bool, opt
     if rotary:
         require(d_rope >= 2 and d_rope % 2 == 0, f"qk_rope_head_dim={d_rope} must be positive and even.")
     else:
-        require(d_rope == 0, f'qk_rope_head_dim={d_rope} must be 0 with positions="learned".')
+        require(d_rope == 0, f"qk_rope_head_dim={d_rope} must be 0 without RoPE.")
     return options
 
 

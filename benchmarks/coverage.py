@@ -25,7 +25,7 @@ MIXES = {  # standard deviations of seeds, of documents and of their pairs, the 
     "seeds and pairs": (0.5, 0.0, 1.0), "documents and pairs": (0.0, 1.0, 1.0),
     "seeds and documents": (1.0, 1.0, 0.3), "all": (1.0, 1.0, 1.0),
 }  # fmt: skip
-SIZE = 1000 * math.log(2)  # nats of a document of 1,000 bytes that are one bit a byte
+SIZE = 1000  # bits of a document of 1,000 bytes that are one bit a byte
 UNIT = 0.01  # bits a byte
 
 
@@ -37,7 +37,7 @@ def noise(generator: np.random.Generator, tails: str, *shape: int) -> np.ndarray
 
 
 def drawn(generator, tails: str, mix: tuple, seeds: int, documents: int, difference: float = 0.0) -> np.ndarray:
-    """Return nats `[seeds, documents]` of one variant above another."""
+    """Return bits `[seeds, documents]` of one variant above another."""
     of_seeds, of_documents, of_pairs = (UNIT * part for part in mix)
     bits = (
         difference
@@ -48,9 +48,9 @@ def drawn(generator, tails: str, mix: tuple, seeds: int, documents: int, differe
     return bits * SIZE
 
 
-def scores_of(nats: np.ndarray) -> dict[int, np.ndarray]:
+def scores_of(bits: np.ndarray) -> dict[int, np.ndarray]:
     """Return them by seed."""
-    return dict(enumerate(nats))
+    return dict(enumerate(bits))
 
 
 def coverage(generator, tails: str, mix: tuple, seeds: int, documents: int, studies: int) -> dict[str, float]:
@@ -64,8 +64,8 @@ def coverage(generator, tails: str, mix: tuple, seeds: int, documents: int, stud
     true = math.sqrt(np.mean(np.square(reach)))
     told = 0
     for _ in range(studies):
-        nats = drawn(generator, tails, mix, seeds, documents, true)
-        told += compared("a", "b", zero, scores_of(nats), size).is_told
+        bits = drawn(generator, tails, mix, seeds, documents, true)
+        told += compared("a", "b", zero, scores_of(bits), size).is_told
     return {"coverage, %": 100 * held / studies, "power, %": 100 * told / studies}
 
 

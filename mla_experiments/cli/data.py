@@ -16,9 +16,9 @@ class DataArguments:
         default="auto",
         metadata={
             "help": "auto (WikiText-103, or wiki-sample offline), wikitext-2, wikitext-103, wiki-sample, "
-            "hub:NAME[:CONFIG], synthetic:NAME[:FIELD=VALUE,...] (mqar, copy, copy-ngram, induction, needle, hops, sums, "
-            "grammar: rows drawn while training, with known answers), or the path of a text, Markdown, JSON, CSV, TSV, parquet or Arrow file, compressed or "
-            "not, or of a folder of them"
+            "hub:NAME[:CONFIG], the path of a text, Markdown, JSON, CSV, TSV, parquet or Arrow file, compressed or "
+            "not, or of a folder of them; or synthetic:NAME[:FIELD=VALUE,...], rows with known answers that are drawn "
+            "while training (mqar, copy, copy-ngram, induction, needle, hops, sums, grammar)"
         },
     )
     text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})

@@ -26,8 +26,8 @@ class EvaluationArguments:
     tasks: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "in place of it ask what synthetic tasks ask, in words of the model's own (needle, copy, ...), or run "
-            "lm-evaluation-harness: names of its tasks, YAML files, or `documents`"
+            "help": "in place of it ask what synthetic tasks ask (needle, copy, ...), in words of the model's own, or "
+            "run lm-evaluation-harness: names of its tasks, YAML files, or `documents`"
         },
     )
     limit: int | None = field(

@@ -45,7 +45,7 @@ class Measure:
 
 
 BITS = Measure("bits per byte", "bits/byte", "bits per byte", "nats", "bytes", 1 / math.log(2))
-WRONG = Measure("of the answers wrong", "wrong", "share of answers wrong", "wrong", "tokens")
+WRONG = Measure("wrong per answer", "wrong", "share of answers wrong", "wrong", "tokens")
 EXCESS = Measure("nats a symbol above the entropy", "nats above entropy", "nats a symbol above the entropy", "excess",
                  "tokens")  # fmt: skip
 

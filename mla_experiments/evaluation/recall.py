@@ -1,7 +1,7 @@
 """How a model does at synthetic tasks: its answers on rows that training never draws, as trained and under conditions.
 
-A model that was trained on a task is tried as it was trained (splits `validation` and `test`), at other difficulties and
-in longer rows. A model of text is asked in words of its own tokenizer, where the answers stand in the row itself.
+A model that was trained on a task is tried as it was trained (splits `validation` and `test`), at other difficulties
+and in longer rows. A model of text is asked in words of its own tokenizer, where the answers stand in the row itself.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     """Say which of the variants with one setting is best, and by how much."""
     best, *others = sorted(rows, key=lambda row: row.bits.mean)
     if not others:
-        return [f"{best.mechanism} reaches {shown(best.bits, 4)} bits per byte."]
+        return [f"{best.mechanism} reaches {shown(best.bits, 4)} {found.measure.name}."]
     turning = turned(found)
     others = [row for row in others if frozenset((best.mechanism, row.mechanism)) not in turning]
     if not others:
@@ -66,30 +66,38 @@ def room_between(tied: Pairs, best: Row) -> str:
     """Say how large a difference may be that was not told."""
     room = max(abs(end) for c in tied.values() for end in c.interval)
     return (
-        f"Between those not told apart, the intervals leave room for {room:.4f} bits per byte "
-        f"({100 * room / best.bits.mean:.1f} %)."
+        f"Between those not told apart, the intervals leave room for {room:.4f} {unit_of(tied)}{share_of(room, best)}."
     )
 
 
 def power(tied: Pairs, best: Row) -> str:
     """Say what difference would have been told."""
     seen = max(c.detectable for c in tied.values())
-    share = 100 * seen / best.bits.mean
-    return f"A true difference of {seen:.4f} bits per byte ({share:.1f} %) would be told four times in five."
+    return f"A true difference of {seen:.4f} {unit_of(tied)}{share_of(seen, best)} would be told four times in five."
+
+
+def share_of(amount: float, best: Row) -> str:
+    """Say what share of the best value an amount is; nothing of answers, all of which may be right."""
+    return f" ({100 * amount / best.bits.mean:.1f} %)" if best.perplexity else ""
 
 
 def behind(told: Pairs) -> str:
     """Say by how much some variants are behind the best, with intervals where they are few."""
     if len(told) > 3:
         amounts = [abs(c.difference) for c in told.values()]
-        return f"{joined(list(told))} are behind by {min(amounts):.4f} to {max(amounts):.4f} bits per byte"
+        return f"{joined(list(told))} are behind by {min(amounts):.4f} to {max(amounts):.4f} {unit_of(told)}"
     parts = []
     for name, c in told.items():
         low, high = sorted(abs(end) for end in c.interval)
         said = "by" if parts else "is behind by"
-        unit = "" if parts else " bits per byte"
+        unit = "" if parts else f" {unit_of(told)}"
         parts.append(f"{name} {said} {abs(c.difference):.4f}{unit} (95 % interval {low:.4f} to {high:.4f})")
     return joined(parts)
+
+
+def unit_of(pairs: Pairs) -> str:
+    """Return what differences are in."""
+    return next(iter(pairs.values())).unit
 
 
 def only(pairs: Pairs) -> str:

@@ -52,6 +52,15 @@ class Chart:
         return given or log_ticks(min(values), max(values)) if values else []
 
 
+@dataclass
+class Grid(Chart):
+    """Shares from 0 to 1 by two things that are named, as a heat map: a row of `cells` for each of the `lines`."""
+
+    columns: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    cells: list[list[float]] = field(default_factory=list)
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Return round numbers for a log axis: 1, 2 and 5 of each decade, fewer over many, and even steps within a few."""
     if high < 6 * low:
@@ -66,6 +75,9 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
     """Write a chart as PNG and SVG."""
     figure = new_figure(7.2, 4.6)
     axes = figure.add_subplot()
+    if isinstance(chart, Grid):
+        _draw_grid(axes, chart)
+        return [save(figure, folder / f"{chart.key}.{kind}") for kind in ("png", "svg")]
     for series in chart.series:
         _draw_series(axes, series)
     axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
@@ -85,6 +97,18 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
     for text in (*legend.get_texts(), axes.title, axes.xaxis.label, axes.yaxis.label):
         text.set_parse_math(False)  # a name may hold dollars
     return [save(figure, folder / f"{chart.key}.{kind}") for kind in ("png", "svg")]
+
+
+def _draw_grid(axes: Axes, chart: Grid) -> None:
+    """Draw a heat map in grey, with its numbers."""
+    axes.imshow(chart.cells, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    for line, shares in enumerate(chart.cells):
+        for column, share in enumerate(shares):
+            axes.text(column, line, f"{share:.0%}", ha="center", va="center", color="white" if share > 0.5 else "black")
+    axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
+    axes.set_xticks(range(len(chart.columns)), chart.columns)
+    axes.set_yticks(range(len(chart.lines)), chart.lines)
+    axes.title.set_parse_math(False)
 
 
 def _draw_series(axes: Axes, series: Series) -> None:
@@ -114,6 +138,8 @@ def named(value: float) -> str:
 
 def to_plotly(chart: Chart) -> dict:
     """Return a chart as plotly's JSON, without colours: the page has two sets of them."""
+    if isinstance(chart, Grid):
+        return _grid_to_plotly(chart)
     traces = [trace for series in chart.series for trace in _traces(series)]
     layout = {"hovermode": "closest", "showlegend": False, "margin": {"t": 8, "r": 12, "l": 56, "b": 44}}
     for axis, label, log in (("x", chart.x, chart.log_x), ("y", chart.y, chart.log_y)):
@@ -124,6 +150,20 @@ def to_plotly(chart: Chart) -> dict:
             "tickmode": "array" if log else "auto",
         }  # fmt: skip
     return {"data": traces, "layout": layout}
+
+
+def _grid_to_plotly(chart: Grid) -> dict:
+    """Return a heat map as plotly's JSON."""
+    trace = {
+        "type": "heatmap", "x": chart.columns, "y": chart.lines, "z": chart.cells, "zmin": 0, "zmax": 1, "meta": None,
+        "colorscale": "Greys", "reversescale": True, "texttemplate": "%{z:.0%}", "showscale": False,
+        "hovertemplate": "%{x}, %{y}: %{z:.1%}<extra></extra>",
+    }  # fmt: skip
+    layout = {"showlegend": False, "margin": {"t": 8, "r": 12, "l": 56, "b": 44}}
+    for axis, label in (("x", chart.x), ("y", chart.y)):
+        layout[f"{axis}axis"] = {"title": {"text": escape(label), "standoff": 8}, "type": "category",
+                                 "automargin": True}  # fmt: skip
+    return {"data": [trace], "layout": layout}
 
 
 def _traces(series: Series) -> list[dict]:

@@ -7,13 +7,14 @@ import numpy as np
 
 from ..benchmark.costs import cache_elements_per_token, num_parameters
 from ..errors import UserError
+from ..evaluation.measures import measure_of, ratio
 from ..evaluation.scores import SplitScores, read_scores
 from ..manifest import file_hash
 from ..markdown import table
 from ..modeling import DecoderConfig
 from ..run_files import RUN_FILE, read_run
 from ..study.record import STUDY
-from ..study.statistics import bits_per_byte, compare, estimate, perplexity_per_word
+from ..study.statistics import compare, estimate, perplexity_per_word
 from .findings import Runs, read_findings
 from .study_tables import shown
 from .text import HOW_TOLD_APART
@@ -62,8 +63,10 @@ def compared(places: list[str], weights_dir: Path) -> str:
     check_texts(contestants)
     tokenizers = {file_hash(folder / "tokenizer.json") for one in contestants for folder in one.runs.values()}
     rows = [row(one, per_word=len(tokenizers) == 1) for one in contestants]
-    nats = {one.name: {seed: test.nats for seed, test in one.tests.items()} for one in contestants}
-    differences = compare(nats, next(iter(contestants[0].tests.values())).bytes)
+    first = next(iter(contestants[0].tests.values()))
+    measure = measure_of(first)
+    amounts = {one.name: {seed: measure.amounts(test) for seed, test in one.tests.items()} for one in contestants}
+    differences = compare(amounts, measure.weights(first), measure=measure)
     said = [*reservations(contestants, len(tokenizers)), *(f"- {difference.sentence}" for difference in differences)]
     return "\n".join([table(rows), "", *said, *([HOW_TOLD_APART] if differences else [])])
 
@@ -112,7 +115,7 @@ def contestants_of(place: str, weights_dir: Path) -> list[Contestant]:
 def row(one: Contestant, per_word: bool) -> dict:
     """Return a line of the table."""
     config, tests = DecoderConfig.from_pretrained(one.first), list(one.tests.values())
-    nats = np.array([test.nats for test in tests])
+    measure = measure_of(tests[0])
     values = {
         "name": one.name,
         "attention": config.attention,
@@ -121,8 +124,10 @@ def row(one: Contestant, per_word: bool) -> dict:
         "parameters": num_parameters(config),
         "seeds": len(tests),
     }
-    if per_word:
+    if per_word and tests[0].words is not None:
+        nats = np.array([test.nats for test in tests])
         values["ppl/word"] = shown(estimate(perplexity_per_word(nats, tests[0].words).tolist()), 1)
-    values["bits/byte"] = shown(estimate(bits_per_byte(nats, tests[0].bytes).tolist()), 4)
+    amounts = np.array([measure.amounts(test) for test in tests])
+    values[measure.heading] = shown(estimate(ratio(amounts, measure.weights(tests[0])).tolist()), 4)
     values["cache numbers/token"] = cache_elements_per_token(config)
     return values

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..evaluation.scores import read_scores
+from ..evaluation.measures import BITS, Measure, measure_of, ratio
+from ..evaluation.scores import SplitScores, read_scores
 from ..manifest import read_record
+from ..study.fields import CORPUS
 from ..study.record import STUDY
-from ..study.statistics import Comparison, Estimate, bits_per_byte, compare, estimate, perplexity_per_word
+from ..study.statistics import Comparison, Estimate, compare, estimate, perplexity_per_word
 from ..study.trials import in_words
 from ..study.tuned import Tuned, tuned
 from ..study.tuning import Factor
@@ -39,14 +41,15 @@ class Row:
     """A variant with the settings that came out best, with its estimates over seeds.
 
     `setting` is what is swept beside mechanisms and their options, such as `positions=learned`; `decode` holds tokens
-    per second by context, where it was measured.
+    per second by context, where it was measured. `bits` is of the study's measure, bits per byte of text, and
+    `perplexity` of text alone.
     """
 
     name: str
     setting: str
     runs: Runs
     bits: Estimate
-    perplexity: Estimate
+    perplexity: Estimate | None
     parameters: int
     training_flops: float
     cache_bytes: int
@@ -66,12 +69,13 @@ class Row:
 
 @dataclass(frozen=True, eq=False)  # each is itself alone, so that what derives from it can be kept
 class Findings:
-    """Everything that a report shows of a study; `content` is that of `study.json`."""
+    """Everything that a report shows of a study; `content` is that of `study.json`, differences are of `measure`."""
 
     content: dict
     rows: list[Row]
     comparisons: list[Comparison]
     tuned: dict[str, Tuned]
+    measure: Measure = BITS
 
     @property
     def planned(self) -> int:
@@ -118,19 +122,24 @@ def read_findings(folder: Path) -> Findings:
     except ValueError:
         raise UserError(f"{path} is damaged; the same `mla-experiments study FILE` writes it anew") from None
     as_now(content)
-    rows, found, scores = [], {}, {}
+    rows, found, scores, weights = [], {}, {}, {}
+    measure = None
     for variant in content["variants"]:
         name, root = variant["name"], Path(folder).parent
         tries = tried(content, name, root)
         found |= {name: tries} if tries else {}
         if runs := compared_runs(content, name, root):
-            scores[name] = {seed: read_scores(run)["test"].nats for seed, run in runs.items()}
-            rows.append(row_of(content, variant, runs))
+            tests = {seed: read_scores(run)["test"] for seed, run in runs.items()}
+            first = next(iter(tests.values()))
+            measure = measure or measure_of(first)
+            scores[name] = {seed: measure.amounts(test) for seed, test in tests.items()}
+            weights[name] = measure.weights(first)
+            rows.append(row_of(content, variant, runs, list(tests.values())))
     if not rows:
         raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
-    num_bytes = read_scores(next(iter(rows[0].runs.values())))["test"].bytes
     parts = {variant["name"]: variant["variant"] for variant in content["variants"]}
-    return Findings(content, rows, compare(scores, num_bytes, lambda a, b: one_apart(parts[a], parts[b])), found)
+    compared = compare(scores, weights, lambda a, b: one_apart(parts[a], parts[b]), measure)
+    return Findings(content, rows, compared, found, measure)
 
 
 def as_now(content: dict) -> None:
@@ -170,21 +179,24 @@ def compared_runs(content: dict, name: str, root: Path) -> Runs:
 
 
 def bits_of(run_folder: Path, split: str) -> float:
-    """Return a run's bits per byte on a split."""
+    """Return a run's bits per byte on a split, or what else it is measured by."""
     part = read_scores(run_folder)[split]
-    return float(bits_per_byte(part.nats, part.bytes))
+    return measure_of(part).of(part)
 
 
-def row_of(content: dict, variant: dict, runs: Runs) -> Row:
-    """Return a variant's line of the table."""
-    name, tests = variant["name"], [read_scores(run)["test"] for run in runs.values()]
-    nats = np.array([test.nats for test in tests])
+def row_of(content: dict, variant: dict, runs: Runs, tests: list[SplitScores]) -> Row:
+    """Return a variant's line of the table, with the scores of its runs on the test split."""
+    name, first, measure = variant["name"], tests[0], measure_of(tests[0])
+    amounts = np.array([measure.amounts(test) for test in tests])
+    perplexity = None
+    if first.words is not None:
+        perplexity = estimate(perplexity_per_word(np.array([test.nats for test in tests]), first.words).tolist())
     return Row(
         name=name,
         setting=" ".join(f"{key}={value}" for key, value in variant["variant"]["changed"].items()),
         runs=runs,
-        bits=estimate(bits_per_byte(nats, tests[0].bytes).tolist()),
-        perplexity=estimate(perplexity_per_word(nats, tests[0].words).tolist()),
+        bits=estimate(ratio(amounts, measure.weights(first)).tolist()),
+        perplexity=perplexity,
         parameters=variant["parameters"],
         training_flops=variant["training_flops_per_token"],
         cache_bytes=variant["cache_bytes_per_token"],
@@ -196,7 +208,10 @@ def row_of(content: dict, variant: dict, runs: Runs) -> Row:
 def one_apart(a: dict, b: dict) -> bool:
     """Return whether two variants differ in one thing: the mechanism with its options, or one of the swept fields.
 
+    What was asked other questions, at another difficulty, does not compare.
+
     A pair that differs in two says nothing of either, and would only ask more evidence of the others.
     """
     mechanism = (a["attention"], a["options"]) != (b["attention"], b["options"])
-    return mechanism + sum(a["changed"][field] != b["changed"][field] for field in a["changed"]) == 1
+    differing = [field for field in a["changed"] if a["changed"][field] != b["changed"][field]]
+    return mechanism + len(differing) == 1 and not any(field.startswith(CORPUS) for field in differing)

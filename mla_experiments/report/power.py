@@ -16,7 +16,7 @@ def seeds_needed(study: Study, rows: list[dict], root: Path, difference: float) 
         study: as stated.
         rows: what `study.study_plan` says that it costs.
         root: folder of studies, with what this one has found so far.
-        difference: bits per byte.
+        difference: in what the study measures, bits per byte of text.
 
     Raises:
         UserError: too little has been run to know how they vary.
@@ -33,7 +33,7 @@ def seeds_needed(study: Study, rows: list[dict], root: Path, difference: float) 
         enough = (n for n in range(3, MOST_SEEDS) if pair.with_seeds(n).detectable <= difference)
         if (count := next(enough, None)) is None:
             return (
-                f"A difference of {difference:g} bits per byte between {pair.a} and {pair.b} cannot be told by "
+                f"A difference of {difference:g} {pair.unit} between {pair.a} and {pair.b} cannot be told by "
                 f"{MOST_SEEDS} seeds: its documents vary too much; more text to test on is needed."
             )
         needed.append((count, pair))
@@ -42,7 +42,7 @@ def seeds_needed(study: Study, rows: list[dict], root: Path, difference: float) 
     runs = total["runs"] + (count - len(study.seeds)) * (len(rows) - 1)
     last, hours = [(name, value) for name, value in total.items() if name.startswith("hours")][-1]
     return (
-        f"A difference of {difference:g} bits per byte is told of every pair, four times in five, by {count} seeds ("
+        f"A difference of {difference:g} {pair.unit} is told of every pair, four times in five, by {count} seeds ("
         f"for {pair.b} against {pair.a}; this study has {len(study.seeds)}): {runs} runs, "
         f"{hours * runs / total['runs']:.3g} {last}."
     )

@@ -5,7 +5,7 @@ import numpy as np
 from ..run_files import METRICS_FILE, check_files, read_metrics
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import estimate
-from . import scaling
+from . import recall, scaling
 from .charts import Chart, Series
 from .findings import Findings, Row
 from .nuisance import by_recipe
@@ -14,7 +14,6 @@ from .styles import Style, style
 Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
 
 CACHE_CONTEXTS = [512, 2048, 8192, 32768, 131072]
-BITS = "bits per byte, test"
 FRONT = "The dotted line joins those that no other beats in both. Bars are 95 % intervals over seeds."
 
 
@@ -24,7 +23,7 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
         (row, {"owner": number, "style": look})
         for number, (row, look) in enumerate(zip(found.rows, looks(found.rows), strict=True))
     ]
-    cost = [*fronts(rows), cache_size(rows)]
+    cost = [*fronts(rows, found.measure.axis), cache_size(rows)]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
     return {
         "cost": cost,
@@ -32,6 +31,7 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
         "tuned": tuning_charts(found, rows),
         "recipes": recipes(found, rows),
         "scaling": laws(found),
+        "recall": recall.charts(found, rows) if recall.is_of_a_task(found) else [],
     }
 
 
@@ -44,16 +44,17 @@ def looks(rows: list[Row]) -> list[Style]:
     return [style(hue, mark + len(settings) * (hue // 10)) for hue, mark in numbers]
 
 
-def fronts(rows: list[Owned]) -> list[Chart]:
+def fronts(rows: list[Owned], axis: str) -> list[Chart]:
     """Return quality against the cache, and against the speed of decoding a long context where it was measured."""
     context = DECODE_CONTEXTS[-1]
     cache = Chart(
         "front-cache", "Quality against cache", f"Lower is better, and further left is cheaper. {FRONT}",
-        "cache bytes per token", BITS, log_x=True, x_ticks=spaced(sorted({row.cache_bytes for row, _ in rows})),
+        "cache bytes per token", f"{axis}, test", log_x=True,
+        x_ticks=spaced(sorted({row.cache_bytes for row, _ in rows})),
     )  # fmt: skip
     speed = Chart(
         "front-decode", "Quality against decoding speed", f"Lower is better, and further right is faster. {FRONT}",
-        f"decode tokens/s at {context:,}", BITS,
+        f"decode tokens/s at {context:,}", f"{axis}, test",
     )  # fmt: skip
     caches = [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows]
     timed = [(row, own, row.decode[context].median) for row, own in rows if context in row.decode]
@@ -121,7 +122,7 @@ def tuning_charts(found: Findings, rows: list[Owned]) -> list[Chart]:
 def trials_chart(found: Findings, rows: list[Owned]) -> Chart:
     """Return what every trial gave; of learning rates alone with the parabola through them and its lowest point."""
     caption = "One point a trial. Where learning rates alone were tried, a parabola, and a star at its lowest point."
-    chart = Chart("rates", "Trials", caption, "learning rate", "bits per byte, validation", log_x=True)
+    chart = Chart("rates", "Trials", caption, "learning rate", f"{found.measure.axis}, validation", log_x=True)
     chart.x_ticks = spaced(sorted({one["learning_rate"] for tuned in found.tuned.values() for one in tuned.settings}))
     for row, own in rows:
         if not (tuned := found.tuned.get(row.name)):
@@ -141,7 +142,7 @@ def trials_chart(found: Findings, rows: list[Owned]) -> Chart:
 def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
     """Return the expected best of so many trials."""
     caption = "The lowest of so many trials drawn from those that were made; the band is its standard deviation."
-    chart = Chart("trials", "What tuning is worth", caption, "trials", "bits per byte, validation, of the best")
+    chart = Chart("trials", "What tuning is worth", caption, "trials", f"{found.measure.axis}, validation, of the best")
     for row, own in rows:
         if tuned := found.tuned.get(row.name):
             means, deviations = map(list, zip(*tuned.expected_best, strict=True))
@@ -153,7 +154,7 @@ def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
     """Return the differences of each pair of mechanisms by recipe, numbered as in the table of them."""
     caption = "Below the line the one named first is ahead. Bars are intervals that hold together."
     chart = Chart(
-        "recipes", "The same pair in each recipe", caption, "recipe, in the order of the table", "bits per byte"
+        "recipes", "The same pair in each recipe", caption, "recipe, in the order of the table", found.measure.name
     )
     settings, owned = list(found.settings), {row.mechanism: own for row, own in reversed(rows)}
     pairs = by_recipe(found)
@@ -172,7 +173,7 @@ def laws(found: Findings) -> list[Chart]:
     """Return the laws of loss against compute with the points that they are fitted to, up to twice the largest."""
     chart = Chart(
         "scaling", "Bits per byte against compute", "Means over seeds, and the power law fitted to them.",
-        "training FLOPs", BITS, log_x=True,
+        "training FLOPs", f"{found.measure.axis}, test", log_x=True,
     )  # fmt: skip
     for number, (name, curve) in enumerate(scaling.curves(found).items()):
         own = {"owner": number, "style": style(number, number)}

@@ -12,15 +12,16 @@ Table = list[dict[str, str]]
 
 def results(found: Findings) -> Table:
     """Return a row per variant."""
-    digits = 0 if max(row.perplexity.mean for row in found.rows) >= 1000 else 2
+    perplexities = [row.perplexity.mean for row in found.rows if row.perplexity]
+    digits = 0 if max(perplexities, default=0) >= 1000 else 2
     return [
         {
             "variant": row.name,
             "parameters": f"{row.parameters:,}",
             "training MFLOP/token": f"{row.training_flops / 1e6:,.4g}",
             "seeds": str(row.num_seeds),
-            "bits/byte": shown(row.bits, 4),
-            "ppl/word": shown(row.perplexity, digits),
+            found.measure.heading: shown(row.bits, 4),
+            **({"ppl/word": shown(row.perplexity, digits)} if row.perplexity else {}),
             "cache bytes/token": f"{row.cache_bytes:,}",
             "training tokens/s": speed(row.training_speed),
             **{f"decode tokens/s at {context:,}": speed(row.decode.get(context)) for context in DECODE_CONTEXTS},
@@ -56,7 +57,7 @@ def differences(found: Findings) -> Table:
     return [
         {
             "pair": verdict(c),
-            "difference, bits/byte": f"{c.difference:+.4f}",
+            f"difference, {found.measure.heading}": f"{c.difference:+.4f}",
             "95 % interval": interval(c.interval),
             "over seeds alone": interval(c.over_seeds),
             "over documents alone": interval(c.over_documents),
@@ -76,7 +77,7 @@ def settings_tried(found: Findings) -> Table:
                 "variant": name,
                 "trials": str(len(tuned.values)),
                 "best": in_words(tuned.best),
-                "bits/byte, validation": f"{min(tuned.values):.4f}",
+                f"{found.measure.heading}, validation": f"{min(tuned.values):.4f}",
                 "gained by trying": f"{expected[0] - expected[-1]:.4f}",
                 "fitted optimum": f"{tuned.fit.optimum:.2g}" if tuned.fit and tuned.fit.optimum else MISSING,
                 "at the edge": ", ".join(tuned.edges) or MISSING,

@@ -6,7 +6,7 @@ import yaml
 
 from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
-from . import scaling
+from . import recall, scaling
 from .answer import answer, joined
 from .findings import Findings
 from .study_tables import Table, differences, recipes, results, settings_tried
@@ -30,6 +30,9 @@ class Text:
     results: Table
     matched: str
     scaling: list[str]
+    recall: list[str]
+    conditions: Table
+    measure: str
     recipes: Table
     differences: Table
     tuned: Table
@@ -56,6 +59,9 @@ def text_of(found: Findings) -> Text:
         results=results(found),
         matched=" ".join([matched(found), *left_out(found)]),
         scaling=scaling.sentences(laws) if (laws := scaling.curves(found)) else [],
+        recall=recall.sentences(found) if recall.is_of_a_task(found) else [],
+        conditions=recall.table(found) if recall.is_of_a_task(found) else [],
+        measure=found.measure.name,
         recipes=recipes(found),
         differences=differences(found),
         tuned=settings_tried(found),

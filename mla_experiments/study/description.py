@@ -1,15 +1,17 @@
 """What a study compares: a YAML file becomes variants (what is compared), what is tuned of them, and seeds.
 
 Every key is a flag of `mla-experiments data` or `train`, or one of the study's own (`fields.OWN`). A list means that
-the study holds one variant for each value; `attention.OPTION` is an option of those mechanisms that know it.
+the study holds one variant for each value; `attention.OPTION` is an option of those mechanisms that know it, and
+`corpus.FIELD` a field of a synthetic corpus.
 """
 
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from ..data.synthetic import Task, is_synthetic, task_of
 from ..errors import UserError
 from ..modeling.attention import MISSION, find
 from ..training import PRESETS, RunArguments, trainer_defaults
@@ -17,9 +19,11 @@ from ..training.flags import taken
 from ..training.settings import preset_name
 from ..yaml_files import read_yaml
 from .fields import (
+    CORPUS,
     DATA,
     OWN,
     check_fields,
+    check_of_corpus,
     check_options,
     check_solvable,
     designs_of,
@@ -66,7 +70,7 @@ class Study:
 
     def arguments(self, variant: Variant) -> tuple[dict, dict]:
         """Return the run arguments and the Trainer's flags of a variant, without what a run changes."""
-        values = self.settings | variant.changed
+        values = self.settings | {name: one for name, one in variant.changed.items() if not name.startswith(CORPUS)}
         names = {f.name for f in fields(RunArguments) if f.init}
         own = {name: value for name, value in values.items() if name in names}
         return own, {name: value for name, value in values.items() if name not in names}
@@ -75,6 +79,23 @@ class Study:
         """Return how many runs a variant has: one of every trial, where there are several, and one of every seed."""
         trials = len(self.designs[variant.attention])
         return (trials if trials > 1 else 0) + len(self.seeds)
+
+    def corpus_of(self, variant: Variant) -> str:
+        """Return what a variant is trained on: of synthetic corpora with the difficulty that is swept."""
+        task = self.task_of(variant)
+        return self.data["corpus"] if task is None else task.corpus
+
+    def task_of(self, variant: Variant) -> Task | None:
+        """Return the synthetic task that a variant is trained on; None where it is text."""
+        if not is_synthetic(self.data["corpus"]):
+            return None
+        changed = {name.removeprefix(CORPUS): one for name, one in variant.changed.items() if name.startswith(CORPUS)}
+        return replace(task_of(self.data["corpus"]), **changed)
+
+    @property
+    def corpora(self) -> list[str]:
+        """All corpora of the study, one unless a difficulty is swept."""
+        return list(dict.fromkeys(map(self.corpus_of, self.variants)))
 
     @property
     def row_length(self) -> int:
@@ -106,6 +127,7 @@ def read_study(path: Path) -> Study:
     check_options(attention, options, match)
     check_options(attention, tuned_options(space), match)
     data = {name: same_for_all(name, content.pop(name, value)) for name, value in DATA.items()}
+    data["corpus"] = with_fields(data["corpus"], content)
     values = {name: [typed(name, value) for value in listed(name, content[name])] for name in content}
     swept = {name: values.pop(name) for name in list(values) if isinstance(content[name], list)}
     study = Study(
@@ -122,12 +144,26 @@ def read_study(path: Path) -> Study:
         cache_bytes_per_token=budget,
     )
     for variant in study.variants:  # refuses what cannot be before anything is prepared
+        if task := study.task_of(variant):
+            task.check_length(study.arguments(variant)[0]["sequence_length"])
         named = {*variant.changed, *(OPTION + name for name in variant.options)}
         if twice := sorted(named & set(space.factors if space else ())):
             raise UserError(f"{twice[0]} is tuned and swept; it can be one of them")
         for settings in study.designs[variant.attention]:
             taken(study.arguments(with_settings(variant, settings))[1])
     return study
+
+
+def with_fields(corpus: str, content: dict) -> str:
+    """Return the name of a corpus with the `corpus.FIELD`s that are the same for all, and take them out of the content.
+
+    Raises:
+        UserError: a field that the corpus does not have, or cannot have so.
+    """
+    of_corpus = {name: listed(name, content[name]) for name in content if name.startswith(CORPUS)}
+    check_of_corpus(of_corpus, corpus)
+    same = {name.removeprefix(CORPUS): content.pop(name) for name in of_corpus if not isinstance(content[name], list)}
+    return replace(task_of(corpus), **same).corpus if is_synthetic(corpus) else corpus
 
 
 def tuned_options(space: Space | None) -> dict[str, tuple]:

@@ -4,12 +4,13 @@ import argparse
 import difflib
 import math
 import typing
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..data.synthetic import is_synthetic, task_named, task_of
 from ..errors import UserError, unknown
 from ..modeling.attention import ATTENTION, mechanisms_of
 from ..modeling.attention.checks import check_option
@@ -20,12 +21,13 @@ from . import tuning
 from .tuning import OPTION, Factor, Settings, Space, options_of
 
 CLASSES = (RunArguments, TrainingArguments)
+CORPUS = "corpus."  # before the fields of a synthetic corpus
 OWN = ("seeds", "learning_rate", "match", "cache_bytes_per_token", "tuning")
 DATA = {"corpus": "auto", "text_column": "text", "vocab_size": 10_000, "shuffle_seed": 0}
 MATCHES = ("none", "parameters", "flops", "cache")
 FIXED = (  # what a trial may not change
-    "train_tokens", "max_steps", "sequence_length", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "positions", "validation_tokens", "attention", "preset",
+    "train_tokens", "max_steps", "sequence_length", "loss_on", "hidden_size", "num_hidden_layers",
+    "num_attention_heads", "intermediate_size", "positions", "validation_tokens", "attention", "preset",
 )  # fmt: skip
 INSTEAD = {  # flags of `train` that a study sets itself, and what says the same
     "seed": "give seeds", "attention_options": "give attention.OPTION, such as attention.kv_lora_rank",
@@ -48,6 +50,8 @@ def check_fields(content: dict, path: Path) -> None:
     """Refuse a field that nobody knows, with the nearest one that somebody does, or that a study sets itself."""
     known = of_training().union(OWN, DATA)
     for name in content:
+        if str(name).startswith(CORPUS):
+            continue  # those are looked at with the corpus
         if name in INSTEAD:
             raise UserError(f"study={path} has the field {name}, which a study sets itself; {INSTEAD[name]}")
         if name in REFUSED:
@@ -56,6 +60,20 @@ def check_fields(content: dict, path: Path) -> None:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"study={path} has the unknown field {name}{hint}")
+
+
+def check_of_corpus(of_corpus: dict[str, list], corpus: str) -> None:
+    """Refuse fields of a corpus that has none, or that cannot be what they are, each value alone.
+
+    Raises:
+        UserError: see there.
+    """
+    for name, values in of_corpus.items():
+        if not is_synthetic(corpus):
+            raise UserError(f"{name} is a field of synthetic corpora, which corpus={corpus} is not; leave it out")
+        task = task_of(corpus)
+        for value in values:
+            task_named(task.name, asdict(task) | {name.removeprefix(CORPUS): value})
 
 
 def check_options(attention: list[str], options: dict[str, list], match: str) -> None:
@@ -203,6 +221,8 @@ def typed(field: str, value: Any) -> Any:
     Raises:
         UserError: the flag cannot be that.
     """
+    if field.startswith(CORPUS):
+        return value
     if value is None or isinstance(value, dict):
         if can_be(field, type(value)):
             return value

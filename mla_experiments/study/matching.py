@@ -17,6 +17,7 @@ from ..modeling.attention.hybrid import spread
 from ..modeling.export import stock_config
 from ..training import RunArguments
 from .description import Study, Variant, with_settings
+from .fields import CORPUS
 from .tuning import Settings
 
 TOLERANCE = 0.005
@@ -48,16 +49,23 @@ def match(study: Study, vocab_size: int) -> list[Matched]:
     Raises:
         UserError: a match that cannot be met, and how near it came.
     """
-    solved, marks = [], {}
+    solved: list[Matched] = []
+    marks: list[tuple[dict, float]] = []
     for variant in study.variants:
         options = dict(variant.options)
         if cache_option(study, variant.attention):
             options |= nearest_cache(study, variant, vocab_size)
-        size = tuple(variant.changed.get(name) for name in SIZES)
-        solved.append(complete(study, variant, options, vocab_size, marks.get(size)))
-        marks.setdefault(size, measure_of(study, solved[-1]))
+        size = size_of(variant)
+        mark = next((total for of, total in marks if of == size), None)
+        solved.append(complete(study, variant, options, vocab_size, mark))
+        marks += [(size, measure_of(study, solved[-1]))] * (mark is None)
     check_budget(study, solved)
     return solved
+
+
+def size_of(variant: Variant) -> dict:
+    """Return what sets a mark of its own: sizes, and the corpus, whose vocabulary may be another."""
+    return {name: one for name, one in variant.changed.items() if name in SIZES or name.startswith(CORPUS)}
 
 
 def check_budget(study: Study, solved: list[Matched]) -> None:
@@ -119,8 +127,7 @@ def match_trial(study: Study, solved: list[Matched], number: int, settings: Sett
         UserError: a match that cannot be met.
     """
     base = solved[number]
-    size = [base.variant.changed.get(name) for name in SIZES]
-    first = next(one for one in solved if [one.variant.changed.get(name) for name in SIZES] == size)
+    first = next(one for one in solved if size_of(one.variant) == size_of(base.variant))
     variant = with_settings(base.variant, settings)
     return complete(study, variant, base.options | variant.options, vocab_size, measure_of(study, first))
 
@@ -216,7 +223,9 @@ def cache_of(study: Study, variant: Variant, options: dict, vocab_size: int) -> 
 def config_of(
     study: Study, variant: Variant, options: dict, vocab_size: int, intermediate_size: int | None = None
 ) -> DecoderConfig:
-    """Return the config of a variant."""
+    """Return the config of a variant; a synthetic corpus has a vocabulary of its own."""
+    if task := study.task_of(variant):
+        vocab_size = task.num_symbols
     return run_arguments(study, variant, options, intermediate_size).model_config(variant.attention, vocab_size, 0)
 
 

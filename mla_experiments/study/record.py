@@ -56,7 +56,7 @@ def content(trials: Trials) -> dict:
     return {
         "name": trials.study.name,
         "stated": json.loads(json.dumps(asdict(trials.study), default=str)),
-        "corpus": corpus["corpus"],
+        "corpus": trials.study.data["corpus"] if "task" in corpus else corpus["corpus"],
         "corpus_hash": corpus["hash"],
         "tokenizer_hash": trials.manifest["tokenizer_hash"],
         "variants": [
@@ -77,7 +77,9 @@ def measure(trials: Trials, known: dict) -> dict:
         speeds = {"machine": machine(), "decode": decode_speeds(trials), "training": training_speeds(trials)}
     for number, matched in enumerate(trials.variants):
         best = trials.best(number)
-        if best is not None and (trial := trials.trial(Task(number, trials.study.seeds[0], best))).is_done:
+        if best is None or trials.study.task_of(matched.variant):  # drawn rows are no prose
+            continue
+        if (trial := trials.trial(Task(number, trials.study.seeds[0], best))).is_done:
             model, tokenizer = load_with_tokenizer(trial.run.folder)
             length = min(48, model.config.max_position_embeddings // 2)
             samples[matched.variant.name] = continuation(model, tokenizer, PROMPT, length)

@@ -64,7 +64,8 @@ def run_study(
     share = Share(trials, shard)
     try:
         with executor_of(executor, address, share.do, partial(do_apart, trials)) as pool:
-            prepare_data(study, trials.data)
+            for corpus in study.corpora:
+                prepare_data(study, corpus, trials.data_of(corpus))
             for name, earlier in trials.same.items():
                 print(f"{name} is the same model as {earlier}, and trained once.")
             share.begin(pool.width)
@@ -83,11 +84,11 @@ def run_study(
     return Outcome(root / study.name, share.sentences, left)
 
 
-def prepare_data(study: Study, data: Path) -> None:
-    """Prepare a study's data where no study has done so, one process at a time."""
+def prepare_data(study: Study, corpus: str, data: Path) -> None:
+    """Prepare a corpus of a study where no study has done so, one process at a time."""
     given, length = study.data, study.row_length
     with locked(data):
-        prepare_corpus(data / "corpus", given["corpus"], given["text_column"])
+        prepare_corpus(data / "corpus", corpus, given["text_column"])
         prepare_tokenizer(data / "tokenizer", data / "corpus", given["vocab_size"])
         prepare_tokens(data / "tokens", data / "corpus", data / "tokenizer", length, given["shuffle_seed"])
 

@@ -1,6 +1,7 @@
 """How sure a study is: intervals over seeds, paired comparisons over seeds and documents.
 
-What counts is bits per byte of the test split, which compares across tokenizers. What is promised of intervals and
+What counts is a measure of the test split: of text bits per byte, which compares across tokenizers, of synthetic
+tasks the share of answers that are wrong, drawn rows taking the place of documents. What is promised of intervals and
 verdicts is held to in `benchmarks/coverage.py`, by studies whose truth is known.
 """
 
@@ -12,6 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 from scipy.special import stdtr, stdtrit  # Student's t: what scipy.stats calls, at a tenth of the time
+
+from ..evaluation.measures import BITS, Measure, ratio
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -35,11 +38,6 @@ def estimate(values: list[float]) -> Estimate:
         return Estimate(mean, None)
     error = stats.sem(values)
     return Estimate(mean, float(stats.t.interval(CONFIDENCE, len(values) - 1, scale=error)[1]) if error > 0 else 0.0)
-
-
-def bits_per_byte(nats: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:
-    """Return nats `[..., documents]` over bytes `[documents]`, in bits."""
-    return nats.sum(-1) / num_bytes.sum() / math.log(2)
 
 
 def perplexity_per_word(nats: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -67,7 +65,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether B is worse than A (difference > 0, in bits per byte), with its interval and p-value.
+    """Whether B is worse than A (difference > 0), with its interval and p-value.
 
     Attributes:
         a: name of A.
@@ -77,6 +75,7 @@ class Comparison:
         documents: the same of documents; None where there are fewer than ten.
         both: when both are; None where there are too few of one of them, and then there is no verdict.
         lacks: what there are too few of, in words; empty where there are enough.
+        unit: of the difference.
         pairs: how many pairs are tested together.
     """
 
@@ -87,6 +86,7 @@ class Comparison:
     documents: Spread | None
     both: Spread | None
     lacks: str
+    unit: str = BITS.name
     pairs: int = 1
 
     @property
@@ -161,7 +161,7 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """Say it with its numbers; all are B's minus A's, so that less is better."""
-        said = [f"{self.difference:+.4f} bits per byte"]
+        said = [f"{self.difference:+.4f} {self.unit}"]
         if self.p is not None:
             low, high = self.interval
             said += [f"95 % interval {low:+.4f} to {high:+.4f}", shown_p(self.p)]
@@ -175,8 +175,9 @@ def shown_p(p: float) -> str:
 
 def compare(
     scores: dict[str, dict[int, np.ndarray]],
-    num_bytes: np.ndarray,
+    weights: np.ndarray | dict[str, np.ndarray],
     compares: Callable[[str, str], bool] = lambda a, b: True,
+    measure: Measure = BITS,
 ) -> list[Comparison]:
     """Compare pairs of variants on the same documents.
 
@@ -185,29 +186,37 @@ def compare(
     say what its verdicts say.
 
     Args:
-        scores: nats `[documents]` by variant and seed.
-        num_bytes: `[documents]`.
+        scores: what is summed of a measure, `[documents]`, by variant and seed.
+        weights: what its sum is divided by, `[documents]`; the same for all, or by the name of the variant.
         compares: whether a pair is of interest.
+        measure: what differences are of.
     """
     found = [
-        compared(a, b, scores[a], scores[b], num_bytes) for a, b in itertools.combinations(scores, 2) if compares(a, b)
+        compared(a, b, scores[a], scores[b], weights[a] if isinstance(weights, dict) else weights, measure)
+        for a, b in itertools.combinations(scores, 2)
+        if compares(a, b)
     ]
     tested = sum(comparison.both is not None for comparison in found)
     return [replace(comparison, pairs=max(1, tested)) for comparison in found]
 
 
 def compared(
-    a: str, b: str, first: dict[int, np.ndarray], second: dict[int, np.ndarray], num_bytes: np.ndarray
+    a: str,
+    b: str,
+    first: dict[int, np.ndarray],
+    second: dict[int, np.ndarray],
+    weights: np.ndarray,
+    measure: Measure = BITS,
 ) -> Comparison:
     """Compare two variants on the seeds that both have, or on all where they share none."""
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         difference = np.mean(list(second.values()), axis=0) - np.mean(list(first.values()), axis=0)
-        mean = float(bits_per_byte(difference, num_bytes))
-        return Comparison(a, b, mean, None, None, None, "runs without a seed in common")
+        mean = float(ratio(difference, weights))
+        return Comparison(a, b, mean, None, None, None, "runs without a seed in common", measure.name)
     difference = np.array([second[seed] - first[seed] for seed in seeds])  # [seeds, documents]
-    mean = float(bits_per_byte(difference, num_bytes).mean())
-    effects = contributions(difference, num_bytes)
+    mean = float(ratio(difference, weights).mean())
+    effects = contributions(difference, weights)
     num_seeds, num_documents = effects.shape
     lacking = [
         counted(number, kind)
@@ -222,6 +231,7 @@ def compared(
         documents=spread_of(effects.mean(0)) if num_documents >= LEAST_DOCUMENTS else None,
         both=None if lacking else spread_of_both(effects),
         lacks=" and ".join(lacking),
+        unit=measure.name,
     )
 
 
@@ -231,18 +241,18 @@ def counted(number: int, kind: str) -> str:
     return f"{words[number]} {kind}{'s' * (number != 1)}"
 
 
-def contributions(difference: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:
-    """Return what each document of each seed adds to the difference in bits per byte, about its mean.
+def contributions(difference: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return what each document of each seed adds to a difference of ratios, about its mean.
 
     Their mean over the documents of a seed is that seed's difference less the mean of all: a ratio of sums, to first
     order in the documents (Cochran 1977, Sampling Techniques, §2.11).
 
     Args:
-        difference: nats `[seeds, documents]`.
-        num_bytes: `[documents]`.
+        difference: of what is summed, `[seeds, documents]`.
+        weights: what the sum is divided by, `[documents]`.
     """
-    rate = difference.sum() / (len(difference) * num_bytes.sum())  # nats a byte
-    return (difference - rate * num_bytes) * len(num_bytes) / num_bytes.sum() / math.log(2)
+    rate = difference.sum() / (len(difference) * weights.sum())
+    return (difference - rate * weights) * len(weights) / weights.sum()
 
 
 def spread_of(effects: np.ndarray) -> Spread:

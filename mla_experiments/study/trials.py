@@ -12,12 +12,13 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ..data import load_corpus, load_tokens
+from ..data.synthetic import is_synthetic
 from ..errors import UserError
 from ..evaluation.results import HELD_OUT
 from ..evaluation.scores import read_scores
 from ..training import PRESETS
 from ..training.run import Run
-from .description import Study
+from .description import Study, Variant
 from .matching import Matched, match, match_trial, run_arguments, same_models
 from .tuning import OPTION, SEED, Settings
 
@@ -84,31 +85,36 @@ class Trials:
         self.study, self.root, self.accept_changes = study, root, accept_changes
         self.failed: dict[str, str] = {}
         self._made: dict[Task, Trial] = {}
+        self._loaded: dict[Path, tuple[DatasetDict, dict]] = {}
 
     def __reduce__(self):
         return Trials, (self.study, self.root.absolute(), self.accept_changes)
 
-    @cached_property
-    def data(self) -> Path:
-        """Folder of the corpus, tokenizer and tokens; studies with the same data settings share it."""
+    def data_of(self, corpus: str) -> Path:
+        """Return the folder of a corpus, its tokenizer and tokens; studies with the same data settings share it."""
         given = self.study.data
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(given["corpus"]).stem).strip("-")
+        if is_synthetic(corpus):
+            return self.root / "data" / re.sub(r"[^A-Za-z0-9.=-]+", "-", corpus)
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(corpus).stem).strip("-")
         length = self.study.row_length
         return self.root / "data" / f"{slug}-{given['vocab_size']}-{length}-{given['shuffle_seed']}"
 
-    @cached_property
-    def _loaded(self):
-        return load_tokens(self.data / "tokens", self.data / "tokenizer")
-
     @property
-    def tokens(self) -> DatasetDict:
-        """The packed tokens, by split."""
-        return self._loaded[0]
+    def data(self) -> Path:
+        """Folder of the first corpus, of most studies the only one."""
+        return self.data_of(self.study.corpora[0])
+
+    def loaded(self, variant: Variant) -> tuple[DatasetDict, dict]:
+        """Return the packed tokens that a variant is trained on, by split, and their manifest."""
+        folder = self.data_of(self.study.corpus_of(variant))
+        if folder not in self._loaded:
+            self._loaded[folder] = load_tokens(folder / "tokens", folder / "tokenizer")
+        return self._loaded[folder]
 
     @property
     def manifest(self) -> dict:
-        """Of the packed tokens."""
-        return self._loaded[1]
+        """Of the first corpus's tokens."""
+        return self.loaded(self.study.variants[0])[1]
 
     @cached_property
     def variants(self) -> list[Matched]:
@@ -163,11 +169,12 @@ class Trials:
     def _make(self, task: Task) -> Trial:
         settings = self.design(task.variant)[task.number]
         matched = match_trial(self.study, self.variants, task.variant, settings, self.manifest["vocab_size"])
-        more = {"data_dir": str(self.data), "resume": True, "accept_changes": self.accept_changes}
+        data = self.data_of(self.study.corpus_of(matched.variant))
+        more = {"data_dir": str(data), "resume": True, "accept_changes": self.accept_changes}
         arguments = run_arguments(self.study, matched.variant, matched.options, matched.intermediate_size, **more)
         flags = self.study.arguments(matched.variant)[1] | {"seed": task.seed}
         attention = matched.variant.attention
-        run = Run(self.root, attention, arguments, flags, self.manifest)
+        run = Run(self.root, attention, arguments, flags, self.loaded(matched.variant)[1])
         run.folder = self.root / "runs" / f"{attention}-{run.identity.digest(PRESETS[self.study.preset])}"
         return Trial(self.variants[task.variant].variant.name, task.seed, settings, matched, run)
 
@@ -221,7 +228,9 @@ class Trials:
         if not self.has_tried(variant):
             return None
         done = {number: trial for number, trial in enumerate(tries) if trial.is_done}
-        losses = {n: read_scores(trial.run.folder)["validation"].nats.sum() for n, trial in done.items()}
+        scores = {number: read_scores(trial.run.folder)["validation"] for number, trial in done.items()}
+        # of synthetic tasks the nats too: they tell settings apart where all answers are right, or all wrong
+        losses = {number: part.nats.sum() for number, part in scores.items()}
         return min(losses, key=losses.__getitem__, default=None)
 
     def chosen(self, variant: int) -> Matched:

@@ -13,8 +13,9 @@ from ..allocator import keep_freed_memory
 from ..data import load_tokenizer
 from ..errors import InUse, Stopped, UserError, reason_of
 from ..evaluation.perplexity import score_documents
+from ..evaluation.recall import score_task
 from ..evaluation.results import load_with_tokenizer
-from ..evaluation.scores import write_scores
+from ..evaluation.scores import write_answers, write_scores
 from .trials import Task, Trial, Trials
 
 PATIENCE = 120  # seconds until the lock of a lost process is free: a file server may take 90 to see that it is lost
@@ -80,8 +81,13 @@ def train_and_score(trials: Trials, trial: Trial) -> None:
     """Train a run if it is not, and score every held-out document alone."""
     if not trial.run.is_finished:
         trial.run.check_same("delete its folder to train it again")
-        trial.run.train(trials.tokens, load_tokenizer(trials.data / "tokenizer"), lambda _: None)
+        variant = trial.matched.variant
+        tokenizer = load_tokenizer(trials.data_of(trials.study.corpus_of(variant)) / "tokenizer")
+        trial.run.train(trials.loaded(variant)[0], tokenizer, lambda _: None)
     model, tokenizer = load_with_tokenizer(trial.run.folder)
+    if trial.run.task:
+        write_answers(trial.run.folder, score_task(model, trial.run.task, trial.run.arguments.sequence_length))
+        return
     scored = {
         split: (documents, score_documents(model, tokenizer, documents, description=f"scoring {split}"))
         for split, documents in trials.texts.items()

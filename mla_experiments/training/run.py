@@ -98,8 +98,8 @@ class Run:
             raise unknown("loss_on", self.arguments.loss_on, LOSSES)
         if self.arguments.loss_on != "all" and not self.task:
             raise UserError(
-                f"loss_on={self.arguments.loss_on} is for synthetic corpora, and {self.corpus} has no answers; leave it "
-                "out"
+                f"loss_on={self.arguments.loss_on} is for synthetic corpora, but {self.corpus} has no answers; leave "
+                "it out"
             )
 
     @property

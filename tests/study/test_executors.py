@@ -367,5 +367,5 @@ def test_data_prepared_beforehand_are_those_of_the_study(folder, capsys):
     assert main(["data", *flags, "--data_dir", "studies/data/text-300-32-0"]) == 0
     capsys.readouterr()
     study = read_study(folder / "sweep.yaml")
-    prepare_data(study, Trials(study, Path("studies")).data)
+    prepare_data(study, *study.corpora, Trials(study, Path("studies")).data)
     assert capsys.readouterr().out.count("nothing to do") == 3

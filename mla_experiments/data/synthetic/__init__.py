@@ -4,7 +4,6 @@ import difflib
 from dataclasses import fields
 
 from ...errors import UserError
-from .base import BLOCK, END, Rows, Task
 from .copy import Copy
 from .copy_ngram import CopyNgram
 from .grammar import Grammar
@@ -13,6 +12,7 @@ from .induction import Induction
 from .mqar import Mqar
 from .needle import Needle
 from .sums import Sums
+from .task import BLOCK, END, Rows, Task
 
 PREFIX = "synthetic:"
 TASKS = {task.name: task for task in (Mqar, Copy, CopyNgram, Induction, Needle, Hops, Sums, Grammar)}

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import END, Rows, Task, begun, examples
+from .task import END, Rows, Task, begun, examples
 
 BAR = 1
 

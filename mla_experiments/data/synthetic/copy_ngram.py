@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from ...errors import UserError
-from .base import END, Rows, Task, begun
 from .copy import BAR
+from .task import END, Rows, Task, begun
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import END, Rows, Task, begun, examples
+from .task import END, Rows, Task, begun, examples
 
 SHORT, LONG = 2, 3  # symbols that a rule gives
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Rows, Task, begun, distinct
+from .task import Rows, Task, begun, distinct
 
 MOST = 16  # steps
 ANY = 0

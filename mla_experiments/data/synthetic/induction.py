@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Rows, Task, begun, distinct
+from .task import Rows, Task, begun, distinct
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import END, Rows, Task, distinct
+from .task import END, Rows, Task, distinct
 
 NOISE = 16  # symbols
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ...manifest import file_hash, is_current, new_folder, read_manifest
 from . import task_of
-from .base import END, Task
+from .task import END, Task
 
 END_WORD = "<|endoftext|>"
 VERSION = 1  # raised where the same description draws other rows than before

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Rows, Task, begun
+from .task import Rows, Task, begun
 
 EQUALS = 1
 

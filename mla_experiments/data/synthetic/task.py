@@ -61,7 +61,7 @@ class Task(ABC):
                 raise UserError(f"{self.name}: {each.name}={value} must be from {least:,} to {most:,}")
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 (most tasks have something to check, not all)
         """Refuse fields that do not fit each other.
 
         Raises:

@@ -1,0 +1,178 @@
+"""What a study over a synthetic task found beyond its comparison: accuracy by difficulty, by length, by depth.
+
+Accuracy is the share of answers that are right, a mean over seeds with its interval.
+"""
+
+from collections.abc import Iterator
+
+from ..data.synthetic import Task, is_synthetic, task_of
+from ..evaluation.recall import HELD
+from ..evaluation.scores import read_scores
+from ..run_files import read_metrics, read_run
+from ..study.statistics import Estimate, estimate
+from .charts import Chart, Grid, Series
+from .findings import Findings, Row
+from .study_tables import MISSING, Table
+
+CEILING = 0.99  # all above it: too easy to tell apart
+NEAR_CHANCE = 1.5  # times chance; all below it: too hard
+Accuracies = dict[str, Estimate]  # by condition
+
+
+def is_of_a_task(found: Findings) -> bool:
+    """Return whether a study is over a synthetic task."""
+    return is_synthetic(found.content["corpus"])
+
+
+def task_of_row(row: Row) -> Task:
+    """Return the task that a variant was trained on."""
+    return task_of(read_run(next(iter(row.runs.values())))["corpus"])
+
+
+def accuracies(row: Row) -> Accuracies:
+    """Return the accuracy of a variant under every condition that all its runs were tried under."""
+    scores = [read_scores(run) for run in row.runs.values()]
+    return {
+        name: estimate([1 - one[name].wrong.sum() / one[name].tokens.sum() for one in scores])
+        for name in scores[0]
+        if all(name in one for one in scores) and name != "validation"
+    }
+
+
+def values_of(accuracy: Accuracies, name: str) -> dict[int, Estimate]:
+    """Return the accuracies under the conditions `NAME=VALUE`, by the value, ascending."""
+    found = {}
+    for condition, one in accuracy.items():
+        field, _, value = condition.partition("=")
+        if field == name and value.isdigit():
+            found[int(value)] = one
+    return dict(sorted(found.items()))
+
+
+def sentences(found: Findings) -> list[str]:
+    """Say what chance gives, whether the task tells at all, how far each variant holds, and how soon it got there."""
+    by_row = {row.name: accuracies(row) for row in found.rows}
+    tests = [accuracy["test"].mean for accuracy in by_row.values()]
+    task = task_of_row(found.rows[0])
+    said = [f"{task.name}: {task.meaning} ({task.source}). By chance {task.chance:.1%} of the answers are right."]
+    if min(tests) >= CEILING:
+        said.append(f"All variants have {CEILING:.0%} or more right: the task is too easy to tell them apart.")
+    elif max(tests) < NEAR_CHANCE * task.chance:
+        said.append("No variant is much above chance: the task is too hard, or the training too short, to tell.")
+    for row in found.rows:
+        said.append(f"{row.name} {held(by_row[row.name], task_of_row(row))}; {reached(row)}.")
+    return said
+
+
+def held(accuracy: Accuracies, task: Task) -> str:
+    """Say up to which difficulty nine answers in ten are right, all easier ones included."""
+    steps = values_of(accuracy, task.difficulty)
+    last = None
+    for value, one in steps.items():
+        if one.mean < HELD:
+            break
+        last = value
+    if not steps:
+        return f"has {accuracy['test'].mean:.1%} right"
+    if last is None:
+        return f"holds {HELD:.0%} at no {task.difficulty} that was tried"
+    beyond = ", the most that was tried" if last == max(steps) else ""
+    return f"holds {HELD:.0%} up to {task.difficulty}={last}{beyond}"
+
+
+def reached(row: Row) -> str:
+    """Say after how many tokens of training nine validation answers in ten were right."""
+    first = []
+    for run in row.runs.values():
+        logged = (point["tokens"] for point in read_metrics(run) if point.get("eval_accuracy", 0) >= HELD)
+        first.append(next(logged, None))
+    if None in first:
+        count = sum(tokens is None for tokens in first)
+        return f"{HELD:.0%} of validation answers are not reached by {count} of {len(first)} seeds"
+    low, high = min(first), max(first)
+    between = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{HELD:.0%} of validation answers are right after {between} tokens"
+
+
+def table(found: Findings) -> Table:
+    """Return a row per variant with its accuracy under every condition."""
+    by_row = {row.name: accuracies(row) for row in found.rows}
+    names = list(dict.fromkeys(name for accuracy in by_row.values() for name in accuracy))
+    return [{"variant": row} | {name: shown(accuracy.get(name)) for name in names} for row, accuracy in by_row.items()]
+
+
+def shown(accuracy: Estimate | None) -> str:
+    """Return an accuracy in per cent."""
+    if accuracy is None:
+        return MISSING
+    spread = "" if accuracy.half_width is None else f" ± {100 * accuracy.half_width:.1f}"
+    return f"{100 * accuracy.mean:.1f}{spread}"
+
+
+def charts(found: Findings, rows: list[tuple[Row, dict]]) -> list[Chart]:
+    """Return accuracy against difficulty and against length, and depth by length for needles."""
+    task = task_of_row(rows[0][0])
+    lines = [lines_of(rows, task, task.difficulty), lines_of(rows, task, "length"), curve(rows, task)]
+    return [*(chart for chart in lines if len(chart.series) > 1), *grids(rows)]
+
+
+def lines_of(rows: list[tuple[Row, dict]], task: Task, name: str) -> Chart:
+    """Return accuracy against a field, or the length of rows."""
+    chart = Chart(
+        f"accuracy-{name}", f"Accuracy against {name}",
+        "Means over seeds, and 95 % intervals. Trained as the table of results says, tried as the axis says.",
+        name, "share of answers right", log_x=True,
+    )  # fmt: skip
+    seen: set[int] = set()
+    for row, own in rows:
+        accuracy = accuracies(row)
+        found = values_of(accuracy, name)
+        if name == "length" and found:
+            length = read_run(next(iter(row.runs.values())))["identity"]["sequence_length"]
+            found = {length: accuracy["test"]} | found
+        if found:
+            spread = [one.half_width or 0.0 for one in found.values()]
+            chart.series.append(Series(row.name, list(found), [one.mean for one in found.values()], spread, **own))
+            seen |= set(found)
+    if seen:
+        chart.x_ticks = sorted(seen)
+        chart.series.append(Series("by chance", [min(seen), max(seen)], [task.chance] * 2))
+    return chart
+
+
+def curve(rows: list[tuple[Row, dict]], task: Task) -> Chart:
+    """Return the accuracy of validation answers in the course of training."""
+    chart = Chart(
+        "accuracy-tokens", "Accuracy in training", "Mean over seeds, of validation rows.", "training tokens",
+        "share of answers right",
+    )  # fmt: skip
+    last = 0
+    for row, own in rows:
+        logged = [
+            {point["tokens"]: point["eval_accuracy"] for point in read_metrics(run) if "eval_accuracy" in point}
+            for run in row.runs.values()
+        ]
+        if tokens := sorted(set.intersection(*map(set, logged))):
+            means = [sum(one[at] for one in logged) / len(logged) for at in tokens]
+            chart.series.append(Series(row.name, tokens, means, **own))
+            last = max(last, tokens[-1])
+    if last:
+        chart.series.append(Series("by chance", [0, last], [task.chance] * 2))
+    return chart
+
+
+def grids(rows: list[tuple[Row, dict]]) -> Iterator[Grid]:
+    """Yield accuracy by depth and length, a heat map for each variant that was tried so."""
+    for number, (row, _) in enumerate(rows):
+        cells: dict[str, dict[str, float]] = {}
+        for condition, one in accuracies(row).items():
+            depth, _, length = condition.partition(" ")
+            if depth.startswith("depth=") and length.startswith("length="):
+                cells.setdefault(length.removeprefix("length="), {})[depth.removeprefix("depth=")] = one.mean
+        if cells:
+            caption = "Share of answers right, a mean over seeds: darker is better."
+            yield Grid(
+                f"depth-{number}", f"{row.name}: where the needle stood", caption, "depth", "length of the row",
+                columns=list(next(iter(cells.values()))), lines=list(cells),
+                cells=[list(line.values()) for line in cells.values()],
+            )  # fmt: skip

@@ -3,7 +3,7 @@
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
 from .findings import Findings, Row
-from .nuisance import sentences, turned
+from .nuisance import of_what, sentences, turned
 from .study_tables import shown
 
 Pairs = dict[str, Comparison]  # by what the one is called that the other is compared with
@@ -38,7 +38,7 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     turning = turned(found)
     others = [row for row in others if frozenset((best.mechanism, row.mechanism)) not in turning]
     if not others:
-        return [f"{best.mechanism} came out lowest, which depends on the recipe."]
+        return [f"{best.mechanism} came out lowest, which depends on the {of_what(found)}."]
     told, tied, untested = sorted_out({row.mechanism: pair(found, best.name, row.name) for row in others})
     if not told and not tied:
         return [f"{best.mechanism} came out lowest, but {only(untested)} cannot tell."]

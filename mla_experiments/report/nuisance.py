@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from ..study.fields import CORPUS
 from ..study.statistics import Comparison
 from .findings import Findings
 
@@ -18,6 +19,12 @@ def by_recipe(found: Findings) -> dict[Pair, ByRecipe]:
         if a.setting == b.setting and len(found.settings) > 1:
             pairs.setdefault((a.mechanism, b.mechanism), {})[a.setting] = replace(c, a=a.mechanism, b=b.mechanism)
     return {pair: recipes for pair, recipes in pairs.items() if len(recipes) > 1}
+
+
+def of_what(found: Findings) -> str:
+    """Return what a setting is called: a recipe, or a difficulty where fields of a synthetic corpus alone differ."""
+    fields = {part.split("=", 1)[0] for setting in found.settings for part in setting.split()}
+    return "difficulty" if fields and all(field.startswith(CORPUS) for field in fields) else "recipe"
 
 
 def flips(recipes: ByRecipe) -> bool:
@@ -62,5 +69,6 @@ def sentences(found: Findings) -> list[str]:
         first, times = (b, lower) if lower * 2 >= count else (a, count - lower)
         other = a if first == b else b
         told = sum(c.is_told for c in recipes.values())
-        said.append(f"{first} is ahead of {other} in {times} of {count} recipes; the difference is told in {told}.")
+        kinds = {"recipe": "recipes", "difficulty": "difficulties"}[of_what(found)]
+        said.append(f"{first} is ahead of {other} in {times} of {count} {kinds}; the difference is told in {told}.")
     return said

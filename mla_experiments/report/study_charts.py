@@ -8,7 +8,7 @@ from ..study.statistics import estimate
 from . import recall, scaling
 from .charts import Chart, Series
 from .findings import Findings, Row
-from .nuisance import by_recipe
+from .nuisance import by_recipe, of_what
 from .styles import Style, style
 
 Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
@@ -153,8 +153,9 @@ def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
 def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
     """Return the differences of each pair of mechanisms by recipe, numbered as in the table of them."""
     caption = "Below the line the one named first is ahead. Bars are intervals that hold together."
+    what = of_what(found)
     chart = Chart(
-        "recipes", "The same pair in each recipe", caption, "recipe, in the order of the table", found.measure.name
+        "recipes", f"The same pair at each {what}", caption, f"{what}, in the order of the table", found.measure.name
     )
     settings, owned = list(found.settings), {row.mechanism: own for row, own in reversed(rows)}
     pairs = by_recipe(found)

@@ -4,7 +4,7 @@ from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Estimate, shown_p
 from ..study.trials import in_words
 from .findings import Findings, Speed
-from .nuisance import by_recipe, turned
+from .nuisance import by_recipe, of_what, turned
 
 MISSING = "\N{EN DASH}"
 Table = list[dict[str, str]]
@@ -36,7 +36,7 @@ def recipes(found: Findings) -> Table:
     for (a, b), of_pair in by_recipe(found).items():
         for setting, c in of_pair.items():
             said = "" if c.interval is None else f" ({interval(c.interval)})"
-            rows.setdefault(setting, {"recipe": setting})[f"{b} less {a}"] = f"{c.difference:+.4f}{said}"
+            rows.setdefault(setting, {of_what(found): setting})[f"{b} less {a}"] = f"{c.difference:+.4f}{said}"
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     return [{name: row.get(name, MISSING) for name in names} for row in rows.values()]
 
@@ -51,7 +51,7 @@ def differences(found: Findings) -> Table:
 
     def verdict(c):
         if frozenset((mechanism[c.a], mechanism[c.b])) in turning:
-            return f"{c.b} and {c.a}: depends on the recipe"
+            return f"{c.b} and {c.a}: depends on the {of_what(found)}"
         return c.verdict
 
     return [

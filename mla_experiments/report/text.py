@@ -9,6 +9,7 @@ from ..study.record import PROMPT
 from . import recall, scaling
 from .answer import answer, joined
 from .findings import Findings
+from .nuisance import of_what
 from .study_tables import Table, differences, recipes, results, settings_tried
 
 HOW_TOLD_APART = (
@@ -33,6 +34,7 @@ class Text:
     recall: list[str]
     conditions: Table
     measure: str
+    setting: str
     recipes: Table
     differences: Table
     tuned: Table
@@ -62,6 +64,7 @@ def text_of(found: Findings) -> Text:
         recall=recall.sentences(found) if recall.is_of_a_task(found) else [],
         conditions=recall.table(found) if recall.is_of_a_task(found) else [],
         measure=found.measure.name,
+        setting=of_what(found),
         recipes=recipes(found),
         differences=differences(found),
         tuned=settings_tried(found),

@@ -53,6 +53,7 @@ def run(argv: list[str]) -> None:
     (given,) = parse([DataArguments], argv, f"data {chosen[0] if len(chosen) == 1 else ''}".strip(), __doc__)
     from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
 
+    check_drawn(given)
     folder = Path(given["data_dir"])
     corpus, tokenizer, tokens = (folder / name for name in ("corpus", "tokenizer", "tokens"))
     if "download" in chosen:
@@ -70,3 +71,20 @@ def run(argv: list[str]) -> None:
         following = "cd ..; python train_model.py" + (" --streaming" if "stream" in manifest else "")
         said = f"rows of {manifest['sequence_length']} tokens: {rows}" if rows else "nothing to pack"
         wrote(tokens, said, following)
+
+
+def check_drawn(given: dict) -> None:
+    """Refuse what has no effect on a synthetic corpus, which has its own vocabulary and packs nothing.
+
+    Raises:
+        UserError: something of that is given.
+    """
+    from ..data.synthetic import is_synthetic
+
+    usual = DataArguments()
+    for name in ("vocab_size", "sequence_length", "shuffle_seed"):
+        if is_synthetic(given["corpus"]) and given[name] != getattr(usual, name):
+            raise UserError(
+                f"{name}={given[name]} has no effect on corpus={given['corpus']}, which has its own vocabulary and is "
+                "drawn while training; leave it out"
+            )

@@ -126,7 +126,10 @@ def read_study(path: Path) -> Study:
     check_solvable(attention, match)
     check_options(attention, options, match)
     check_options(attention, tuned_options(space), match)
+    given = [name for name in DATA if name != "corpus" and name in content]
     data = {name: same_for_all(name, content.pop(name, value)) for name, value in DATA.items()}
+    if given and is_synthetic(data["corpus"]):
+        raise UserError(f"{given[0]} has no effect on corpus={data['corpus']}, which is drawn; leave it out")
     data["corpus"] = with_fields(data["corpus"], content)
     values = {name: [typed(name, value) for value in listed(name, content[name])] for name in content}
     swept = {name: values.pop(name) for name in list(values) if isinstance(content[name], list)}

@@ -75,6 +75,7 @@ def test_runs_of_a_study_compare_with_each_other_and_not_across_difficulties(stu
         ({"corpus": "wiki-sample"}, "corpus.needles is a field of synthetic corpora, which corpus=wiki-sample is not"),
         ({"sequence_length": 8}, "sequence_length=8 is too short"),
         ({"corpus.needles": [1, 1]}, "names 1 twice"),
+        ({"vocab_size": 300}, "vocab_size has no effect"),
         ({"corpus.needles": []}, "leaves nothing to run"),
     ],
 )

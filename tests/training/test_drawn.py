@@ -169,6 +169,8 @@ def test_a_synthetic_corpus_takes_no_text_column_and_gives_no_text(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main(["data", "--corpus", "synthetic:copy", "--text_column", "body"]) == 2
     assert "text_column=body has no effect" in capsys.readouterr().err
+    assert main(["data", "--corpus", "synthetic:copy", "--vocab_size", "300"]) == 2
+    assert "vocab_size=300 has no effect on corpus=synthetic:copy" in capsys.readouterr().err
     from mla_experiments.data import load_corpus
 
     assert main(["data", "--corpus", "synthetic:copy"]) == 0

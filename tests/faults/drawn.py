@@ -49,21 +49,22 @@ TINY = [
 ]  # fmt: skip
 CORPORA = (
     "text.txt", "notes.md", "rows.jsonl", "array.json", "table.csv", "table.tsv", "table.parquet", "table.arrow",
-    "text.txt.gz", "rows.jsonl.bz2", "folder", "shards", "\udcff.txt",
+    "text.txt.gz", "rows.jsonl.bz2", "folder", "shards", "\udcff.txt", "synthetic:copy:longest=3", "synthetic:hops",
 )  # fmt: skip
 RUNS = [
     *[["--run", "new"]] * 3, *[["--run", "half", "--resume"]] * 2, ["--resume"], ["--run", "half", "--overwrite"],
-    ["--streaming", "--data_dir", "streamed", "--run", "new"],
+    ["--streaming", "--data_dir", "streamed", "--run", "new"], ["--data_dir", "drawn", "--run", "new"],
+    ["--data_dir", "drawn", "--run", "new", "--loss_on", "answers"],
 ]  # fmt: skip
 READS = {  # command: beginnings of the names of the files that it reads
     "data": ("text", "notes", "rows", "array", "table", "folder/", "shards/", "data/"),
-    "train": ("data/", "weights/half/", "weights/mla/"),
+    "train": ("data/", "drawn/", "weights/half/", "weights/mla/"),
     "eval": ("weights/mla/", "data/corpus/", "text", "rows", "table", "results"),
     "generate": ("weights/mla/",),
     "export": ("weights/mla/",),
     "import": ("stock/", "llama/"),
-    "plan": ("stock/config", "llama/config", "weights/mla/config", "tiny.yaml"),
-    "study": ("tiny.yaml", "studies/"),
+    "plan": ("stock/config", "llama/config", "weights/mla/config", "tiny.yaml", "tuned.yaml"),
+    "study": ("tiny.yaml", "tuned.yaml", "studies/"),
     "report": ("studies/",),
     "compare": ("studies/", "weights/"),
 }
@@ -91,7 +92,8 @@ JSONS = [
 ABSURD = [
     "", " ", "-", "--", "=", "a\nb", "a\r\nb\x1b[31m", "\udcff", "é", "日本", "💥", "\u202ex", "x" * 3000, "%s",
     "%(x)s", "{x}", "${HOME}", "~", "None", "null", "1,2", "1 2", "0x10", "1_000", "٣", "1e3", "1.0", "True", "'", '"',
-    "\\", "*", "hub:", "hub:a/b", "hub:::", "file:///x", "https://x", "s3://x/y", "local:0", "local:x", "1/0", "0/1",
+    "\\", "*", "hub:", "hub:a/b", "hub:::", "file:///x", "https://x", "s3://x/y", "local:0", "local:x", "synthetic:",
+    "synthetic:mqar:pairs=0", "synthetic:x:y=z", "1/0", "0/1",
     "2/1", "a/b", "auto", "all", "none", "mla", "mha gqa", "MLA", "..mla", "constructor", "this",
 ]  # fmt: skip
 PLACES = [
@@ -170,7 +172,7 @@ def sane(chosen: Chosen, command: str) -> list[str]:
             *pick([[], [], [], ["download"], ["tokenizer"], ["tokens"]]), "--corpus", place(*CORPORA),
             "--vocab-size", "270", "--sequence-length", "32", "--data-dir", place("new", "new", "data"),
         ],
-        "train": lambda: ["--attention", pick(["mla", "mla", "mha", "gqa"]), *TINY, *pick(RUNS)],
+        "train": lambda: ["--attention", pick(["mla", "mla", "mha", "gqa", "mla+mha", "gta+mla"]), *TINY, *pick(RUNS)],
         "eval": lambda: [
             place("mla", "weights/mla", "half/mla"),
             *pick([[], ["--corpus", place(*CORPORA)], ["--tasks", place("documents"), "--limit", "1"]]),
@@ -178,8 +180,8 @@ def sane(chosen: Chosen, command: str) -> list[str]:
         "generate": lambda: [place("mla"), "--prompt", pick(["the", *ABSURD]), "--max-new-tokens", "3"],
         "export": lambda: [place("mla"), place("out", "out", "empty")],
         "import": lambda: [place("stock", "llama"), place("out", "out", "empty")],
-        "plan": lambda: [place("weights/mla", "stock", "llama", "tiny.yaml", *ARCHITECTURES)],
-        "study": lambda: [place("tiny.yaml"), "--studies-dir", place("studies", "new")],
+        "plan": lambda: [place("weights/mla", "stock", "llama", "tiny.yaml", "tuned.yaml", *ARCHITECTURES)],
+        "study": lambda: [place("tiny.yaml", "tuned.yaml"), "--studies-dir", place("studies", "new")],
         "report": lambda: [place("studies/tiny")],
         "compare": lambda: [place("studies/tiny", "mla"), *[place("mla", "studies/tiny")] * chosen.randrange(2)],
         "bench": lambda: pick([["packing", "--characters", "2000"], ["core", "--help"], [pick([*MEASUREMENTS])], []]),

@@ -21,6 +21,12 @@ STUDY = {
     "warmup_tokens": 128, "per_device_train_batch_size": 4,
 }  # fmt: skip
 
+TUNED = STUDY | {
+    "corpus": "synthetic:mqar:pairs=2,keys=4", "corpus.pairs": [1, 2], "attention": ["mha", "gqa+mla"],
+    "tuning": {"trials": 2, "learning_rate": [1.0e-3, 1.0e-2], "attention.kv_lora_rank": [4, 8]},
+}  # fmt: skip
+del TUNED["vocab_size"]
+
 
 def build(folder: Path) -> dict[str, bytes]:
     """Build it; return the content of every file by its name."""
@@ -31,6 +37,7 @@ def build(folder: Path) -> dict[str, bytes]:
     for argv in (
         command("data", corpus="text.txt", **tiny),
         command("data", corpus="shards", streaming=True, sample_characters=4000, data_dir="streamed", **tiny),
+        command("data", corpus="synthetic:mqar:pairs=2,keys=4", data_dir="drawn"),
         train,
         [*train, "--run", "half", "--save_total_limit", "9"],
         ["eval"],
@@ -71,6 +78,7 @@ def write_corpora(folder: Path) -> None:
         "table.csv": "\n".join(["text", *texts]) + "\n",
         "table.tsv": "\n".join(["text\tn", *(f"{text}\t1" for text in texts)]),
         "empty.txt": "", "a\nb.txt": article, "\udcff.txt": article, "tiny.yaml": json.dumps(STUDY),
+        "tuned.yaml": json.dumps(TUNED),
     }.items():  # fmt: skip
         (folder / name).write_text(content, encoding="utf-8")
     (folder / "text.txt.gz").write_bytes(gzip.compress(article.encode()))

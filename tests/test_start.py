@@ -114,10 +114,10 @@ def test_what_nobody_foresaw_is_one_sentence_and_a_kept_traceback(monkeypatch, c
     (["generate", "x", "--temperature", "nan"], "temperature=nan must be a finite number"),
     (["plan", "--memory_gib", "inf"], "memory_gib=inf must be a finite number"),
     (["plan", "--contexts", "0"], "contexts=0 must be positive"),
-    (["data", "--vocab_size", "-5"], "vocab_size=-5 must be at least 1"),
+    (["data", "--vocab_size", "-5"], "vocab_size=-5 must be a whole number from 1"),
     (["eval", "--limit", "0"], "limit=0 must be at least 1"),
     (["data", "--streaming", "perhaps"], "perhaps is neither true nor false"),
-    (["data", "--vocab_size", "many"], "invalid int value: 'many'"),
+    (["data", "--sequence_length", "many"], "invalid int value: 'many'"),
 ])  # fmt: skip
 def test_a_number_out_of_its_range_is_named(argv, said, capsys):
     assert main(argv) == 2

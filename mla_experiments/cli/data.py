@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..vocabulary import vocabulary_of
 from .parsing import LARGEST_SEED, parse
 from .saying import wrote
 
@@ -33,7 +34,12 @@ class DataArguments:
         default=100_000_000,
         metadata={"help": "with --streaming: store so many, held-out text and what trains the tokenizer", "minimum": 1},
     )
-    vocab_size: int = field(default=10_000, metadata={"help": "entries of the tokenizer, all included", "minimum": 1})
+    vocab_size: str = field(
+        default="10000",
+        metadata={
+            "help": "entries of the tokenizer, all included; auto takes what the text is enough for, up to 10000"
+        },
+    )
     sequence_length: int = field(default=1024, metadata={"help": "tokens in a packed row", "minimum": 1})
     shuffle_seed: int = field(
         default=0, metadata={"help": "of the order of training rows", "minimum": 0, "maximum": LARGEST_SEED}
@@ -51,6 +57,7 @@ def run(argv: list[str]) -> None:
             raise UserError(f"data stage {stage} is unknown; choose {', '.join(stages)}, or none for all")
         chosen = (stage,)
     (given,) = parse([DataArguments], argv, f"data {chosen[0] if len(chosen) == 1 else ''}".strip(), __doc__)
+    entries = vocabulary_of(given["vocab_size"])
     from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
 
     check_drawn(given)
@@ -63,7 +70,7 @@ def run(argv: list[str]) -> None:
         sizes = sizes or "a description; its rows are drawn while training"
         wrote(corpus, sizes, "python hftokenizer.py", len(chosen) == 1)
     if "tokenizer" in chosen:
-        manifest = prepare_tokenizer(tokenizer, corpus, given["vocab_size"])
+        manifest = prepare_tokenizer(tokenizer, corpus, entries)
         wrote(tokenizer, f"{manifest['vocab_size']:,} entries", "python construct_dataset.py", len(chosen) == 1)
     if "tokens" in chosen:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..errors import UserError, reason_of
 from ..manifest import MANIFEST, file_hash, is_current, new_folder, read_manifest, read_whole
 from ..run_files import check_files
+from ..vocabulary import AUTO, USUAL
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus
 from .synthetic.prepared import prepare_vocabulary
@@ -20,9 +21,10 @@ from .synthetic.prepared import prepare_vocabulary
 MADE_BY = "python data/hftokenizer.py"
 END_OF_DOCUMENT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 256 + 1  # the bytes and the end of a document
+CHARACTERS_AN_ENTRY = 400  # of training text, about 100 tokens: rarer entries are hardly learnt
 
 
-def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_000) -> dict:
+def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int | str = USUAL) -> dict:
     """Train a tokenizer on the training split and save it as a folder that `AutoTokenizer` loads.
 
     A synthetic corpus has a vocabulary of its own.
@@ -30,7 +32,8 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
     Args:
         folder: where to.
         corpus_folder: a prepared corpus.
-        vocab_size: entries in all, the bytes and the end-of-document token included.
+        vocab_size: entries in all, the bytes and the end-of-document token included; "auto" for as many as the text is
+            enough for, and 10,000 at most.
 
     Raises:
         UserError: no corpus, or a vocabulary smaller than the bytes or larger than the corpus supports.
@@ -42,17 +45,18 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
     if is_current(folder, request):
         print(f"{folder} already holds this tokenizer of {corpus['corpus']}; nothing to do.")
         return read_manifest(folder, MADE_BY)
-    if vocab_size < SMALLEST_VOCABULARY:
+    asked = fitting(corpus["splits"]["train"]["characters"]) if vocab_size == AUTO else vocab_size
+    if asked < SMALLEST_VOCABULARY:
         raise UserError(
             f"vocab_size={vocab_size} is below {SMALLEST_VOCABULARY}, the 256 bytes and the end of a document"
         )
     documents = load_corpus(corpus_folder)["train"]
     texts = tqdm(documents.iter(batch_size=100), "training the tokenizer", -(-len(documents) // 100), unit=" batches")
-    tokenizer = train_bpe((batch["text"] for batch in texts), vocab_size)
-    if tokenizer.get_vocab_size() < vocab_size:
+    tokenizer = train_bpe((batch["text"] for batch in texts), asked)
+    if vocab_size != AUTO and tokenizer.get_vocab_size() < vocab_size:
         raise UserError(
             f"vocab_size={vocab_size} is more than the corpus {corpus['corpus']} supports "
-            f"({tokenizer.get_vocab_size()} entries); choose vocab_size={tokenizer.get_vocab_size()} or less"
+            f"({tokenizer.get_vocab_size()} entries); choose vocab_size={tokenizer.get_vocab_size()} or less, or auto"
         )
     with new_folder(folder, request) as (scratch, manifest):
         try:
@@ -63,10 +67,15 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int = 10_00
             raise OSError(str(error)) from error
         manifest |= {
             "corpus": corpus["corpus"],
-            "vocab_size": vocab_size,
+            "vocab_size": tokenizer.get_vocab_size(),
             "hash": file_hash(scratch / "tokenizer.json"),
         }
     return manifest
+
+
+def fitting(characters: int) -> int:
+    """Return how many entries a text is enough for."""
+    return min(USUAL, max(2 * SMALLEST_VOCABULARY, characters // CHARACTERS_AN_ENTRY))
 
 
 def train_bpe(texts, vocab_size: int) -> Tokenizer:

@@ -120,11 +120,12 @@ def made(content: dict) -> list[str]:
     facts, stated = content["machine"], content["stated"]
     cores = f"{facts['cores']} core{'s' if facts['cores'] > 1 else ''}"
     versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+    entries = content.get("vocab_size", stated["data"]["vocab_size"])
     widths = ", ".join(f"{variant['name']} {variant['intermediate_size']:,}" for variant in content["variants"])
     return [
         f"{facts['gpu'] or facts['cpu']}, {cores}, {facts['date']}; {versions}.",
         f"Corpus {content['corpus']} ({content['corpus_hash'][:12]}), tokenizer {content['tokenizer_hash'][:12]} of "
-        f"{stated['data']['vocab_size']:,} entries, seeds {', '.join(map(str, stated['seeds']))}.",
+        f"{entries:,} entries, seeds {', '.join(map(str, stated['seeds']))}.",
         "Test and validation documents are scored one by one, each token once. What is tuned is chosen on the "
         "validation split by a seed of its own; all else here is of the test split and of the other seeds.",
         f"Widths of the MLP: {widths}.",

@@ -17,6 +17,7 @@ from ..modeling.attention import MISSION, find
 from ..training import PRESETS, RunArguments, trainer_defaults
 from ..training.flags import taken
 from ..training.settings import preset_name
+from ..vocabulary import AUTO, USUAL
 from ..yaml_files import read_yaml
 from .fields import (
     CORPUS,
@@ -96,6 +97,12 @@ class Study:
     def corpora(self) -> list[str]:
         """All corpora of the study, one unless a difficulty is swept."""
         return list(dict.fromkeys(map(self.corpus_of, self.variants)))
+
+    @property
+    def planned_vocab_size(self) -> int:
+        """Entries of the tokenizer, as far as they are known before data are prepared: the most where text decides."""
+        stated = self.data["vocab_size"]
+        return USUAL if stated == AUTO else stated
 
     @property
     def row_length(self) -> int:

@@ -17,13 +17,14 @@ from ..modeling.attention.checks import check_option
 from ..modeling.attention.hybrid import is_hybrid
 from ..training import RunArguments
 from ..training.flags import REFUSED
+from ..vocabulary import USUAL, vocabulary_of
 from . import tuning
 from .tuning import OPTION, Factor, Settings, Space, options_of
 
 CLASSES = (RunArguments, TrainingArguments)
 CORPUS = "corpus."  # before the fields of a synthetic corpus
 OWN = ("seeds", "learning_rate", "match", "cache_bytes_per_token", "tuning")
-DATA = {"corpus": "auto", "text_column": "text", "vocab_size": 10_000, "shuffle_seed": 0}
+DATA = {"corpus": "auto", "text_column": "text", "vocab_size": USUAL, "shuffle_seed": 0}
 MATCHES = ("none", "parameters", "flops", "cache")
 FIXED = (  # what a trial may not change
     "train_tokens", "max_steps", "sequence_length", "loss_on", "hidden_size", "num_hidden_layers",
@@ -208,6 +209,8 @@ def same_for_all(field: str, value: Any) -> Any:
             f"{field}={value} cannot be swept: runs on other text or tokens do not compare; write a study for each, "
             "and see mla-experiments compare"
         )
+    if field == "vocab_size":
+        return vocabulary_of(value)
     if type(value) is not type(DATA[field]):
         raise UserError(f"{field}={value} must be {'a whole number' if isinstance(DATA[field], int) else 'text'}")
     if isinstance(value, int) and not 0 <= value < 2**32:

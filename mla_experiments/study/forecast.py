@@ -28,7 +28,7 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
     if utilisation > 1:
         raise UserError(f"utilisation={utilisation:g} is a share of the best rate, at most 1")
     rows = []
-    for matched in match(study, study.data["vocab_size"]):
+    for matched in match(study, study.planned_vocab_size):
         own, _ = study.arguments(matched.variant)
         runs = study.runs_of(matched.variant)
         tokens = runs * own["train_tokens"]
@@ -53,7 +53,7 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
 
 def tokens_per_second(study: Study, matched: Matched, device: str) -> float:
     """Measure training steps of one sequence."""
-    config = config_of(study, matched.variant, matched.options, study.data["vocab_size"], matched.intermediate_size)
+    config = config_of(study, matched.variant, matched.options, study.planned_vocab_size, matched.intermediate_size)
     step = training_step(DecoderForCausalLM(config).to(device), config.max_position_embeddings, 1)
     seconds = interleaved({"step": step}, rounds=3, warmup=1)["step"]
     return 1e3 * config.max_position_embeddings / spread(seconds)["ms"]

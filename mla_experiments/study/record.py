@@ -58,6 +58,7 @@ def content(trials: Trials) -> dict:
         "stated": json.loads(json.dumps(asdict(trials.study), default=str)),
         "corpus": trials.study.data["corpus"] if "task" in corpus else corpus["corpus"],
         "corpus_hash": corpus["hash"],
+        "vocab_size": trials.manifest["vocab_size"],
         "tokenizer_hash": trials.manifest["tokenizer_hash"],
         "variants": [
             asdict(trials.chosen(number)) | {"name": matched.variant.name, "variant": asdict(matched.variant)}

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from mla_experiments.data import load_tokenizer, prepare_tokenizer
+from mla_experiments.data import load_tokenizer, prepare_corpus, prepare_tokenizer
 from mla_experiments.data.tokenizer import END_OF_DOCUMENT, as_transformers_tokenizer, train_bpe
 from mla_experiments.errors import UserError
 
@@ -67,3 +67,16 @@ def test_a_missing_tokenizer_or_corpus_says_how_to_make_it(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"download_data\.py"):
         prepare_tokenizer(tmp_path / "tokenizer", tmp_path / "corpus")
+
+
+def test_auto_takes_as_many_entries_as_the_text_is_enough_for(tmp_path):
+    text = " ".join(f"word{number % 997}" for number in range(60_000))
+    articles = tmp_path / "articles"
+    articles.mkdir()
+    for place in range(10):
+        (articles / f"{place}.txt").write_text(text[place * 40_000 : (place + 1) * 40_000])
+    corpus = prepare_corpus(tmp_path / "corpus", str(articles))
+    made = prepare_tokenizer(tmp_path / "tokenizer", tmp_path / "corpus", "auto")
+    characters = corpus["splits"]["train"]["characters"]
+    assert 514 < characters // 400 < 10_000 and made["request"]["vocab_size"] == "auto"
+    assert made["vocab_size"] == len(load_tokenizer(tmp_path / "tokenizer")) == characters // 400

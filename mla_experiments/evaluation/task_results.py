@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..data.corpora import MADE_BY
 from ..data.synthetic import Task, is_synthetic, task_of
 from ..errors import UserError
 from ..manifest import library_versions, read_manifest
@@ -30,10 +29,13 @@ def task_asked_for(corpus: str | None, data_dir: Path) -> Task | None:
     if corpus is not None and is_synthetic(corpus):
         return task_of(corpus)
     folder = data_dir / "corpus"
-    if corpus is None or is_prepared(corpus, folder):
-        manifest = read_manifest(folder, MADE_BY)
-        return task_of(manifest["corpus"]) if "task" in manifest else None
-    return None
+    if not (corpus is None or is_prepared(corpus, folder)):
+        return None
+    try:
+        manifest = read_manifest(folder, "")
+    except UserError:  # none: evaluation of text says so, after what else is missing
+        return None
+    return task_of(manifest["corpus"]) if "task" in manifest else None
 
 
 def evaluate_on_task(models: list[str], task: Task, weights_dir: str) -> Results:

@@ -118,6 +118,8 @@ def test_a_model_of_other_symbols_is_refused(here, capsys):
     ("flags", "said"),
     [
         ("--sequence_length 11", "sequence_length=11 is too short for synthetic:mqar"),
+        ("--run= --loss_on answers", "holds a run that differs in loss_on"),
+        ("--run= --loss_on answers --sequence_length 26", "differs in"),
         ("--loss_on answer", "loss_on=answer is unknown; did you mean answers?"),
     ],
 )

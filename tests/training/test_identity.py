@@ -52,9 +52,9 @@ OTHER = {  # another value of a field, with what it needs
     "qk_norm": {"qk_norm": True, "attention": ["mha"]},
     "layer_types": {"layer_types": ["full_attention"], "sliding_window": 8},
 }  # fmt: skip
-ELSEWHERE = {  # not to be had on a CPU, or without a package
+ELSEWHERE = {  # not to be had on a CPU, without a package, or with text
     "fsdp": "GPUs", "fsdp_config": "GPUs", "ddp_backend": "several processes",
-    "optim_target_modules": "a package of GaLore or APOLLO",
+    "optim_target_modules": "a package of GaLore or APOLLO", "loss_on": "a synthetic corpus",
     **dict.fromkeys(("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
                     "a package of --report_to"),
 }  # fmt: skip

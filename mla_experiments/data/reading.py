@@ -20,7 +20,7 @@ from .wikitext import HEAD, articles, could_be_wikitext, is_wikitext
 
 TEXT_COLUMN = "text"  # where the user names none
 PASSAGE = 4_000  # characters: a passage ends at the first blank line after so many,
-LONGEST_PASSAGE = 64_000  # or at the end of the line after so many
+WITHOUT_BLANKS = 8_000  # or at the end of the line after so many: some texts have a paragraph a line and none between
 LINE_CHUNK = 1 << 20  # characters read at once from a line without an end
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")  # as the hub names the parts of one table
 NULL, EMPTY = "without a text (null)", "without a word"  # why a document is left out
@@ -176,7 +176,7 @@ def _passages(text_lines: Iterable[str]) -> Iterator[str]:
     for line in text_lines:
         passage.append(line)
         length += len(line)
-        if length >= LONGEST_PASSAGE or (length >= PASSAGE and not line.strip()):
+        if length >= WITHOUT_BLANKS or (length >= PASSAGE and not line.strip()):
             yield "".join(passage)
             passage, length = [], 0
     if passage:

@@ -1,5 +1,6 @@
 """The answer of a study in plain words: what is best, by how much, how sure that is, and what it costs."""
 
+from ..study.matching import NEAR
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
 from .findings import Findings, Row
@@ -12,7 +13,7 @@ Pairs = dict[str, Comparison]  # by what the one is called that the other is com
 def answer(found: Findings) -> list[str]:
     """Say what came out, how sure it is, what it costs, and what it holds for; the first sentence is the headline."""
     settings = found.settings
-    said = sentences(found)
+    said = [*at_the_budget(found), *sentences(found)]
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
         said += [f"With {setting}: {verdict}", *more] if setting else [verdict, *more, *costs(found, rows)]
@@ -21,6 +22,34 @@ def answer(found: Findings) -> list[str]:
         for second in names[place + 1 :]:
             said += between(found, first, second)
     return [*said, *edges(found), scope(found)]
+
+
+def at_the_budget(found: Findings) -> list[str]:
+    """Say what to take at the study's budget of cache, where it has one and one setting; then what is above it."""
+    budget = found.content["stated"].get("cache_bytes_per_token")
+    if not budget or len(found.settings) > 1:
+        return []
+    within = [row for row in found.rows if row.cache_bytes <= budget * (1 + NEAR)]
+    over = [row for row in found.rows if row not in within]
+    if not within:
+        return []
+    best, *others = sorted(within, key=lambda row: row.bits.mean)
+    told, tied, untested = sorted_out({row.name: pair(found, best.name, row.name) for row in others})
+    level = [row for row in within if row.name not in told]
+    taken = min(level, key=lambda row: (row.cache_bytes, -row.decode[DECODE_CONTEXTS[-1]].median if row.decode else 0))
+    start = f"At {budget:,} bytes of cache a token, take {taken.name}"
+    if untested:
+        why = f", which came out {'lowest' if taken is best else 'near the lowest'}: {only(untested)} cannot tell more"
+    elif tied:
+        names = joined([row.name for row in level])
+        why = f": {names} are not told apart, and it keeps the smallest cache of them ({taken.cache_bytes:,} bytes)"
+    else:
+        why = ", which is better than the others there" if told else ", the only one that fits"
+    said = [f"{start}{why}."]
+    if over:
+        kept = joined([f"{row.name} ({row.cache_bytes:,} bytes)" for row in over])
+        said.append(f"Above the budget, and here for comparison alone: {kept}.")
+    return said
 
 
 def edges(found: Findings) -> list[str]:

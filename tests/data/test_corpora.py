@@ -58,6 +58,14 @@ def test_a_plain_text_is_cut_between_paragraphs_and_nothing_is_lost(tmp_path):
     assert list(read_documents(path)) == [text]
 
 
+def test_a_text_with_a_paragraph_a_line_is_cut_at_the_ends_of_lines(tmp_path):
+    text = "".join(f"Paragraph {n}. " + "word " * 150 + "\n" for n in range(100))
+    (tmp_path / "book.txt").write_text(text)
+    passages = list(read_documents(tmp_path / "book.txt", passages=True))
+    assert "".join(passages) == text and all(passage.endswith("\n") for passage in passages)
+    assert len(passages) == 10 and max(map(len, passages)) < 9_000
+
+
 def test_splits_are_disjoint_complete_and_independent_of_order(tmp_path):
     articles = synthetic_articles(30) + synthetic_articles(3)[:1] * 5  # one text five times: never in two splits
     splits = []

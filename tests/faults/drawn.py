@@ -78,7 +78,7 @@ LASTING = {
     "characters", "batch_size", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 }  # fmt: skip
-NEVER = {"address"}  # a cluster elsewhere
+NEVER = {"address", "torch_compile", "torch_compile_backend", "torch_compile_mode"}  # a cluster elsewhere; minutes
 WHOLE = ["1", "2", "3", "4", "8", "16", "32", "64", "0", "-1", "-8"]
 HUGE = ["1000000", str(2**31), str(2**63), "9" * 30, "9" * 400, "1" + "0" * 5000]
 REAL = ["0", "1", "0.5", "1e-3", "-1", "-0.0", "nan", "inf", "-inf", "1e308", "1e-320", "1e400", "0.1", "NaN"]

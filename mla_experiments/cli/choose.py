@@ -1,0 +1,83 @@
+"""Which attention for my text, at this size and budget of cache? `choose TEXT --cache-bytes-per-token 2048 --params 5M`."""
+
+import re
+import webbrowser
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UserError
+from ..stopping import say_how_to_stop
+from .needs import STATISTICS, need
+from .parsing import parse
+from .saying import wrote
+
+UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
+
+
+@dataclass
+class ChooseArguments:
+    """The question, and how long the answer may take."""
+
+    cache_bytes_per_token: int = field(
+        metadata={"help": "budget of the cache in all layers, in single precision", "minimum": 1}
+    )
+    params: str = field(default="2M", metadata={"help": "size of the model: 5M, 800k, or a number"})
+    hours: float = field(default=1.0, metadata={"help": "for everything", "above": 0})
+    attention: list[str] = field(
+        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "what to choose among"}
+    )
+    studies_dir: str = field(default="studies", metadata={"help": "holds data, runs and studies"})
+    plan_only: bool = field(default=False, metadata={"help": "prepare the text, write the study, and run nothing"})
+    no_browser: bool = field(default=False, metadata={"help": "do not open the report when it is written"})
+
+
+def run(argv: list[str]) -> None:
+    """Run it."""
+    given, where = parse(
+        [ChooseArguments], argv, "choose", __doc__, positional={"TEXT": "your text: a file, a folder, or a corpus"}
+    )
+    parameters = size_of(given["params"])
+    need(*STATISTICS, "plotly")
+    from transformers.utils import logging
+
+    from ..report.study import write_report
+    from ..study import read_study, run_study
+    from ..study.proposal import Question, propose
+
+    logging.disable_progress_bar()  # one bar at a time: the run's own
+    name = "choose-" + (re.sub(r"[^A-Za-z0-9]+", "-", Path(where["TEXT"]).stem).strip("-") or "text")
+    root, path = Path(given["studies_dir"]), Path(given["studies_dir"]) / f"{name}.yaml"
+    question = Question(
+        where["TEXT"], given["cache_bytes_per_token"], parameters, given["hours"], tuple(given["attention"])
+    )
+    print(*propose(question, path, root), sep="\n")
+    if given["plan_only"]:
+        wrote(path, "the study", f"mla-experiments study {path} --studies-dir {root}")
+        return
+    print(f"The study is in {path}; it can be edited, and run again with: mla-experiments study {path}")
+    say_how_to_stop()
+    outcome = run_study(read_study(path), root)
+    written = write_report(outcome.folder)
+    print(*answer_in(outcome.folder), sep="\n")
+    opened = not given["no_browser"] and webbrowser.open(written[0].resolve().as_uri())
+    wrote(written[0], "opened in your browser" if opened else "open it in a browser", f"mla-experiments plan {path}")
+
+
+def answer_in(folder: Path) -> list[str]:
+    """Return the answer of a study, a sentence a line."""
+    from ..report.answer import answer
+    from ..report.findings import read_findings
+
+    return ["", *answer(read_findings(folder)), ""]
+
+
+def size_of(stated: str) -> int:
+    """Return a number of parameters: "5M", "800k", "1.5B" or a number.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", stated.strip().lower())
+    if not found or not (number := int(float(found[1]) * UNITS[found[2]])):
+        raise UserError(f"params={stated} must be a number of parameters, such as 5M or 800k")
+    return number

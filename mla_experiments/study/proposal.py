@@ -1,0 +1,208 @@
+"""A study for a question: which attention for this text, at this size and this budget of cache, in so many hours?
+
+What is proposed is a study like any other, in a file that can be edited: grouped keys and values, one of each, and
+latents at the budget, multi-head attention beside them for comparison; equal tuning of the learning rate, three seeds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..benchmark.costs import num_parameters
+from ..data.corpora import MADE_BY
+from ..errors import UserError
+from ..manifest import read_manifest
+from ..modeling import DecoderConfig
+from ..modeling.attention import MISSION
+from .description import Study, read_study
+from .forecast import HOUR, tokens_per_second
+from .matching import NEAR, Matched, match
+from .runner import prepare_data
+from .statistics import LEAST_DOCUMENTS
+from .trials import Trials
+
+SEEDS, TRIALS = (0, 1, 2), 3
+SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
+LEAST_TOKENS = 100_000  # of a training, below which models have hardly begun to differ
+MOST_PASSES = 4  # over the text; more would only learn it by heart
+FOR_TRAINING = 0.8  # of the hours; the rest is scoring, validating and timing
+HEAD = 32  # width of a head
+ABOUT_EACH_LAYER = 48  # width for each layer, as small models have
+HALF = 0.5  # of the size that is asked for: a smallest model above twice it is refused
+
+
+@dataclass(frozen=True)
+class Question:
+    """What somebody wants to know.
+
+    Attributes:
+        corpus: a text, as `data --corpus` takes it.
+        cache_bytes_per_token: the budget, in single precision.
+        parameters: of the model.
+        hours: for everything.
+        attention: what to choose among; the first is for comparison where it does not meet the budget.
+    """
+
+    corpus: str
+    cache_bytes_per_token: int
+    parameters: int
+    hours: float
+    attention: tuple[str, ...] = MISSION
+
+
+def propose(question: Question, path: Path, root: Path) -> list[str]:
+    """Prepare the text, and write the study that answers a question.
+
+    Args:
+        question: what is asked.
+        path: of the YAML file; what stands there is replaced.
+        root: folder of studies.
+
+    Returns:
+        What was chosen, a sentence each.
+
+    Raises:
+        UserError: a text, a budget, a size or hours that give no answer, with what would.
+    """
+    stated = {
+        "corpus": question.corpus,
+        "vocab_size": "auto",
+        "preset": "demo",
+        "attention": list(question.attention),
+        "sequence_length": SEQUENCE_LENGTH,
+    }
+    data = prepared(written(path, stated), root)
+    check_text(data, question.corpus)
+    vocab_size = data["tokens"]["vocab_size"]
+    stated |= shape_for(question.parameters, vocab_size)
+    stated |= {"match": "cache", "cache_bytes_per_token": question.cache_bytes_per_token}
+    study = written(path, stated)
+    solved = match(study, vocab_size)
+    runs = TRIALS + len(SEEDS)
+    tokens, speeds = tokens_within(question.hours, study, solved, runs, data["tokens"]["splits"]["train"]["tokens"])
+    stated |= {
+        "train_tokens": tokens,
+        "warmup_tokens": tokens // 20,
+        "batch_size": BATCH_SIZE,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "optimizer": "muon",
+        "initialization": "zero",
+        "tuning": {"trials": TRIALS, "learning_rate": [2.0e-3, 2.0e-2]},
+        "seeds": list(SEEDS),
+    }
+    written(path, stated)
+    hours = runs * sum(tokens / speed for speed in speeds) / HOUR / FOR_TRAINING
+    return [
+        f"Text: {data['corpus']['splits']['train']['characters']:,} characters to train on, vocabulary {vocab_size:,}.",
+        f"Model: {solved[0].parameters:,} parameters, {stated['num_hidden_layers']} layers, "
+        f"{stated['hidden_size']} wide.",
+        f"Cache, of {question.cache_bytes_per_token:,} bytes a token: {', '.join(map(of_budget, solved))}.",
+        f"Each trains {runs} times on {tokens:,} tokens: {TRIALS} learning rates, then {len(SEEDS)} seeds with the best.",
+        f"That takes about {hours:.1f} hours on this machine.",
+    ]
+
+
+def written(path: Path, stated: dict) -> Study:
+    """Write a study's file, and return what it states."""
+    lines = [f"{name}: {in_yaml(value)}" for name, value in stated.items()]
+    heading = "# Proposed by `mla-experiments choose`; edit it and run it with `mla-experiments study`."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([heading, *lines]) + "\n", encoding="utf-8")
+    return read_study(path)
+
+
+def in_yaml(value: object) -> str:
+    """Return a value as a line of YAML holds it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {in_yaml(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(in_yaml, value)) + "]"
+    if isinstance(value, float):
+        return f"{value:.1e}"
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
+
+
+def prepared(study: Study, root: Path) -> dict[str, dict]:
+    """Prepare a study's text, and return the manifests of corpus and tokens."""
+    (corpus,) = study.corpora
+    folder = Trials(study, root).data_of(corpus)
+    prepare_data(study, corpus, folder)
+    return {stage: read_manifest(folder / stage, MADE_BY) for stage in ("corpus", "tokens")}
+
+
+def check_text(data: dict[str, dict], corpus: str) -> None:
+    """Refuse a text that is too small for any answer.
+
+    Raises:
+        UserError: it has too few documents to test on, or too few tokens to train on.
+    """
+    documents = data["corpus"]["splits"]["test"]["documents"]
+    if documents < LEAST_DOCUMENTS:
+        characters = data["corpus"]["splits"]["test"]["characters"]
+        raise UserError(
+            f"corpus={corpus} leaves {documents} documents ({characters:,} characters) to test on, and a verdict takes "
+            f"{LEAST_DOCUMENTS}; give about {-(-LEAST_DOCUMENTS // max(1, documents))} times as much text"
+        )
+    tokens = data["tokens"]["splits"]["train"]["tokens"]
+    if MOST_PASSES * tokens < LEAST_TOKENS:
+        raise UserError(
+            f"corpus={corpus} has {tokens:,} tokens to train on, and an answer takes {LEAST_TOKENS // MOST_PASSES:,}; "
+            f"give about {-(-LEAST_TOKENS // MOST_PASSES // tokens)} times as much text"
+        )
+
+
+def shape_for(parameters: int, vocab_size: int) -> dict[str, int]:
+    """Return the sizes of the model that is nearest to a number of parameters.
+
+    Raises:
+        UserError: the smallest model is far larger.
+    """
+    shapes = [
+        {
+            "hidden_size": width,
+            "num_attention_heads": width // HEAD,
+            "num_hidden_layers": max(2, round(width / ABOUT_EACH_LAYER)),
+        }
+        for width in range(2 * HEAD, 2048 + 1, HEAD)
+    ]
+    sizes = []
+    for shape in shapes:
+        sizes.append(num_parameters(DecoderConfig(vocab_size=vocab_size, attention=MISSION[0], **shape)))
+        if sizes[-1] > 2 * parameters:
+            break
+    place = min(range(len(sizes)), key=lambda number: abs(sizes[number] - parameters))
+    if parameters < HALF * sizes[place]:
+        raise UserError(
+            f"params={parameters:,} is less than half of the smallest model for a vocabulary of {vocab_size:,} "
+            f"entries; give {sizes[place]:,} or more"
+        )
+    return shapes[place]
+
+
+def tokens_within(
+    hours: float, study: Study, solved: list[Matched], runs: int, tokens_of_text: int
+) -> tuple[int, list[float]]:
+    """Return how many tokens each run can train on, and how many a second each variant trains on.
+
+    Raises:
+        UserError: too few to tell anything, and how many hours it takes.
+    """
+    device = str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    speeds = [tokens_per_second(study, matched, device) for matched in solved]
+    seconds_a_token = runs * sum(1 / speed for speed in speeds)
+    possible = int(FOR_TRAINING * hours * HOUR / seconds_a_token)
+    if possible < LEAST_TOKENS:
+        needed = LEAST_TOKENS * seconds_a_token / FOR_TRAINING / HOUR
+        raise UserError(
+            f"hours={hours:g} is enough for {possible:,} tokens in each of {runs * len(solved)} trainings, and an "
+            f"answer takes {LEAST_TOKENS:,}; give --hours {needed:.1f} or a smaller --params"
+        )
+    step = BATCH_SIZE * SEQUENCE_LENGTH
+    return min(possible, MOST_PASSES * tokens_of_text) // step * step, speeds
+
+
+def of_budget(matched: Matched) -> str:
+    """Return a variant with its cache, and whether that is above the budget."""
+    above = " (above it, for comparison)" if matched.cache_residual > NEAR else ""
+    return f"{matched.variant.name} {matched.cache_bytes_per_token:,}{above}"

@@ -1,4 +1,4 @@
-"""Which attention for my text, at this size and budget of cache? `choose TEXT --cache-bytes-per-token 2048 --params 5M`."""
+"""Choose an attention for your text: `choose TEXT --cache-bytes-per-token 2048 --params 5M`."""
 
 import re
 import webbrowser

@@ -27,7 +27,7 @@ SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
 LEAST_TOKENS = 100_000  # of a training, below which models have hardly begun to differ
 MOST_PASSES = 4  # over the text; more would only learn it by heart
 FOR_TRAINING = 0.8  # of the hours; the rest is scoring, validating and timing
-HEAD = 32  # width of a head
+HEADS = {64: 4, 256: 8, 512: 16}  # from a width on; a number with divisors, so that groups can be chosen
 ABOUT_EACH_LAYER = 48  # width for each layer, as small models have
 HALF = 0.5  # of the size that is asked for: a smallest model above twice it is refused
 
@@ -98,8 +98,8 @@ def propose(question: Question, path: Path, root: Path) -> list[str]:
         f"Model: {solved[0].parameters:,} parameters, {stated['num_hidden_layers']} layers, "
         f"{stated['hidden_size']} wide.",
         f"Cache, of {question.cache_bytes_per_token:,} bytes a token: {', '.join(map(of_budget, solved))}.",
-        f"Each trains {runs} times on {tokens:,} tokens: {TRIALS} learning rates, then {len(SEEDS)} seeds with the best.",
-        f"That takes about {hours:.1f} hours on this machine.",
+        f"Each trains {runs} times on {tokens:,} tokens: {TRIALS} learning rates, then {len(SEEDS)} seeds with the "
+        f"best. That takes about {hours:.1f} hours on this machine.",
     ]
 
 
@@ -161,10 +161,10 @@ def shape_for(parameters: int, vocab_size: int) -> dict[str, int]:
     shapes = [
         {
             "hidden_size": width,
-            "num_attention_heads": width // HEAD,
+            "num_attention_heads": max(heads for least, heads in HEADS.items() if width >= least),
             "num_hidden_layers": max(2, round(width / ABOUT_EACH_LAYER)),
         }
-        for width in range(2 * HEAD, 2048 + 1, HEAD)
+        for width in range(min(HEADS), 2048 + 1, 32)
     ]
     sizes = []
     for shape in shapes:

@@ -9,6 +9,8 @@ from conftest import REPOSITORY
 
 from mla_experiments.benchmark import MEASUREMENTS
 from mla_experiments.cli import COMMANDS, main
+from mla_experiments.cli.saying import next_step
+from mla_experiments.study.stated import DATA, OWN
 
 
 def test_help_lists_the_commands_and_each_lists_its_flags(capsys):
@@ -17,6 +19,31 @@ def test_help_lists_the_commands_and_each_lists_its_flags(capsys):
     for name in COMMANDS:
         assert name in said
         assert "--" in help_of(capsys, name)
+
+
+def test_help_of_training_is_short_and_all_of_it_is_behind_another_flag(capsys):
+    own = help_of(capsys, "train")
+    assert len(own.splitlines()) < 60 and "--hidden_size" in own and "--adam_beta2" not in own
+    with pytest.raises(SystemExit):
+        main(["train", "--help-all"])
+    everything = capsys.readouterr().out
+    assert "--adam_beta2" in everything and "--hidden_size" in everything
+
+
+def test_help_of_studies_lists_every_field_that_a_study_reads_itself(capsys):
+    said = help_of(capsys, "study")
+    for name in [*OWN, *DATA, "attention.OPTION", "corpus.FIELD"]:
+        assert f"  {name} " in said
+
+
+def test_what_to_run_next_fits_how_one_came(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert next_step("train_model.py --streaming", "train --streaming") == "mla-experiments train --streaming"
+    (tmp_path / "train_model.py").touch()
+    assert next_step("train_model.py", "train") == "python train_model.py"
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    assert next_step("train_model.py", "train") == "cd ..; python train_model.py"
 
 
 @pytest.mark.parametrize("what", MEASUREMENTS)

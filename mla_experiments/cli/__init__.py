@@ -44,7 +44,8 @@ def overview() -> str:
         "usage: mla-experiments COMMAND [--config FILE.yaml] [--flag VALUE ...]\n\n"
         "Train and compare attention mechanisms of decoder language models.\n\n"
         + "\n".join(lines)
-        + "\n\nmla-experiments COMMAND --help lists the flags of each."
+        + "\n\nStart with `choose YOUR-TEXT --cache-bytes-per-token 2048`, which answers in one command, or step by\n"
+        "step with data, train, eval. mla-experiments COMMAND --help lists the flags of each, with examples."
     )
 
 

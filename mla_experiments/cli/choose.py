@@ -13,6 +13,10 @@ from .saying import wrote
 
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
+EXAMPLES = """examples:
+  mla-experiments choose notes.txt --cache-bytes-per-token 2048 --params 5M --hours 2
+  mla-experiments choose notes.txt --cache-bytes-per-token 2048 --attention gqa mla gta mfa --plan-only"""
+
 
 @dataclass
 class ChooseArguments:
@@ -34,7 +38,12 @@ class ChooseArguments:
 def run(argv: list[str]) -> None:
     """Run it."""
     given, where = parse(
-        [ChooseArguments], argv, "choose", __doc__, positional={"TEXT": "your text: a file, a folder, or a corpus"}
+        [ChooseArguments],
+        argv,
+        "choose",
+        __doc__,
+        positional={"TEXT": "your text: a file, a folder, or a corpus"},
+        examples=EXAMPLES,
     )
     parameters = size_of(given["params"])
     need(*STATISTICS, "plotly")

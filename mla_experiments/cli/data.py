@@ -6,7 +6,12 @@ from pathlib import Path
 from ..errors import UserError
 from ..vocabulary import vocabulary_of
 from .parsing import LARGEST_SEED, parse
-from .saying import wrote
+from .saying import next_step, wrote
+
+EXAMPLES = """examples:
+  mla-experiments data                                      WikiText-103 from the hub, or the offline sample
+  mla-experiments data --corpus notes/ --vocab_size auto    your own text, all of a folder
+  mla-experiments data --corpus synthetic:mqar:pairs=8      rows with known answers (docs/recall.md)"""
 
 
 @dataclass
@@ -56,7 +61,8 @@ def run(argv: list[str]) -> None:
         if stage not in stages:
             raise UserError(f"data stage {stage} is unknown; choose {', '.join(stages)}, or none for all")
         chosen = (stage,)
-    (given,) = parse([DataArguments], argv, f"data {chosen[0] if len(chosen) == 1 else ''}".strip(), __doc__)
+    command = f"data {chosen[0] if len(chosen) == 1 else ''}".strip()
+    (given,) = parse([DataArguments], argv, command, __doc__, examples=EXAMPLES)
     entries = vocabulary_of(given["vocab_size"])
     from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
 
@@ -68,14 +74,20 @@ def run(argv: list[str]) -> None:
         counts = prepare_corpus(corpus, given["corpus"], given["text_column"], sample)["splits"]
         sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
         sizes = sizes or "a description; its rows are drawn while training"
-        wrote(corpus, sizes, "python hftokenizer.py", len(chosen) == 1)
+        wrote(corpus, sizes, next_step("hftokenizer.py", "data tokenizer"), len(chosen) == 1)
     if "tokenizer" in chosen:
         manifest = prepare_tokenizer(tokenizer, corpus, entries)
-        wrote(tokenizer, f"{manifest['vocab_size']:,} entries", "python construct_dataset.py", len(chosen) == 1)
+        wrote(
+            tokenizer,
+            f"{manifest['vocab_size']:,} entries",
+            next_step("construct_dataset.py", "data tokens"),
+            len(chosen) == 1,
+        )
     if "tokens" in chosen:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
         rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
-        following = "cd ..; python train_model.py" + (" --streaming" if "stream" in manifest else "")
+        streaming = " --streaming" if "stream" in manifest else ""
+        following = next_step(f"train_model.py{streaming}", f"train{streaming}")
         said = f"rows of {manifest['sequence_length']} tokens: {rows}" if rows else "nothing to pack"
         wrote(tokens, said, following)
 

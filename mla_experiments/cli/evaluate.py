@@ -7,6 +7,11 @@ from ..errors import UserError
 from .parsing import parse
 from .saying import wrote
 
+EXAMPLES = """examples:
+  mla-experiments eval                               all models in weights/, on the held-out text of data/
+  mla-experiments eval mla mha --corpus other.txt    two of them, on any text
+  mla-experiments eval mla --tasks needle copy       what they find again of what they have read"""
+
 
 @dataclass
 class EvaluationArguments:
@@ -40,7 +45,7 @@ def run(argv: list[str]) -> None:
     models = []
     while argv and not argv[0].startswith("-"):
         models.append(argv.pop(0))
-    (given,) = parse([EvaluationArguments], argv, "eval", __doc__)
+    (given,) = parse([EvaluationArguments], argv, "eval", __doc__, examples=EXAMPLES)
     given["models"] = models or given["models"]
     output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
     if tasks:

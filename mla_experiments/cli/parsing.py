@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+import shutil
 import types
 import typing
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ from ..yaml_files import read_yaml
 
 FROM_A_FILE = re.compile(r"(.+\.py):(\w+)")  # a mechanism: path/to/file.py:Class
 TRUTH = {**dict.fromkeys(("true", "yes", "t", "y", "1"), True), **dict.fromkeys(("false", "no", "f", "n", "0"), False)}
+ALL = "--help-all"
 LARGEST, LARGEST_SEED = 2**63 - 1, 2**32 - 1  # whole numbers that torch's and NumPy's are
 
 
@@ -38,6 +40,7 @@ def parse(
     defaults: dict | None = None,
     positional: dict[str, str] | None = None,
     positive: bool = False,
+    examples: str = "",
 ):
     """Return the flags of each dataclass as a dictionary, and one more of the positional arguments if there are any.
 
@@ -50,11 +53,20 @@ def parse(
         defaults: in place of the fields' own.
         positional: arguments without a flag, all needed, and what they mean.
         positive: whether every number must be more than 0.
+        examples: what `--help` ends with.
 
     Raises:
         UserError: unknown flag, a value of the wrong type, or a number that is not finite or out of its range.
     """
+    if ALL in argv:
+        argv = ["--help"]
+    elif {"-h", "--help"} & set(argv) and not all(map(is_ours, classes)):
+        classes, defaults = [cls for cls in classes if is_ours(cls)], None
+        examples = (
+            f"{examples}\n\n{ALL} lists all of transformers' TrainingArguments too, which serve as flags.".strip()
+        )
     parser = parser_of(classes, command, description)
+    parser.epilog = examples
     known = {action.dest for action in parser._actions}
     for name, meaning in (positional or {}).items():
         parser.add_argument(name, help=meaning)
@@ -74,7 +86,7 @@ def parser_of(classes: list[type], command: str, description: str | None) -> arg
 
     settings = {"prog": f"mla-experiments {command}", "description": description, "allow_abbrev": False}
     if all(is_ours(cls) for cls in classes):
-        settings["formatter_class"] = argparse.ArgumentDefaultsHelpFormatter
+        settings["formatter_class"] = Short
         parser = argparse.ArgumentParser(**settings)
         for cls in classes:
             add_fields(parser.add_argument_group((cls.__doc__ or "").splitlines()[0].rstrip(".")), cls)
@@ -84,6 +96,28 @@ def parser_of(classes: list[type], command: str, description: str | None) -> arg
         parser = HfArgumentParser(classes, **settings)
     parser.error = complain
     return parser
+
+
+class Short(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with one name a flag, on one line where that holds it; examples as they stand."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=30, width=min(120, shutil.get_terminal_size((120, 24)).columns - 2))
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        name = action.option_strings[-1] if len(action.option_strings[0]) == 2 else action.option_strings[0]
+        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+        return name + value + (" ..." if action.nargs == "+" else "")
+
+    def _format_usage(self, usage, actions, groups, prefix):
+        places = " ".join(action.dest for action in actions if not action.option_strings)
+        return f"usage: {self._prog} {f'{places} ' if places else ''}[--flag VALUE ...]\n\n"
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, False, "", [], argparse.SUPPRESS) and not action.required
+        return super()._get_help_string(action) if shown else action.help
 
 
 def is_ours(cls: type) -> bool:

@@ -8,6 +8,11 @@ from ..stopping import say_how_to_stop
 from .parsing import parse
 from .saying import refusal, wrote
 
+EXAMPLES = """examples:
+  mla-experiments study experiments/attention.yaml                       run what is missing; stop at any time
+  mla-experiments study experiments/attention.yaml --executor local:2    two runs at a time
+  mla-experiments plan experiments/attention.yaml --hardware this        what it would take, beforehand"""
+
 
 @dataclass
 class StudyArguments:
@@ -26,10 +31,19 @@ class StudyArguments:
     )
 
 
+def fields_of_a_study() -> str:
+    """Return what a study's file may state, a line each."""
+    from ..study.stated import FIELDS
+
+    width = max(map(len, FIELDS)) + 2
+    lines = [f"  {name:<{width}}{meaning}" for name, meaning in FIELDS.items()]
+    return "\n".join(["fields of the file:", *lines, "", EXAMPLES])
+
+
 def run(argv: list[str]) -> int:
     """Run it."""
     places = {"FILE": "YAML file of the study"}
-    given, where = parse([StudyArguments], argv, "study", __doc__, positional=places)
+    given, where = parse([StudyArguments], argv, "study", __doc__, positional=places, examples=fields_of_a_study())
     from transformers.utils import logging
 
     from ..study import read_study, run_study, shard_of

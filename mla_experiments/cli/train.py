@@ -5,8 +5,13 @@ from pathlib import Path
 
 from ..stopping import say_how_to_stop
 from .parsing import parse
-from .saying import wrote
+from .saying import next_step, wrote
 
+EXAMPLES = """examples:
+  mla-experiments train                                    MHA, MQA and MLA, on the data in data/
+  mla-experiments train --attention gqa mla --run second   others, under weights/second
+  mla-experiments train --resume                           go on where a run was stopped
+  mla-experiments train --attention mla --attention_options '{"mla": {"kv_lora_rank": 64}}' --run rank64"""
 NEEDS = {"accelerate": "transformers' Trainer needs it"}
 
 
@@ -21,7 +26,7 @@ def run(argv: list[str]) -> None:
 
     speaks = int(os.environ.get("RANK", 0)) == 0  # of several processes one speaks for all
     classes = [RunArguments, TrainingArguments]
-    first, _ = parse(classes, argv, "train", __doc__, trainer_defaults())
+    first, _ = parse(classes, argv, "train", __doc__, trainer_defaults(), examples=EXAMPLES)
     preset = preset_name(first["preset"])
     if first["preset"] == "auto":
         print(f"No --preset given: taking {preset}; --preset reference or --preset demo chooses.")
@@ -39,4 +44,4 @@ def run(argv: list[str]) -> None:
     draw_curves(runs, figures)
     for folder in folders:
         write_model_card(folder)
-    wrote(", ".join(map(str, folders)), f"curves in {figures}", "python eval_model.py")
+    wrote(", ".join(map(str, folders)), f"curves in {figures}", next_step("eval_model.py", "eval"))

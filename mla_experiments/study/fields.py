@@ -19,11 +19,11 @@ from ..training import RunArguments
 from ..training.flags import REFUSED
 from ..vocabulary import USUAL, vocabulary_of
 from . import tuning
+from .stated import OWN
 from .tuning import OPTION, Factor, Settings, Space, options_of
 
 CLASSES = (RunArguments, TrainingArguments)
 CORPUS = "corpus."  # before the fields of a synthetic corpus
-OWN = ("seeds", "learning_rate", "match", "cache_bytes_per_token", "tuning")
 DATA = {"corpus": "auto", "text_column": "text", "vocab_size": USUAL, "shuffle_seed": 0}
 MATCHES = ("none", "parameters", "flops", "cache")
 FIXED = (  # what a trial may not change

@@ -43,7 +43,7 @@ def test_a_run_leaves_weights_metrics_and_curves(train, drawn, capsys):
         assert not list(Path(f"weights/{name}").glob("*.bin"))
     assert Path("figures/all.png").is_file()
     said = capsys.readouterr().out
-    assert "Wrote weights/mha, weights/mla" in said and "Next: python eval_model.py" in said
+    assert "Wrote weights/mha, weights/mla" in said and "Next: mla-experiments eval" in said
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train):

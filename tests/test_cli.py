@@ -62,7 +62,7 @@ def help_of(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["fly"], "command fly is unknown; choose one of data, train, eval, generate"),
+        (["fly"], "command fly is unknown; choose one of choose, data, train, eval"),
         (["train", "--learning_rat", "1"], "--learning_rat"),
         (["data", "upload"], "data stage upload is unknown"),
         (["data", "tokens", "--sequence-length", "long"], "invalid int value: 'long'"),

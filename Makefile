@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/mla-experiments
 DEMO := --config experiments/demo.yaml
 
-.PHONY: help demo test test-versions clean
+.PHONY: help demo test test-versions docs clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,9 @@ test: $(VENV)/.installed-dev  ## lint and the whole test suite
 test-versions: $(VENV)/.installed-dev  ## contract, generation, training, export at the oldest and newest libraries
 	$(BIN)/python tests/versions.py
 
+docs: $(VENV)/.installed-dev  ## the site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## remove the virtual environments
 	rm -rf $(VENV) .venv-versions
 
@@ -29,7 +32,7 @@ clean:  ## remove the virtual environments
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[sample]
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[sample,study]
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -28,7 +28,10 @@ class ChooseArguments:
     params: str = field(default="2M", metadata={"help": "size of the model: 5M, 800k, or a number"})
     hours: float = field(default=1.0, metadata={"help": "for everything", "above": 0})
     attention: list[str] = field(
-        default_factory=lambda: ["mha", "gqa", "mqa", "mla"], metadata={"help": "what to choose among"}
+        default_factory=list,
+        metadata={
+            "help": "what to choose among; the keys and values of heads, shared or not, and latents if not given"
+        },
     )
     studies_dir: str = field(default="studies", metadata={"help": "holds data, runs and studies"})
     plan_only: bool = field(default=False, metadata={"help": "prepare the text, write the study, and run nothing"})
@@ -56,9 +59,8 @@ def run(argv: list[str]) -> None:
     logging.disable_progress_bar()  # one bar at a time: the run's own
     name = "choose-" + (re.sub(r"[^A-Za-z0-9]+", "-", Path(where["TEXT"]).stem).strip("-") or "text")
     root, path = Path(given["studies_dir"]), Path(given["studies_dir"]) / f"{name}.yaml"
-    question = Question(
-        where["TEXT"], given["cache_bytes_per_token"], parameters, given["hours"], tuple(given["attention"])
-    )
+    asked = {"attention": tuple(given["attention"])} if given["attention"] else {}
+    question = Question(where["TEXT"], given["cache_bytes_per_token"], parameters, given["hours"], **asked)
     print(*propose(question, path, root), sep="\n")
     if given["plan_only"]:
         wrote(path, "the study", f"mla-experiments study {path} --studies-dir {root}")

@@ -5,7 +5,7 @@ import numpy as np
 from ..run_files import METRICS_FILE, check_files, read_metrics
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import estimate
-from . import recall, scaling
+from . import accuracy, scaling
 from .charts import Chart, Series
 from .findings import Findings, Row
 from .nuisance import by_recipe, of_what
@@ -31,7 +31,7 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
         "tuned": tuning_charts(found, rows),
         "recipes": recipes(found, rows),
         "scaling": laws(found),
-        "recall": recall.charts(found, rows) if recall.is_of_a_task(found) else [],
+        "recall": accuracy.charts(found, rows) if accuracy.is_of_a_task(found) else [],
     }
 
 

@@ -6,7 +6,7 @@ import yaml
 
 from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
-from . import recall, scaling
+from . import accuracy, scaling
 from .answer import answer, joined
 from .findings import Findings
 from .nuisance import of_what
@@ -61,8 +61,8 @@ def text_of(found: Findings) -> Text:
         results=results(found),
         matched=" ".join([matched(found), *left_out(found)]),
         scaling=scaling.sentences(laws) if (laws := scaling.curves(found)) else [],
-        recall=recall.sentences(found) if recall.is_of_a_task(found) else [],
-        conditions=recall.table(found) if recall.is_of_a_task(found) else [],
+        recall=accuracy.sentences(found) if accuracy.is_of_a_task(found) else [],
+        conditions=accuracy.table(found) if accuracy.is_of_a_task(found) else [],
         measure=found.measure.name,
         setting=of_what(found),
         recipes=recipes(found),

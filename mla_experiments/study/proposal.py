@@ -27,7 +27,7 @@ SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
 LEAST_TOKENS = 100_000  # of a training, below which models have hardly begun to differ
 MOST_PASSES = 4  # over the text; more would only learn it by heart
 FOR_TRAINING = 0.8  # of the hours; the rest is scoring, validating and timing
-HEADS = {64: 4, 256: 8, 512: 16}  # from a width on; a number with divisors, so that groups can be chosen
+HEADS = {64: 4, 128: 8, 512: 16}  # from a width on; a number with divisors, so that groups can be chosen
 ABOUT_EACH_LAYER = 48  # width for each layer, as small models have
 HALF = 0.5  # of the size that is asked for: a smallest model above twice it is refused
 

@@ -184,8 +184,8 @@ def test_a_layer_is_type_annotated(layer):
             assert not lacking and signature.return_annotation is not signature.empty, f"{name}: {lacking}"
 
 
-def test_the_example_of_a_layer_alone_in_the_readme_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_example_of_a_layer_alone_in_the_docs_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/use.md").read_text(encoding="utf-8"), re.DOTALL)
     (example,) = [block for block in blocks if "from mla_experiments import MLA" in block]
     names = {}
     exec(example, names)

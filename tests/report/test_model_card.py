@@ -64,10 +64,10 @@ def test_a_model_that_was_not_trained_here_is_not_said_to_be(run):
     assert "## Training" not in text and "Trained" not in text
 
 
-def test_the_command_of_the_readme_publishes_a_run_without_its_checkpoints(run, monkeypatch):
+def test_the_command_of_the_docs_publishes_a_run_without_its_checkpoints(run, monkeypatch):
     from huggingface_hub.cli.hf import main as hf
 
-    (command,) = re.findall(r"`(hf upload NAME [^`]+)`", (REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    (command,) = re.findall(r"`(hf upload NAME [^`]+)`", (REPOSITORY / "docs/use.md").read_text(encoding="utf-8"))
     uploaded = {}
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: type("Repo", (), {"repo_id": repo_id}))
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **asked: uploaded.update(asked) or "")

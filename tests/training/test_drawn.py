@@ -181,7 +181,7 @@ def test_a_synthetic_corpus_takes_no_text_column_and_gives_no_text(tmp_path, mon
 
 
 def test_a_model_that_sees_two_symbols_cannot_recall():
-    """What stands before a key that asks says nothing of its value, whatever is learnt: one of six is right by chance."""
+    """What stands just before an answer says nothing of it, whatever is learnt: one of six is right by chance."""
     task = task_of("synthetic:mqar:pairs=3,keys=6")
     torch.manual_seed(0)
     config = DecoderConfig(

@@ -7,6 +7,7 @@ are interleaved, see `export.interleaved`, and the scale of latents is put into 
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import has_rotary_rows, has_scale, interleaved, native_config, stock_config, stock_of, with_scale
+from .gguf_files import is_gguf, unpack_gguf
 from .shards import checked_shards, copy_shards, prediction_layers, rewrite
 
 ARCHITECTURES = {
@@ -85,10 +87,14 @@ def export_checkpoint(
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
     """Write a stock Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
 
-    Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
+    The source is the folder of a checkpoint, or a GGUF file. Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
     Arguments and errors are those of `export_checkpoint`; returns our config.
     """
     source, target = Path(source), Path(target)
+    if is_gguf(source):
+        with tempfile.TemporaryDirectory() as folder:
+            unpack_gguf(source, Path(folder))
+            return import_checkpoint(Path(folder), target, overwrite)
     stock = read_config(source)
     if isinstance(stock, DecoderConfig):
         raise UserError(f"model={source} is a model of ours already; nothing needs to be imported")

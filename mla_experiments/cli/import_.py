@@ -1,4 +1,4 @@
-"""Make a Llama, Mistral, Qwen2, Qwen3 or dense DeepSeek checkpoint, or GGUF file, a model of ours: `import PATH OUT`."""
+"""Make a Llama, Mistral, Qwen2/3 or dense DeepSeek checkpoint, or a GGUF file, ours: `import PATH OUT`."""
 
 from pathlib import Path
 

@@ -87,7 +87,8 @@ def export_checkpoint(
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
     """Write a stock Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
 
-    The source is the folder of a checkpoint, or a GGUF file. Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
+    The source is the folder of a checkpoint, or a GGUF file. Layers that predict tokens further ahead (MTP) are left
+    out, which is said: no logit of the decoder depends on them.
     Arguments and errors are those of `export_checkpoint`; returns our config.
     """
     source, target = Path(source), Path(target)

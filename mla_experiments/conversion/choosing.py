@@ -1,0 +1,131 @@
+"""What is chosen for a budget: the rotary pairs, how much of the cache they take, and each layer's own constants.
+
+RoPE has one table for all layers, so the pairs that turn are chosen for all together: component j of frequency f counts
+by what scores lose, in the mean square, where its rotation is replaced by its mean,
+
+    λ_fj (1 - Σ_i |c_if|² / H),
+
+in parts of what the keys of its layer would lose in all, summed over the layers. How many pairs turn is then tried
+out: what attention's outputs lose at the same size of cache, on windows of calibration text, decides, and so do two
+constants of each layer: what stands in for the rotation of the rest, and how much an error in a key
+weighs beside one in a value.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .grouped_maps import GroupedMaps
+from .joint_rank import with_rank
+from .latent_maps import LatentMaps, in_unit_variance
+from .layer_fit import output_of
+from .moments import Moments
+from .rotary_part import without_rope
+
+Tensor = torch.Tensor
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the cache, that rotary keys may take
+KEY_WEIGHTS = (1.0, 3.0, 10.0)
+PROBED_EVERY = 3  # layers, where the number of pairs is tried out
+
+
+@dataclass(frozen=True)
+class Studied:
+    """What is known of a layer of the original once calibration text has passed.
+
+    Attributes:
+        maps: its own, concentrated.
+        energy: Λ, `[F, G]`, see `rotary_part.concentrated`.
+        moments: of its inputs.
+        mean_rotation: c, `[H, F]`.
+        inputs: `[N, T, E]` of a few windows, to try on.
+        outputs: `[N, T, D]`, what the layer gives for them.
+    """
+
+    maps: GroupedMaps
+    energy: Tensor
+    moments: Moments
+    mean_rotation: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    def lost(self, maps: LatentMaps, rotation: tuple[Tensor, Tensor]) -> float:
+        """Return the mean square of what a converted layer gives wrong, in parts of the output's.
+
+        The first token, which sees itself alone, does not count.
+        """
+        single = LatentMaps(**{name: value.float() for name, value in vars(maps).items()})
+        wrong = output_of(single, self.inputs, rotation) - self.outputs
+        return float(wrong[:, 1:].square().sum() / self.outputs[:, 1:].square().sum())
+
+
+def pairs_in_order(layers: list[Studied]) -> list[tuple[int, int]]:
+    """Return frequency and component of every rotary pair, the one whose rotation is missed most first."""
+    total = torch.zeros_like(layers[0].energy)
+    for layer in layers:
+        missed = layer.energy * (1 - layer.mean_rotation.abs().square().mean(0)).unsqueeze(1)
+        total += missed / missed.sum()
+    order = total.flatten().argsort(descending=True, stable=True).tolist()
+    return [divmod(place, total.shape[1]) for place in order]
+
+
+def kept_of(pairs: list[tuple[int, int]], frequencies: int) -> list[int]:
+    """Return how many components of each frequency are among these pairs; components of one come in their order."""
+    counts = [0] * frequencies
+    for frequency, _ in pairs:
+        counts[frequency] += 1
+    return counts
+
+
+def rotation_of(kept: list[int], frequencies: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines `[1, T, P]` of the pairs that turn."""
+    turning = frequencies.float().repeat_interleave(torch.tensor(kept))
+    angles = torch.arange(length).view(1, -1, 1) * turning
+    return angles.cos(), angles.sin()
+
+
+def best_split(layers: list[Studied], frequencies: Tensor, numbers: int) -> list[int]:
+    """Return how many components of each frequency turn where a token and layer may cache so many numbers.
+
+    Args:
+        layers: of the original.
+        frequencies: ω, `[F]`.
+        numbers: of the latent and the rotary key together.
+    """
+    order, count = pairs_in_order(layers), len(frequencies)
+    most = len(order)
+    tried = sorted({min(most, max(1, round(share * numbers / 2))) for share in SHARES})
+    probed = layers[PROBED_EVERY // 2 :: PROBED_EVERY]
+    found = {}
+    for pairs in tried:
+        kept = kept_of(order[:pairs], count)
+        rotation = rotation_of(kept, frequencies, layers[0].inputs.shape[1])
+        rank = numbers - 2 * pairs
+        found[pairs] = sum(
+            layer.lost(converted(layer, kept, rank, layer.mean_rotation, KEY_WEIGHTS[1]), rotation) for layer in probed
+        )
+    return kept_of(order[: min(found, key=found.get)], count)
+
+
+def converted(layer: Studied, kept: list[int], rank: int | None, stand_in: Tensor, key_weight: float) -> LatentMaps:
+    """Return a layer's maps with RoPE on `kept` components alone and, unless None, a latent of `rank` numbers."""
+    maps = without_rope(layer.maps, kept, stand_in)
+    if rank is not None:
+        maps = with_rank(maps, rank, layer.moments, stand_in, key_weight)
+    return in_unit_variance(maps, layer.moments.attended)
+
+
+def best_converted(layer: Studied, kept: list[int], rank: int | None, frequencies: Tensor) -> LatentMaps:
+    """Return the best of a layer's conversions to one size, over its own two constants in turn."""
+    rotation = rotation_of(kept, frequencies, layer.inputs.shape[1])
+
+    def best(candidates):
+        return min(candidates, key=lambda maps: layer.lost(maps, rotation))
+
+    turned = {"mean": layer.mean_rotation, "left off": torch.ones_like(layer.mean_rotation)}
+    tried = {how: converted(layer, kept, rank, c, KEY_WEIGHTS[1]) for how, c in turned.items()}
+    chosen = best(tried.values())
+    if rank is None or rank >= without_rope(layer.maps, kept, layer.mean_rotation).rank:
+        return chosen
+    stand_in = next(turned[how] for how, maps in tried.items() if maps is chosen)
+    weights = (weight for weight in KEY_WEIGHTS if weight != KEY_WEIGHTS[1])
+    return best([chosen, *(converted(layer, kept, rank, stand_in, weight) for weight in weights)])

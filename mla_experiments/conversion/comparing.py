@@ -1,7 +1,8 @@
-"""How far converted models are from the original on held-out text: nats, and KL divergence, document by document.
+"""How far a converted model is from the original on held-out text: nats, and KL divergence, document by document.
 
 The protocol is that of `evaluation.perplexity`. KL(original ‖ converted) of next-token probabilities is summed over the
-same positions: what the conversion changed, whether or not the text itself has become less likely.
+same positions: what the conversion changed, whether or not the text itself has become less likely. The original passes
+once; its last hidden states are kept, from which its probabilities are made again.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from ..data import beginning_of_text
-from ..evaluation.perplexity import IGNORED, batches, tokens_of, windows
+from ..evaluation.perplexity import IGNORED, tokens_of, windows
 from ..modeling import DecoderForCausalLM
 
 
@@ -42,49 +43,47 @@ class Distance:
         return float(self.divergence.sum() / self.tokens.sum())
 
 
-@torch.inference_mode()
-def distances(
-    original: DecoderForCausalLM,
-    converted: dict[str, DecoderForCausalLM],
-    tokenizer: PreTrainedTokenizerFast,
-    texts: list[str],
-    length: int,
-) -> dict[str, Distance]:
-    """Return the scores of the original, under "original", and of converted models on documents.
+class HeldOut:
+    """Held-out documents, and what the original makes of them.
 
     Args:
-        original: on the device on which to compute.
-        converted: by name; each position's logits of all are at hand at once, of one window.
-        tokenizer: the model's own.
+        original: the model before conversion.
+        tokenizer: its own.
         texts: documents.
         length: of windows, in tokens.
     """
-    encoded = tokens_of(texts, tokenizer)
-    begin = beginning_of_text(tokenizer)
-    cut = [(number, *window) for number, ids in enumerate(encoded) for window in windows(ids, begin, length)]
-    cut.sort(key=lambda window: len(window[1]), reverse=True)
-    names = ("original", *converted)
-    nats, divergence = ({name: np.zeros(len(texts)) for name in names} for _ in range(2))
-    for batch in tqdm(list(batches(cut, length)), "measuring on held-out text", leave=False):
-        documents = [window[0] for window in batch]
-        inputs, labels = padded(batch)
-        counts = labels != IGNORED
-        truth = original(inputs, use_cache=False).logits.float().log_softmax(-1)  # [B, T, vocabulary]
-        for name in names:
-            made = (
-                truth if name == "original" else converted[name](inputs, use_cache=False).logits.float().log_softmax(-1)
-            )
-            lost = F.nll_loss(made.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").double().sum(1)
-            np.add.at(nats[name], documents, lost.numpy())
-            if made is not truth:
-                apart = F.kl_div(made, truth, log_target=True, reduction="none").sum(-1).double()
-                np.add.at(divergence[name], documents, (apart * counts).sum(1).numpy())
-    sizes = np.array([len(ids) for ids in encoded]), np.array([len(text.encode()) for text in texts])
-    return {name: Distance(nats[name], divergence[name], *sizes) for name in names}
+
+    @torch.inference_mode()
+    def __init__(self, original: DecoderForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int):
+        encoded, begin = tokens_of(texts, tokenizer), beginning_of_text(tokenizer)
+        self.windows = [
+            (number, torch.tensor([inputs]), torch.tensor(labels))
+            for number, ids in enumerate(encoded)
+            for inputs, labels in windows(ids, begin, length)
+        ]
+        self.tokens = np.array([len(ids) for ids in encoded])
+        self.bytes = np.array([len(text.encode()) for text in texts])
+        self.head = original.lm_head
+        told = tqdm(self.windows, "measuring the original on held-out text", leave=False)
+        self.states = [original.model(inputs, use_cache=False).last_hidden_state for _, inputs, _ in told]
+        self.original = self.distance(None)
+
+    @torch.inference_mode()
+    def distance(self, model: DecoderForCausalLM | None) -> Distance:
+        """Return the scores of a converted model, or with None of the original itself."""
+        nats, divergence = np.zeros(len(self.tokens)), np.zeros(len(self.tokens))
+        told = tqdm(self.windows, "measuring on held-out text", leave=False, disable=model is None)
+        for (number, inputs, labels), state in zip(told, self.states, strict=True):
+            counts = labels != IGNORED
+            truth = log_probabilities(self.head(state)[0, counts])  # [tokens, vocabulary]
+            made = truth if model is None else log_probabilities(model(inputs, use_cache=False).logits[0, counts])
+            nats[number] += float(F.nll_loss(made, labels[counts], reduction="none").double().sum())
+            if model is not None:
+                apart = F.kl_div(made, truth, log_target=True, reduction="none").sum(-1)
+                divergence[number] += float(apart.double().sum())
+        return Distance(nats, divergence, self.tokens, self.bytes)
 
 
-def padded(batch: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and labels `[B, T]` of windows, the longest first, padded at the end."""
-    longest = len(batch[0][1])
-    inputs = torch.tensor([inputs + [0] * (longest - len(inputs)) for _, inputs, _ in batch])
-    return inputs, torch.tensor([labels + [IGNORED] * (longest - len(labels)) for *_, labels in batch])
+def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return those of logits `[..., vocabulary]`, in single precision."""
+    return logits.float().log_softmax(-1)

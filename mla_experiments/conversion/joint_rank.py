@@ -14,7 +14,8 @@ in the mean square by
 With C^K = C^V = C this is Eckart and Young's (1936): the singular vectors of M^½ W C^½, as in SVD-LLM (Wang et al.
 2024, §3.1) and CARE, but weighted on both sides; the error is the tail of the singular values (`low_rank`). From there
 A and B take turns (`balanced`), each the exact minimum given the other: B by least squares, A by a generalised
-Sylvester equation, N^K A C^K + N^V A C^V = R, which is diagonal where both pairs of matrices are (Golub and Van Loan, §8.7).
+Sylvester equation, N^K A C^K + N^V A C^V = R, which is diagonal where both pairs of matrices are (Golub
+and Van Loan, §8.7).
 """
 
 import dataclasses

@@ -138,18 +138,13 @@ def convert(
         windows = windows_of(calibration, tokenizer, request.calibration_tokens, length, width)
         texts = beginnings(held_out, tokenizer, request.held_out_tokens, length)
         measuring = HeldOut(model, tokenizer, texts, length)
-        steps_measured = [Measured("original", cached_numbers(model.config), 0, measuring.original)]
-        show(steps_measured[0])
+        found = [Measured("original", cached_numbers(model.config), 0, measuring.original)]
+        show(found[0])
         layers = studied(model, windows)
-        size = (
-            size_of(layers, request.kv_lora_rank, request.qk_rope_head_dim, request.constant)
-            if request.cache_bytes is None
-            else size_for(model, layers, numbers, request.constant)
-        )
-        last = None
+        size = chosen_size(request, model, layers, numbers)
         for last in steps(model, layers, size, windows, request.constant, request.fit_steps, request.fit_windows):
-            steps_measured.append(measured(last.step, model, last, measuring))
-            show(steps_measured[-1])
+            found.append(measured(last.step, model, last, measuring))
+            show(found[-1])
         curve = list(curve_of(model, layers, measuring, show)) if request.curve else []
         made = model_of(model, last).to(dtype)
         made.save_pretrained(scratch)
@@ -160,12 +155,12 @@ def convert(
             "calibration": {"corpus": calibration.name, "sha256": calibration.sha256, "tokens": windows.numel()},
             "held_out": {"corpus": held_out.name, "sha256": held_out.sha256, "documents": len(texts)},
             "components_that_turn": list(size.kept),
-            "steps": [as_record(one) for one in steps_measured],
+            "steps": [as_record(one) for one in found],
             "curve": [as_record(one) for one in curve],
             "versions": library_versions(),
         }
         write_record(scratch / RECORD, record)
-        describe(scratch, steps_measured, curve, record)
+        describe(scratch, found, curve, record)
     return made.config
 
 
@@ -197,6 +192,13 @@ def numbers_asked(request: Request, config: DecoderConfig, dtype: torch.dtype) -
     return numbers
 
 
+def chosen_size(request: Request, model: DecoderForCausalLM, layers: list[Studied], numbers: int) -> Size:
+    """Return the size that was asked for, split between latent and rotary key as was said, or as is best."""
+    if request.cache_bytes is None:
+        return size_of(layers, request.kv_lora_rank, request.qk_rope_head_dim, request.constant)
+    return size_for(model, layers, numbers, request.constant)
+
+
 def measured(step: str, model: DecoderForCausalLM, made: Converted, measuring: HeldOut) -> Measured:
     """Return how far the model after a step is from the original."""
     first = made.layers[0]
@@ -210,7 +212,7 @@ def curve_of(
     frequencies, whole = angles_of(model)[0], cached_numbers(model.config)
     for share in CURVE:
         numbers = max(3, round(share * whole))
-        size: Size = size_for(model, layers, numbers, constant=False)
+        size = size_for(model, layers, numbers, constant=False)
         maps = [best_converted(layer, list(size.kept), size.rank, frequencies) for layer in layers]
         found = measured(f"{numbers / whole:.0%} of the cache", model, Converted("", maps, size.kept), measuring)
         show(found)

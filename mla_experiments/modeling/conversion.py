@@ -23,9 +23,19 @@ from ..run_files import check_files, check_finished
 from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
-from .export import has_rotary_rows, has_scale, interleaved, native_config, stock_config, stock_of, with_scale
+from .export import (
+    has_rotary_rows,
+    has_scale,
+    has_stock_biases,
+    interleaved,
+    native_config,
+    stock_biases,
+    stock_config,
+    stock_of,
+    with_scale,
+)
 from .gguf_files import is_gguf, unpack_gguf
-from .shards import checked_shards, copy_shards, prediction_layers, rewrite
+from .shards import checked_shards, copy_shards, exchange, prediction_layers, rewrite
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
@@ -78,6 +88,8 @@ def export_checkpoint(
             if turn:
                 rewrite(copy, has_rotary_rows, partial(interleaved, config=config))
             rewrite(copy, partial(has_scale, config=config), partial(with_scale, config=config))
+        if has_stock_biases(config):
+            exchange(copies, partial(stock_biases, config=config))
         save_around_weights(source, scratch, stock)
         if describe:
             describe(scratch)

@@ -37,6 +37,7 @@ WITHOUT_EFFECT = (
 # what the stock model of a mechanism is called where an option that is common to mechanisms makes it another
 WITH = {
     ("llama", "qk_norm"): "qwen3", ("llama", "attention_bias"): "qwen2", ("llama", "sliding_window"): "mistral",
+    ("deepseek_v3", "attention_bias"): "deepseek_v3",
 }  # fmt: skip
 # what transformers itself looks for in any config, declared or not
 OF_ANY_MODEL = {
@@ -67,6 +68,7 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
             "num_key_value_heads": config.num_attention_heads,
             "rope_interleave": config.rope_interleave,
             "first_k_dense_replace": config.num_hidden_layers,  # every layer dense, none of experts
+            "attention_bias": config.attention_bias,  # see `stock_biases`
             "num_mtp_layers": 0,
         }
     elif config.rope_interleave:
@@ -127,7 +129,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     stock, weights = AutoModelForCausalLM.from_config(stock_config(model.config)), model.state_dict()
     for name in filter(partial(has_scale, config=model.config), weights):
         weights[name] = with_scale(name, weights[name], model.config)
-    stock.load_state_dict(weights)
+    stock.load_state_dict(stock_biases(weights, model.config))
     return stock.to(device=model.device, dtype=model.dtype)
 
 
@@ -215,9 +217,39 @@ def with_scale(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.
     return weight * (config.hidden_size / weight.shape[0]) ** 0.5
 
 
+def has_stock_biases(config: DecoderConfig) -> bool:
+    """Return whether the stock model has biases in other places than ours, see `stock_biases`."""
+    return config.attention_bias and stock_of(config.attention) == "deepseek_v3"
+
+
+def stock_biases(weights: dict[str, torch.Tensor], config: DecoderConfig) -> dict[str, torch.Tensor]:
+    """Return weights with biases where DeepSeek-V3 has them: none of full queries, and one of the output, of zeros.
+
+    Args:
+        weights: of a model of ours, by name, or some of them.
+        config: of the model.
+
+    Raises:
+        UserError: full queries have a bias that is not zero, as of a converted Qwen2.
+    """
+    if not has_stock_biases(config):
+        return weights
+    moved = dict(weights)
+    for name, weight in weights.items():
+        if name.endswith("self_attn.q_proj.bias"):
+            if bool(weight.any()):
+                raise UserError(f"{name} is not zero, and no stock model with latents has it; it cannot be exported")
+            del moved[name]
+        elif name.endswith("self_attn.o_proj.weight"):
+            moved[name.replace(".weight", ".bias")] = torch.zeros(len(weight), dtype=weight.dtype)
+    return moved
+
+
 def has_rotary_rows(name: str) -> bool:
     """Return whether the last rows of every head of a weight of MLA, by its name, are turned by RoPE."""
-    return name.endswith(tuple(f"self_attn.{part}.weight" for part in ("q_proj", "q_b_proj", "kv_a_proj_with_mqa")))
+    module, _, kind = name.rpartition(".")
+    turned = tuple(f"self_attn.{part}" for part in ("q_proj", "q_b_proj", "kv_a_proj_with_mqa"))
+    return kind in ("weight", "bias") and module.endswith(turned)
 
 
 def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
@@ -227,7 +259,7 @@ def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch
 
     Args:
         name: of the weight, one that `has_rotary_rows`.
-        weight: `[H · (d_nope + d_R), in]`, or `[d_c + d_R, in]` of the shared key.
+        weight: `[H · (d_nope + d_R), in]`, or `[d_c + d_R, in]` of the shared key; biases without the last.
         config: of the model.
     """
     rotary = config.attention_options["qk_rope_head_dim"]

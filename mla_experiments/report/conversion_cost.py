@@ -105,8 +105,9 @@ def about(steps: list[Measured], curve: list[Measured], record: dict) -> str:
         "## Conversion",
         f"Converted from {escaped(record['original']['name'])} (weights {record['original']['sha256'][:12]}). "
         f"Calibrated on {calibration['tokens']:,} tokens of {escaped(calibration['corpus'])} "
-        f"({calibration['sha256'][:12]}), measured on {held_out['documents']} documents of {escaped(held_out['corpus'])} ({held_out['sha256'][:12]}), of which no "
-        "passage is in the calibration text. Intervals are of 95 %, over documents.",
+        f"({calibration['sha256'][:12]}), measured on {held_out['documents']} documents of "
+        f"{escaped(held_out['corpus'])} ({held_out['sha256'][:12]}), of which no passage "
+        "is in the calibration text. Intervals are of 95 %, over documents.",
         cost_table(steps, steps[0]),
     ]
     if curve:

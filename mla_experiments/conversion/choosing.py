@@ -11,7 +11,7 @@ constants of each layer: what stands in for the rotation of the rest, and how mu
 weighs beside one in a value.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,8 +24,21 @@ from .rotary_part import without_rope
 
 Tensor = torch.Tensor
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the cache, that rotary keys may take
-KEY_WEIGHTS = (1.0, 3.0, 10.0)
-PROBED_EVERY = 3  # layers, where the number of pairs is tried out
+USUAL_KEY_WEIGHT, OTHER_KEY_WEIGHTS = 3.0, (1.0, 10.0)
+PROBED_EVERY = 5  # layers, where the number of pairs is tried out
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a layer's conversion may have of its own.
+
+    Attributes:
+        stand_in: c, `[H, F]`, for the rotation of what does not turn: its mean, or 1.
+        key_weight: of an error in a key beside one in a value, see `joint_rank.with_rank`.
+    """
+
+    stand_in: Tensor
+    key_weight: float
 
 
 @dataclass(frozen=True)
@@ -100,32 +113,38 @@ def best_split(layers: list[Studied], frequencies: Tensor, numbers: int) -> list
         kept = kept_of(order[:pairs], count)
         rotation = rotation_of(kept, frequencies, layers[0].inputs.shape[1])
         rank = numbers - 2 * pairs
-        found[pairs] = sum(
-            layer.lost(converted(layer, kept, rank, layer.mean_rotation, KEY_WEIGHTS[1]), rotation) for layer in probed
-        )
+        found[pairs] = sum(layer.lost(converted(layer, kept, rank), rotation) for layer in probed)
     return kept_of(order[: min(found, key=found.get)], count)
 
 
-def converted(layer: Studied, kept: list[int], rank: int | None, stand_in: Tensor, key_weight: float) -> LatentMaps:
-    """Return a layer's maps with RoPE on `kept` components alone and, unless None, a latent of `rank` numbers."""
-    maps = without_rope(layer.maps, kept, stand_in)
+def converted(layer: Studied, kept: list[int], rank: int | None, constants: Constants | None = None) -> LatentMaps:
+    """Return a layer's maps with RoPE on `kept` components alone and, unless None, a latent of `rank` numbers.
+
+    Args:
+        layer: of the original.
+        kept: how many components of each frequency turn.
+        rank: of the latent.
+        constants: its own, or those that are best for most.
+    """
+    constants = constants or usual(layer)
+    maps = without_rope(layer.maps, kept, constants.stand_in)
     if rank is not None:
-        maps = with_rank(maps, rank, layer.moments, stand_in, key_weight)
+        maps = with_rank(maps, rank, layer.moments, constants.stand_in, constants.key_weight)
     return in_unit_variance(maps, layer.moments.attended)
 
 
-def best_converted(layer: Studied, kept: list[int], rank: int | None, frequencies: Tensor) -> LatentMaps:
-    """Return the best of a layer's conversions to one size, over its own two constants in turn."""
+def usual(layer: Studied) -> Constants:
+    """Return the constants that are best for most layers."""
+    return Constants(layer.mean_rotation, USUAL_KEY_WEIGHT)
+
+
+def best_constants(layer: Studied, kept: list[int], rank: int, frequencies: Tensor) -> Constants:
+    """Return the constants with which a layer's output loses least at one size: each chosen given the other."""
     rotation = rotation_of(kept, frequencies, layer.inputs.shape[1])
 
-    def best(candidates):
-        return min(candidates, key=lambda maps: layer.lost(maps, rotation))
+    def lost(constants):
+        return layer.lost(converted(layer, kept, rank, constants), rotation)
 
-    turned = {"mean": layer.mean_rotation, "left off": torch.ones_like(layer.mean_rotation)}
-    tried = {how: converted(layer, kept, rank, c, KEY_WEIGHTS[1]) for how, c in turned.items()}
-    chosen = best(tried.values())
-    if rank is None or rank >= without_rope(layer.maps, kept, layer.mean_rotation).rank:
-        return chosen
-    stand_in = next(turned[how] for how, maps in tried.items() if maps is chosen)
-    weights = (weight for weight in KEY_WEIGHTS if weight != KEY_WEIGHTS[1])
-    return best([chosen, *(converted(layer, kept, rank, stand_in, weight) for weight in weights)])
+    first = usual(layer)
+    turned = min(first, replace(first, stand_in=torch.ones_like(first.stand_in)), key=lost)
+    return min(turned, *(replace(turned, key_weight=weight) for weight in OTHER_KEY_WEIGHTS), key=lost)

@@ -22,7 +22,7 @@ from ..modeling.attention import ATTENTION
 from ..modeling.attention.checks import require
 from ..modeling.attention.hybrid import is_hybrid
 from ..modeling.attention.rope import RotaryEmbedding
-from .choosing import Studied, best_converted, best_split, kept_of, pairs_in_order
+from .choosing import Studied, best_constants, best_split, converted, kept_of, pairs_in_order
 from .constant_channel import with_constant
 from .grouped_maps import stacked
 from .latent_maps import LatentMaps, weights_of
@@ -164,15 +164,24 @@ def size_for(model: DecoderForCausalLM, layers: list[Studied], numbers: int, con
     return Size(numbers - constant - 2 * sum(kept), tuple(kept))
 
 
-def size_of(layers: list[Studied], rank: int, rotary: int, constant: bool) -> Size:
-    """Return the size that was asked for by `kv_lora_rank` and `qk_rope_head_dim`."""
-    pairs = pairs_in_order(layers)
+def check_parts(config: DecoderConfig, rank: int, rotary: int, constant: bool) -> None:
+    """Refuse a rotary key that has no pairs, or more than the keys of all groups, and a latent of nothing.
+
+    Raises:
+        UserError: it is.
+    """
+    most = cached_numbers(config) // 2
     require(
-        rotary >= 2 and rotary % 2 == 0 and rotary <= 2 * len(pairs),
-        f"qk_rope_head_dim={rotary} must be even, from 2 to {2 * len(pairs)}, the keys of all groups.",
+        2 <= rotary <= most and rotary % 2 == 0,
+        f"qk_rope_head_dim={rotary} must be even, from 2 to {most}, the width of all keys.",
     )
     require(rank > constant, f"kv_lora_rank={rank} must be at least {1 + constant}.")
-    return Size(rank - constant, tuple(kept_of(pairs[: rotary // 2], len(layers[0].energy))))
+
+
+def size_of(layers: list[Studied], rank: int, rotary: int, constant: bool) -> Size:
+    """Return the size that was asked for by `kv_lora_rank` and `qk_rope_head_dim`."""
+    pairs = pairs_in_order(layers)[: rotary // 2]
+    return Size(rank - constant, tuple(kept_of(pairs, len(layers[0].energy))))
 
 
 def full_size(config: DecoderConfig) -> Size:
@@ -198,21 +207,19 @@ def steps(
     """
     frequencies, _ = angles_of(model)
     whole = full_size(model.config).kept
-    off = [torch.ones_like(layer.mean_rotation) for layer in layers]
-    exact = [without_rope(layer.maps, list(whole), c) for layer, c in zip(layers, off, strict=True)]
+    exact = [without_rope(layer.maps, list(whole), layer.mean_rotation) for layer in layers]
     yield Converted("stacked, concentrated", exact, whole)
-    kept = list(size.kept)
-    if size.kept != whole:
-        yield Converted(
-            "rope left off", [best_converted(layer, kept, None, frequencies) for layer in layers], size.kept
-        )
-    made = [best_converted(layer, kept, size.rank, frequencies) for layer in layers]
+    kept, made = list(size.kept), exact
     if size != full_size(model.config):
+        constants = [best_constants(layer, kept, size.rank, frequencies) for layer in layers]
+        own = list(zip(layers, constants, strict=True))
+        yield Converted("rope left off", [converted(layer, kept, None, c) for layer, c in own], size.kept)
+        made = [converted(layer, kept, size.rank, c) for layer, c in own]
         yield Converted("low rank", made, size.kept)
-    turning = frequencies.float().repeat_interleave(torch.tensor(kept))
-    if fit:
-        made = list(fitted_layers(model, made, windows, turning, fit, batch))
-        yield Converted("fitted", made, size.kept)
+        if fit:
+            turning = frequencies.float().repeat_interleave(torch.tensor(kept))
+            made = list(fitted_layers(model, made, windows, turning, fit, batch))
+            yield Converted("fitted", made, size.kept)
     if constant:
         both = [with_constant(maps, layer.inputs) for maps, layer in zip(made, layers, strict=True)]
         yield Converted("constant channel", [maps for maps, _ in both], size.kept, [norm for _, norm in both])
@@ -249,7 +256,7 @@ def rope_of(original: DecoderConfig, kept: tuple[int, ...], frequencies: Tensor)
     default = base ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
     factors = (default / turning).tolist()
     return {
-        "rope_type": "longrope", "rope_theta": base, "short_factor": factors, "long_factor": factors,
+        "rope_type": "longrope", "rope_theta": base, "short_factor": factors, "long_factor": factors, "factor": 1.0,
         "original_max_position_embeddings": original.max_position_embeddings, "attention_factor": 1.0,
     }  # fmt: skip
 

@@ -19,15 +19,15 @@ from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.conversion import import_checkpoint, output_folder, read_config, save_around_weights
 from ..modeling.gguf_files import is_gguf
 from .calibration import beginnings, read_texts, windows_of
-from .choosing import Studied, best_converted
+from .choosing import Studied, converted
 from .comparing import Distance, HeldOut
 from .converting import (
     Converted,
     Size,
-    angles_of,
     cached_numbers,
     check_convertible,
     check_numbers,
+    check_parts,
     model_of,
     size_for,
     size_of,
@@ -180,11 +180,12 @@ def numbers_asked(request: Request, config: DecoderConfig, dtype: torch.dtype) -
     """Return how many numbers a token and layer may cache.
 
     Raises:
-        UserError: too few or too many.
+        UserError: too few or too many, or parts that cannot be.
     """
     if request.cache_bytes is None:
         numbers = request.kv_lora_rank + request.qk_rope_head_dim
         asked = f"kv_lora_rank={request.kv_lora_rank} with qk_rope_head_dim={request.qk_rope_head_dim}"
+        check_parts(config, request.kv_lora_rank, request.qk_rope_head_dim, request.constant)
     else:
         numbers = request.cache_bytes // (config.num_hidden_layers * dtype.itemsize)
         asked = f"cache_bytes={request.cache_bytes}, for {config.num_hidden_layers} layers at {dtype.itemsize} bytes,"
@@ -209,11 +210,11 @@ def curve_of(
     model: DecoderForCausalLM, layers: list[Studied], measuring: HeldOut, show: Callable[[Measured], None]
 ) -> Iterator[Measured]:
     """Yield what closed forms lose at each of six sizes, from the statistics at hand."""
-    frequencies, whole = angles_of(model)[0], cached_numbers(model.config)
+    whole = cached_numbers(model.config)
     for share in CURVE:
         numbers = max(3, round(share * whole))
         size = size_for(model, layers, numbers, constant=False)
-        maps = [best_converted(layer, list(size.kept), size.rank, frequencies) for layer in layers]
+        maps = [converted(layer, list(size.kept), size.rank) for layer in layers]
         found = measured(f"{numbers / whole:.0%} of the cache", model, Converted("", maps, size.kept), measuring)
         show(found)
         yield found

@@ -28,7 +28,7 @@ from .moments import Moments
 
 Tensor = torch.Tensor
 RIDGE = 1e-6  # of the mean of a diagonal: covariances of few tokens have no inverse
-TURNS = 8
+TURNS = 5
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,14 @@ class ConvertArguments(ConversionArguments):
     )
     sequence_length: int = field(default=512, metadata={"help": "of windows of text, in tokens", "minimum": 2})
     curve: bool = field(default=False, metadata={"help": "measure six other sizes too, from the same statistics"})
+    heal_tokens: int = field(
+        default=0, metadata={"help": "to train the converted model on, beside a control; 0 leaves it out", "minimum": 0}
+    )
+    heal_learning_rate: float = field(default=1e-4, metadata={"help": "of healing, at its peak", "above": 0})
+    heal_distillation: float = field(
+        default=0.5, metadata={"help": "share of the loss that is the divergence from the original", "minimum": 0}
+    )
+    heal_batch: int = field(default=8, metadata={"help": "windows in a step of healing"} | POSITIVE)
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
 
 
@@ -50,19 +58,30 @@ def run(argv: list[str]) -> None:
     }
     given, where = parse([ConvertArguments], argv, "convert", __doc__, positional=places)
     need(*STATISTICS)
-    from ..conversion.job import Request, convert
+    from ..conversion.healing import Healing
+    from ..conversion.job import Request, convert, heal, stands
     from ..evaluation.results import find_model
     from ..report.conversion_cost import write_conversion
 
     overwrite, weights_dir = given.pop("overwrite"), Path(given.pop("weights_dir"))
     source, target = find_model(where["MODEL"], weights_dir), Path(where["OUT"])
-    config = convert(source, target, Request(**given), overwrite, Shown(), write_conversion)
-    options = config.attention_options
-    wrote(
-        target,
-        f"{config.attention}: latent {options['kv_lora_rank']}, rotary key {options['qk_rope_head_dim']}",
-        f"mla-experiments generate --model {target} --prompt TEXT",
-    )
+    healing = Healing(*(given.pop(f"heal_{name}") for name in ("tokens", "learning_rate", "distillation", "batch")))
+    healing.check()
+    request = Request(**given)
+    if healing.tokens and not overwrite and stands(source, target, request):
+        print(f"{target} already holds this conversion.")
+    else:
+        config = convert(source, target, request, overwrite, Shown(), write_conversion)
+        options = config.attention_options
+        wrote(
+            target,
+            f"{config.attention}: latent {options['kv_lora_rank']}, rotary key {options['qk_rope_head_dim']}",
+            f"mla-experiments generate --model {target} --prompt TEXT",
+            say_next=not healing.tokens,
+        )
+    if healing.tokens:
+        healed, control = heal(source, target, request, healing, Shown())
+        wrote(healed, f"beside {control}", f"mla-experiments generate --model {healed} --prompt TEXT")
 
 
 class Shown:

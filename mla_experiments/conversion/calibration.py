@@ -121,6 +121,19 @@ def windows_of(texts: Texts, tokenizer: PreTrainedTokenizerFast, tokens: int, le
     return torch.tensor([[begin, *stream[k * step : k * step + each]] for k in range(count)])
 
 
+def rows_of(texts: Texts, tokenizer: PreTrainedTokenizerFast, length: int) -> torch.Tensor:
+    """Return all of a text in rows `[N, length]`, one after another.
+
+    Raises:
+        UserError: it does not fill one.
+    """
+    stream = list(itertools.chain.from_iterable(tokens_of([t for t in texts.documents if t.strip()], tokenizer)))
+    count = len(stream) // length
+    if not count:
+        raise UserError(f"corpus={texts.name} has {len(stream)} tokens, fewer than one row of {length}; give more text")
+    return torch.tensor(stream[: count * length]).view(count, length)
+
+
 def beginnings(texts: Texts, tokenizer: PreTrainedTokenizerFast, tokens: int, length: int) -> list[str]:
     """Return the beginnings of documents, each of at most `length` tokens, `tokens` of them in all at most."""
     cut = []

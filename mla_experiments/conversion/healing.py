@@ -53,6 +53,15 @@ class Healing:
     batch: int
     seed: int = 0
 
+    def check(self) -> None:
+        """Refuse a mixture that is none.
+
+        Raises:
+            UserError: α is not from 0 to 1.
+        """
+        if not 0 <= self.distillation <= 1:
+            raise UserError(f"heal_distillation={self.distillation} must be from 0 to 1")
+
     def steps(self, length: int) -> int:
         """Return how many steps that is, of windows of `length` tokens."""
         return max(1, self.tokens // (self.batch * length))
@@ -137,11 +146,16 @@ def train_on(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < trainer.args.max_steps:
             raise Stopped(f"Stopped at step {trainer.state.global_step}; go on with the same command.")
-        trainer.model.save_pretrained(folder)
+        trainer.model.to(stored_dtype(start)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         files = {name: hashed for name, hashed in file_hashes(folder).items() if name != RUN_FILE and "/" not in name}
         write_record(folder / RUN_FILE, {"status": "finished", "healing": identity, "files": files})
     return folder
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype of a model's weights as they are stored; healing itself is in single precision."""
+    return load_model(folder).dtype
 
 
 def _trainer(start, folder, windows, healing, teacher, tokenizer) -> DistillingTrainer:
@@ -166,7 +180,7 @@ def _trainer(start, folder, windows, healing, teacher, tokenizer) -> DistillingT
     set_seed(healing.seed)
     tokens = healing.batch * length
     trainer = DistillingTrainer(
-        model=load_model(start).train(),
+        model=load_model(start).float().train(),
         teacher=teacher,
         distillation=healing.distillation,
         args=arguments,

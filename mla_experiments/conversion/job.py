@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from ..evaluation.results import load_with_tokenizer, weights_hash
-from ..manifest import library_versions, write_record
+from ..manifest import library_versions, read_record, write_record
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.conversion import import_checkpoint, output_folder, read_config, save_around_weights
 from ..modeling.gguf_files import is_gguf
-from .calibration import beginnings, read_texts, windows_of
+from ..modeling.loading import load_model
+from .calibration import Texts, beginnings, read_texts, rows_of, windows_of
 from .choosing import Studied, converted
 from .comparing import Distance, HeldOut
 from .converting import (
@@ -34,8 +36,9 @@ from .converting import (
     steps,
     studied,
 )
+from .healing import Healing, train_on
 
-RECORD = "conversion.json"
+RECORD, HEALED = "conversion.json", "healing.json"
 CURVE = (3 / 4, 1 / 2, 5 / 12, 1 / 3, 1 / 4, 1 / 6)  # of the original's cache
 NORMS = ("constant", "none")
 
@@ -129,31 +132,26 @@ def convert(
     """
     request.check()
     with ours(source) as folder, output_folder(Path(target), Path(source), overwrite) as scratch:
-        model, tokenizer = load_with_tokenizer(folder)
-        dtype, model = model.dtype, model.to(device="cpu", dtype=torch.float32)
-        check_convertible(model.config)
-        numbers = numbers_asked(request, model.config, dtype)
-        calibration, held_out = read_texts(request.corpus, request.held_out, request.text_column)
-        width, length = model.config.hidden_size, min(request.sequence_length, model.config.max_position_embeddings)
-        windows = windows_of(calibration, tokenizer, request.calibration_tokens, length, width)
-        texts = beginnings(held_out, tokenizer, request.held_out_tokens, length)
-        measuring = HeldOut(model, tokenizer, texts, length)
+        ready = prepared(folder, request)
+        model, length = ready.model, ready.length
+        windows = windows_of(ready.calibration, ready.tokenizer, request.calibration_tokens, length, ready.width)
+        measuring = HeldOut(model, ready.tokenizer, ready.texts(request), length)
         found = [Measured("original", cached_numbers(model.config), 0, measuring.original)]
         show(found[0])
         layers = studied(model, windows)
-        size = chosen_size(request, model, layers, numbers)
+        size = chosen_size(request, model, layers, ready.numbers)
         for last in steps(model, layers, size, windows, request.constant, request.fit_steps, request.fit_windows):
             found.append(measured(last.step, model, last, measuring))
             show(found[-1])
         curve = list(curve_of(model, layers, measuring, show)) if request.curve else []
-        made = model_of(model, last).to(dtype)
+        made = model_of(model, last).to(ready.dtype)
         made.save_pretrained(scratch)
         save_around_weights(folder, scratch, made.config)
         record = {
             "request": asdict(request),
             "original": {"name": str(source), "sha256": weights_hash(folder)},
-            "calibration": {"corpus": calibration.name, "sha256": calibration.sha256, "tokens": windows.numel()},
-            "held_out": {"corpus": held_out.name, "sha256": held_out.sha256, "documents": len(texts)},
+            "calibration": {**about(ready.calibration), "tokens": windows.numel()},
+            "held_out": {**about(ready.held_out), "documents": len(measuring.tokens)},
             "components_that_turn": list(size.kept),
             "steps": [as_record(one) for one in found],
             "curve": [as_record(one) for one in curve],
@@ -162,6 +160,117 @@ def convert(
         write_record(scratch / RECORD, record)
         describe(scratch, found, curve, record)
     return made.config
+
+
+def stands(source: Path, target: Path, request: Request) -> bool:
+    """Return whether a folder holds, whole, what this very request makes of the weights of the source."""
+    try:
+        record = read_record(Path(target) / RECORD)
+    except (OSError, ValueError):
+        return False
+    with ours(source) as folder:
+        return record["request"] == asdict(request) and record["original"]["sha256"] == weights_hash(folder)
+
+
+def heal(
+    source: Path, target: Path, request: Request, healing: Healing, show: Callable[[Measured], None]
+) -> tuple[Path, Path]:
+    """Heal a converted model, train the control, and measure both on the held-out text.
+
+    Both go to folders beside that of the converted model, with `-healed` and `-control` behind its name.
+
+    Args:
+        source: of the original, as in `convert`.
+        target: folder of the converted model.
+        request: what it was converted by.
+        healing: how long, and how.
+        show: called with each as it has been measured.
+
+    Returns:
+        The folders of the healed model and of the control.
+
+    Raises:
+        UserError: something else stands there.
+        Stopped: the user asked to stop; the same command goes on.
+    """
+    target = Path(target)
+    with ours(source) as folder:
+        ready = prepared(folder, request)
+        model, tokenizer, length = ready.model, ready.tokenizer, ready.length
+        windows = rows_of(ready.calibration, tokenizer, length + 1)
+        identity = {"original": weights_hash(folder), "converted": weights_hash(target), **about(ready.calibration)}
+        runs = {
+            "healed": train_on(target, beside(target, "healed"), windows, healing, model, tokenizer, identity),
+            "control": train_on(folder, beside(target, "control"), windows, healing, None, tokenizer, identity),
+        }
+        measuring = HeldOut(model, tokenizer, ready.texts(request), length)
+        numbers = {"original": cached_numbers(model.config), "control": cached_numbers(model.config)}
+        found = [Measured("original", numbers["original"], 0, measuring.original)]
+        for name, run in {"converted": target, **runs}.items():
+            other = load_model(run).float()
+            parts = other.model.layers[0].self_attn.cache_parts()
+            found.append(Measured(name, sum(parts.values()), parts.get("rotary key", 0), measuring.distance(other)))
+        for one in found:
+            show(one)
+        write_record(runs["healed"] / HEALED, {"healing": asdict(healing), "rows": [as_record(one) for one in found]})
+    return runs["healed"], runs["control"]
+
+
+def beside(target: Path, what: str) -> Path:
+    """Return the folder beside that of a converted model."""
+    return target.with_name(f"{target.name}-{what}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The original in single precision, and the texts.
+
+    Attributes:
+        model: the original, on the CPU.
+        tokenizer: its own.
+        dtype: of its weights as they are stored.
+        numbers: that a token and layer may cache.
+        calibration: text to calibrate and to heal on.
+        held_out: text to measure on.
+        length: of windows, in tokens.
+    """
+
+    model: DecoderForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    dtype: torch.dtype
+    numbers: int
+    calibration: Texts
+    held_out: Texts
+    length: int
+
+    @property
+    def width(self) -> int:
+        """Of the model."""
+        return self.model.config.hidden_size
+
+    def texts(self, request: Request) -> list[str]:
+        """Return the documents to measure on."""
+        return beginnings(self.held_out, self.tokenizer, request.held_out_tokens, self.length)
+
+
+def prepared(folder: Path, request: Request) -> Prepared:
+    """Return what a request needs of a model and its texts, after the checks that cost nothing.
+
+    Raises:
+        UserError: it cannot be converted, to that size, or by these texts.
+    """
+    model, tokenizer = load_with_tokenizer(folder)
+    dtype, model = model.dtype, model.to(device="cpu", dtype=torch.float32)
+    check_convertible(model.config)
+    numbers = numbers_asked(request, model.config, dtype)
+    calibration, held_out = read_texts(request.corpus, request.held_out, request.text_column)
+    length = min(request.sequence_length, model.config.max_position_embeddings)
+    return Prepared(model, tokenizer, dtype, numbers, calibration, held_out, length)
+
+
+def about(texts: Texts) -> dict[str, str]:
+    """Return what a record says of texts."""
+    return {"corpus": texts.name, "sha256": texts.sha256}
 
 
 @contextmanager

@@ -181,3 +181,19 @@ def test_texts_that_share_twenty_words_are_told_whatever_stands_around_them():
     with pytest.raises(UserError, match="share a passage"):
         check_apart([f"before {shared} after"], [f"something else {shared}"], "one", "other")
     assert len(list(runs_of("word " * 25))) == 6
+
+
+def test_healing_follows_the_conversion_beside_a_control_and_the_command_goes_on_where_it_was(place, capsys):
+    flags = {"cache_bytes": ORIGINAL // 2, "heal_tokens": 8 * 4 * 32, "heal_batch": 4, "heal_learning_rate": 0.01}
+    assert convert(**flags) == 0
+    rows = json.loads((place / "out-healed/healing.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == ["original", "converted", "healed", "control"]
+    assert [row["numbers"] for row in rows] == [48, 24, 24, 48]
+    lost = {row["step"]: sum(row["nats"]) for row in rows}
+    assert lost["healed"] < lost["converted"] and lost["control"] < lost["original"]
+    before = (place / "out/model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert convert(**flags) == 0
+    said = capsys.readouterr().out
+    assert "already holds this conversion" in said and said.count("already trained") == 2
+    assert (place / "out/model.safetensors").stat().st_mtime_ns == before

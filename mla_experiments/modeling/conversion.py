@@ -20,6 +20,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..errors import UserError, reason_of
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
+from . import fused
 from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
@@ -97,7 +98,7 @@ def export_checkpoint(
 
 
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
-    """Write a stock Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
+    """Write a stock Llama, Mistral, Phi-3, Qwen2, Qwen3 or dense DeepSeek-V2/V3 checkpoint as a model of ours.
 
     The source is the folder of a checkpoint, or a GGUF file. Layers that predict tokens further ahead (MTP) are left
     out, which is said: no logit of the decoder depends on them.
@@ -116,9 +117,13 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
     more = getattr(stock, "num_mtp_layers", 0)
     require(type(more) is int and 0 <= more <= MOST_LAYERS, f"num_mtp_layers={more} of {source} is no number of layers")
     left_out = prediction_layers(source, stock.num_hidden_layers, more)
-    shards = checked_shards(source, shapes_of(config), left_out)
+    is_fused = stock.model_type in fused.MODELS
+    expected = shapes_of(config)
+    shards = checked_shards(source, fused.fused_shapes(expected) if is_fused else expected, left_out)
     with output_folder(target, source, overwrite) as scratch:
-        copy_shards(shards, scratch, left_out)
+        copies = copy_shards(shards, scratch, left_out)
+        if is_fused:
+            exchange(copies, partial(fused.taken_apart, config=config))
         save_around_weights(source, scratch, config)
     if left_out:
         print(

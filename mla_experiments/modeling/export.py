@@ -26,13 +26,15 @@ SHARED_FIELDS = (
 )  # fmt: skip
 MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
-KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral")
+KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral", "phi3")
+WINDOWED = ("mistral", "phi3")  # in every layer, where they have a window
 TRANSLATED_FIELDS = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_interleave", "first_k_dense_replace")
 # what changes no logit of a dense model: training, speed, and experts that are not there
 WITHOUT_EFFECT = (
     "attention_dropout", "pretraining_tp", "num_mtp_layers", "output_router_logits", "moe_intermediate_size",
     "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group", "topk_method",
-    "norm_topk_prob", "routed_scaling_factor", "max_window_layers",
+    "norm_topk_prob", "routed_scaling_factor", "max_window_layers", "embd_pdrop", "resid_pdrop",
+    "original_max_position_embeddings",
 )  # fmt: skip
 # what the stock model of a mechanism is called where an option that is common to mechanisms makes it another
 WITH = {
@@ -155,7 +157,7 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         return DecoderConfig(**values, attention_options=options)
     options = {"head_dim": getattr(stock, "head_dim", None), "num_key_value_heads": stock.num_key_value_heads}
     values |= {name: True for (_, name), family in WITH.items() if family == kind and name in COMMON}
-    values["sliding_window"] = stock.sliding_window if kind == "mistral" else None
+    values["sliding_window"] = stock.sliding_window if kind in WINDOWED else None
     return DecoderConfig(**values, attention=narrowest(stock, options, "llama"), attention_options=options)
 
 
@@ -189,7 +191,7 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
     known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT}
     declared = {f.name: f.default for f in fields(stock) if f.name in type(stock).__annotations__.keys() - known}
     heads = {"num_key_value_heads": stock.num_attention_heads} if stock.model_type in LATENT_MODELS else {}
-    window = {"sliding_window": stock.sliding_window} if stock.model_type == "mistral" else {}
+    window = {"sliding_window": stock.sliding_window} if stock.model_type in WINDOWED else {}
     for name, value in (declared | OF_ANY_MODEL | heads | window).items():
         found = getattr(stock, name, value)
         if name == "layer_types" and found is not None and set(found) == {"full_attention"}:

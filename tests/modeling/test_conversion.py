@@ -21,6 +21,8 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     set_seed,
 )
 
@@ -44,6 +46,10 @@ YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_ma
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 64,
     "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [2.0, 3.0, 4.0, 6.0], "original_max_position_embeddings": 256,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
 
@@ -133,6 +139,10 @@ def llama(**more):
     return LlamaForCausalLM(LlamaConfig(**{**SIZE, **more}))
 
 
+def phi3(**more):
+    return Phi3ForCausalLM(Phi3Config(**{**SIZE, "original_max_position_embeddings": 512, **more}))
+
+
 def deepseek_v2(**more):
     return DeepseekV2ForCausalLM(DeepseekV2Config(**{**SIZE, **LATENT, **more}))
 
@@ -162,6 +172,8 @@ IMPORTED = {
     "deepseek-v3, yarn, unequal": lambda: deepseek_v3(
         q_lora_rank=9, rope_parameters={**YARN, "mscale": 1.2, "mscale_all_dim": 0.8}
     ),
+    "phi-3": lambda: phi3(num_key_value_heads=2),
+    "phi-3, windows and longrope": lambda: phi3(sliding_window=17, rope_parameters=LONGROPE),
 }
 
 

@@ -7,7 +7,7 @@ from ..errors import UserError
 STATISTICS = ("scipy",)
 OPTIONAL = {  # package to import: the package to install, and what it is for
     "gensim": ("gensim", "corpus=wiki-sample, the offline sample"),
-    "scipy": ("scipy", "study, report, compare"),
+    "scipy": ("scipy", "study, report, compare, convert"),
     "plotly": ("plotly", "report"),
     "lm_eval": ("lm-eval", "eval --tasks"),
     "gguf": ("gguf", "GGUF files, smollm2-135m among them"),

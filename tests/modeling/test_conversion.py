@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CLIPVisionConfig,
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
     DeepseekV3Config,
@@ -21,6 +22,8 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     Phi3Config,
     Phi3ForCausalLM,
     set_seed,
@@ -291,6 +294,22 @@ def test_what_our_decoder_lacks_is_refused_by_name(tmp_path, make, said):
     with pytest.raises(UserError, match=said):
         import_checkpoint(tmp_path / "stock", tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+def test_the_text_decoder_of_a_model_that_sees_is_imported_and_that_is_said(tmp_path, capsys):
+    set_seed(5)
+    seeing = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = LlavaConfig(text_config=LlamaConfig(**SIZE), vision_config=seeing, image_token_index=319)
+    stock = LlavaForConditionalGeneration(config).eval()
+    stock.save_pretrained(tmp_path / "stock", max_shard_size="20KB")
+    import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    assert "Only the text decoder (llama) of llava is imported." in capsys.readouterr().out
+    tokens = torch.randint(0, 319, (1, 40))
+    with torch.inference_mode():
+        ours = load_model(tmp_path / "ours")(tokens).logits
+        torch.testing.assert_close(ours, stock(input_ids=tokens).logits, atol=1e-4, rtol=0)
 
 
 def rename_shards(folder):

@@ -24,10 +24,7 @@ class ConvertArguments(ConversionArguments):
         default="constant",
         metadata={"help": "constant: a channel that undoes the norm of stock DeepSeek-V3; none: only a model of ours"},
     )
-    fit_steps: int = field(
-        default=60, metadata={"help": "of the fit of each layer; 0 for closed forms alone", "minimum": 0}
-    )
-    fit_windows: int = field(default=4, metadata={"help": "windows of text in such a step"} | POSITIVE)
+    fit: bool = field(default=True, metadata={"help": "fit each layer along the converted model; false leaves it out"})
     corpus: str = field(default="wiki-sample", metadata={"help": "text to calibrate on, as `data` takes it"})
     held_out: str | None = field(
         default=None, metadata={"help": "text to measure on; by default every fourth document of the corpus"}

@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .grouped_maps import GroupedMaps
+from ..modeling.attention import Attention
+from .grouped_maps import GroupedMaps, stacked
 from .joint_rank import with_rank
-from .latent_maps import LatentMaps, in_unit_variance
-from .layer_fit import output_of
-from .moments import Moments
-from .rotary_part import without_rope
+from .latent_maps import LatentMaps, in_single_precision, in_unit_variance, output_of
+from .moments import Moments, moments_of
+from .rotary_part import concentrated, mean_rotations, without_rope
 
 Tensor = torch.Tensor
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)  # of the cache, that rotary keys may take
-USUAL_KEY_WEIGHT, OTHER_KEY_WEIGHTS = 3.0, (1.0, 10.0)
+OTHER_KEY_WEIGHTS = (1.0, 10.0)
+PROBES = 2  # windows on which choices are tried
 PROBED_EVERY = 5  # layers, where the number of pairs is tried out
 
 
@@ -33,12 +34,15 @@ class Constants:
     """What a layer's conversion may have of its own.
 
     Attributes:
-        stand_in: c, `[H, F]`, for the rotation of what does not turn: its mean, or 1.
+        by_mean: whether the mean of its rotation stands in for what does not turn; otherwise RoPE is simply left off.
         key_weight: of an error in a key beside one in a value, see `joint_rank.with_rank`.
     """
 
-    stand_in: Tensor
+    by_mean: bool
     key_weight: float
+
+
+USUAL = Constants(by_mean=True, key_weight=3.0)  # best for most layers
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,33 @@ class Studied:
 
         The first token, which sees itself alone, does not count.
         """
-        single = LatentMaps(**{name: value.float() for name, value in vars(maps).items()})
-        wrong = output_of(single, self.inputs, rotation) - self.outputs
+        wrong = output_of(in_single_precision(maps), self.inputs, rotation) - self.outputs
         return float(wrong[:, 1:].square().sum() / self.outputs[:, 1:].square().sum())
+
+
+@torch.no_grad()
+def study_of(
+    attention: Attention, inputs: Tensor, rotation: tuple[Tensor, ...], frequencies: Tensor, factor: float
+) -> Studied:
+    """Return what is to be known of a layer.
+
+    Args:
+        attention: of keys and values.
+        inputs: `[N, T, D]`, what it gets.
+        rotation: cosines and sines, `[1, T, F]`.
+        frequencies: ω, `[F]`.
+        factor: on cosines and sines.
+    """
+    moments = moments_of(attention, inputs, rotation)
+    maps, energy = concentrated(stacked(attention, factor), moments)
+    probes = inputs[:PROBES]
+    outputs = torch.cat([attention(row.unsqueeze(0), rotation) for row in probes])
+    return Studied(maps, energy, moments, mean_rotations(moments, frequencies), extended(attention, probes), outputs)
+
+
+def extended(attention: Attention, inputs: Tensor) -> Tensor:
+    """Return inputs `[..., D]` as maps read them: with a one at the end where there are biases."""
+    return torch.nn.functional.pad(inputs, (0, 1), value=1.0) if attention.attention_bias else inputs
 
 
 def pairs_in_order(layers: list[Studied]) -> list[tuple[int, int]]:
@@ -117,7 +145,7 @@ def best_split(layers: list[Studied], frequencies: Tensor, numbers: int) -> list
     return kept_of(order[: min(found, key=found.get)], count)
 
 
-def converted(layer: Studied, kept: list[int], rank: int | None, constants: Constants | None = None) -> LatentMaps:
+def converted(layer: Studied, kept: list[int], rank: int | None, constants: Constants = USUAL) -> LatentMaps:
     """Return a layer's maps with RoPE on `kept` components alone and, unless None, a latent of `rank` numbers.
 
     Args:
@@ -126,16 +154,11 @@ def converted(layer: Studied, kept: list[int], rank: int | None, constants: Cons
         rank: of the latent.
         constants: its own, or those that are best for most.
     """
-    constants = constants or usual(layer)
-    maps = without_rope(layer.maps, kept, constants.stand_in)
+    stand_in = layer.mean_rotation if constants.by_mean else torch.ones_like(layer.mean_rotation)
+    maps = without_rope(layer.maps, kept, stand_in)
     if rank is not None:
-        maps = with_rank(maps, rank, layer.moments, constants.stand_in, constants.key_weight)
+        maps = with_rank(maps, rank, layer.moments, stand_in, constants.key_weight)
     return in_unit_variance(maps, layer.moments.attended)
-
-
-def usual(layer: Studied) -> Constants:
-    """Return the constants that are best for most layers."""
-    return Constants(layer.mean_rotation, USUAL_KEY_WEIGHT)
 
 
 def best_constants(layer: Studied, kept: list[int], rank: int, frequencies: Tensor) -> Constants:
@@ -145,6 +168,5 @@ def best_constants(layer: Studied, kept: list[int], rank: int, frequencies: Tens
     def lost(constants):
         return layer.lost(converted(layer, kept, rank, constants), rotation)
 
-    first = usual(layer)
-    turned = min(first, replace(first, stand_in=torch.ones_like(first.stand_in)), key=lost)
+    turned = min(USUAL, replace(USUAL, by_mean=False), key=lost)
     return min(turned, *(replace(turned, key_weight=weight) for weight in OTHER_KEY_WEIGHTS), key=lost)

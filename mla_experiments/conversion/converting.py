@@ -5,7 +5,7 @@
     rope left off  only the first components turn, what the rest holds becomes content              loses
     low rank       key content and values from one latent of few numbers                            loses
     constant       a channel that makes the norm of stock DeepSeek-V3 without effect                exact
-    fitted         the new matrices of each layer towards what the original layer gives             mends
+    fitted         each layer anew for what it gets in the converted model, mended by least squares mends
 
 Layers are passed one after another. What is kept of each is its moments and its own maps, whatever the text's length,
 so that several budgets come of one pass.
@@ -22,17 +22,15 @@ from ..modeling.attention import ATTENTION
 from ..modeling.attention.checks import require
 from ..modeling.attention.hybrid import is_hybrid
 from ..modeling.attention.rope import RotaryEmbedding
-from .choosing import Studied, best_constants, best_split, converted, kept_of, pairs_in_order
+from .choosing import Studied, best_constants, best_split, converted, kept_of, pairs_in_order, study_of
 from .constant_channel import with_constant
-from .grouped_maps import stacked
 from .latent_maps import LatentMaps, weights_of
-from .layer_fit import fitted_layers
-from .moments import layer_inputs, moments_of
-from .rotary_part import concentrated, mean_rotations, without_rope
+from .layer_fit import refitted_layers
+from .moments import layer_inputs
+from .rotary_part import without_rope
 
 Tensor = torch.Tensor
 MADE = "mla"  # what is made of others
-PROBES = 2  # windows on which choices are tried
 ANGLES = ("default", "linear", "llama3", "yarn")  # types of RoPE whose angles do not change with the sequence
 UNCHANGED = ("default", "linear", "llama3")  # those that also leave cosines and sines as they are
 OF_ATTENTION = (
@@ -133,21 +131,7 @@ def studied(model: DecoderForCausalLM, windows: Tensor) -> list[Studied]:
         UserError: activations that are not finite.
     """
     frequencies, factor = angles_of(model)
-    layers = []
-    for attention, inputs, rotation in layer_inputs(model, windows):
-        moments = moments_of(attention, inputs, rotation)
-        maps, energy = concentrated(stacked(attention, factor), moments)
-        probes = inputs[:PROBES]
-        outputs = torch.cat([attention(row.unsqueeze(0), rotation) for row in probes])
-        layers.append(
-            Studied(maps, energy, moments, mean_rotations(moments, frequencies), extended(attention, probes), outputs)
-        )
-    return layers
-
-
-def extended(attention: torch.nn.Module, inputs: Tensor) -> Tensor:
-    """Return inputs `[..., D]` as maps read them: with a one at the end where there are biases."""
-    return torch.nn.functional.pad(inputs, (0, 1), value=1.0) if attention.attention_bias else inputs
+    return [study_of(*layer, frequencies, factor) for layer in layer_inputs(model, windows)]
 
 
 def angles_of(model: DecoderForCausalLM) -> tuple[Tensor, float]:
@@ -192,7 +176,7 @@ def full_size(config: DecoderConfig) -> Size:
 
 @torch.no_grad()
 def steps(
-    model: DecoderForCausalLM, layers: list[Studied], size: Size, windows: Tensor, constant: bool, fit: int, batch: int
+    model: DecoderForCausalLM, layers: list[Studied], size: Size, windows: Tensor, constant: bool, fit: bool
 ) -> Iterator[Converted]:
     """Yield the model after each step.
 
@@ -202,8 +186,7 @@ def steps(
         size: to convert to.
         windows: `[N, T]`, calibration text.
         constant: whether to make the norm of stock DeepSeek-V3 without effect; otherwise there is no norm.
-        fit: steps of the fit of each layer; 0 leaves it out.
-        batch: windows in such a step.
+        fit: whether layers are fitted along the converted model.
     """
     frequencies, _ = angles_of(model)
     whole = full_size(model.config).kept
@@ -217,8 +200,7 @@ def steps(
         made = [converted(layer, kept, size.rank, c) for layer, c in own]
         yield Converted("low rank", made, size.kept)
         if fit:
-            turning = frequencies.float().repeat_interleave(torch.tensor(kept))
-            made = list(fitted_layers(model, made, windows, turning, fit, batch))
+            made = list(refitted_layers(model, constants, kept, size.rank, windows))
             yield Converted("fitted", made, size.kept)
     if constant:
         both = [with_constant(maps, layer.inputs) for maps, layer in zip(made, layers, strict=True)]

@@ -53,8 +53,7 @@ class Request:
         qk_rope_head_dim: d_R.
         latent_norm: "constant" for a channel that makes the norm of stock DeepSeek-V3 without effect; "none" for no
             norm, in a model of ours alone.
-        fit_steps: of each layer; 0 for what closed forms give.
-        fit_windows: in such a step.
+        fit: whether layers are fitted along the converted model.
         corpus: to calibrate on.
         held_out: to measure on; None for a part of `corpus`.
         text_column: of tables.
@@ -68,8 +67,7 @@ class Request:
     kv_lora_rank: int | None
     qk_rope_head_dim: int | None
     latent_norm: str
-    fit_steps: int
-    fit_windows: int
+    fit: bool
     corpus: str
     held_out: str | None
     text_column: str
@@ -140,7 +138,7 @@ def convert(
         show(found[0])
         layers = studied(model, windows)
         size = chosen_size(request, model, layers, ready.numbers)
-        for last in steps(model, layers, size, windows, request.constant, request.fit_steps, request.fit_windows):
+        for last in steps(model, layers, size, windows, request.constant, request.fit):
             found.append(measured(last.step, model, last, measuring))
             show(found[-1])
         curve = list(curve_of(model, layers, measuring, show)) if request.curve else []

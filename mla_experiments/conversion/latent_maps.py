@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels import attend
+from ..modeling.attention.heads import merge_heads
+from ..modeling.attention.rope import rotate
+
 Tensor = torch.Tensor
 LEAST_VARIANCE = 1e-12  # of the largest: a direction that never varies is not blown up to rounding errors
 
@@ -67,6 +71,34 @@ def weights_of(maps: LatentMaps, dtype: torch.dtype) -> dict[str, Tensor]:
         if name in ("q_proj", "kv_a_proj_with_mqa") and matrix.shape[1] > width:
             weights[f"{name}.bias"] = matrix[:, width]
     return {name: weight.to(dtype).contiguous() for name, weight in weights.items()}
+
+
+def read_by_heads(maps: LatentMaps, rows: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Return what the heads of a layer of these maps read, side by side, `[B, T, H · d_v]`, in their dtype.
+
+    Args:
+        maps: of the layer.
+        rows: its inputs, `[B, T, E]`.
+        rotation: cosines and sines, `[1, T, d_R / 2]`.
+    """
+    rows = rows.unsqueeze(1)  # [B, 1, T, E]
+    latent = rows @ maps.latent.T  # [B, 1, T, r]
+    turned = rotate(rows @ maps.rotary_key.T, rotation, False).expand(-1, len(maps.key_up), -1, -1)  # [B, H, T, d_R]
+    turned_queries = rotate(rows @ maps.rotary_queries.transpose(1, 2), rotation, False)
+    query = torch.cat((rows @ maps.content_queries.transpose(1, 2), turned_queries), dim=-1)  # [B, H, T, d_n + d_R]
+    key = torch.cat((latent @ maps.key_up.transpose(1, 2), turned), dim=-1)
+    value = latent @ maps.value_up.transpose(1, 2)  # [B, H, T, d_v]
+    return merge_heads(attend(query, key, value, None, 1.0))
+
+
+def output_of(maps: LatentMaps, rows: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Return what a layer of these maps gives, `[B, T, D]`; arguments as in `read_by_heads`."""
+    return read_by_heads(maps, rows, rotation) @ maps.output.T
+
+
+def in_single_precision(maps: LatentMaps) -> LatentMaps:
+    """Return the maps in single precision, in which a layer computes."""
+    return LatentMaps(**{name: value.float() for name, value in vars(maps).items()})
 
 
 def in_unit_variance(maps: LatentMaps, covariance: Tensor) -> LatentMaps:

@@ -22,7 +22,7 @@ SIZE = {
     "max_position_embeddings": 64, "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 ORIGINAL = 2 * 2 * 3 * 8 * 4  # bytes: layers, keys and values, groups, their width, single precision
-QUICK = {"corpus": "text.txt", "calibration_tokens": 512, "held_out_tokens": 600, "sequence_length": 32, "fit_steps": 2}
+QUICK = {"corpus": "text.txt", "calibration_tokens": 512, "held_out_tokens": 600, "sequence_length": 32}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from mla_experiments.modeling.attention import ATTENTION
 
 PACKAGE = REPOSITORY / "mla_experiments"
-ORDER = ["kernels", "modeling", "data", "training", "evaluation", "benchmark", "study", "report", "cli"]
+ORDER = ["kernels", "modeling", "data", "training", "evaluation", "conversion", "benchmark", "study", "report", "cli"]
 SHARED = {  # what any part may use
     "errors", "manifest", "run_files", "markdown", "allocator", "stopping", "threads", "versions", "registration",
     "yaml_files", "vocabulary", "",
@@ -68,6 +68,7 @@ NAMED_IN = {  # besides the mechanisms' own files
     "benchmark/conversion_memory.py": "a default",
     "benchmark/load.py": "a default",
     "benchmark/parallel.py": "a default",
+    "conversion/converting.py": "what others are converted to",
     "__init__.py": "what can be imported from the package",
 }
 

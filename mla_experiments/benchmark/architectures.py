@@ -195,12 +195,12 @@ def as_ours(config: PreTrainedConfig, tied: bool) -> Architecture:
     return Architecture(native, Experts(first, *shape.values()))
 
 
-def _grouped(vocab_size, hidden_size, intermediate_size, layers, heads, groups, context):
+def _grouped(vocab_size, hidden_size, intermediate_size, layers, heads, groups, context, tied=False):
     return Architecture(
         DecoderConfig(
             vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=intermediate_size,
             num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=context, attention="gqa",
-            attention_options={"num_key_value_heads": groups},
+            attention_options={"num_key_value_heads": groups}, tie_word_embeddings=tied,
         )
     )  # fmt: skip
 
@@ -223,6 +223,7 @@ ARCHITECTURES = {
     "llama-3-70b": _grouped(128_256, 8192, 28_672, 80, 64, 8, 8192),
     "mistral-7b": _grouped(32_000, 4096, 14_336, 32, 32, 8, 32_768),
     "qwen2.5-7b": _grouped(152_064, 3584, 18_944, 28, 28, 4, 131_072),
+    "smollm2-135m": _grouped(49_152, 576, 1536, 30, 9, 3, 8192, tied=True),
     "deepseek-v2-lite": _latent(102_400, 2048, 10_944, 27, 16, None, 163_840, Experts(1, 64, 2, 6, 1408)),
     "deepseek-v2": _latent(102_400, 5120, 12_288, 60, 128, 1536, 163_840, Experts(1, 160, 2, 6, 1536)),
     "deepseek-v3": _latent(129_280, 7168, 18_432, 61, 128, 1536, 163_840, Experts(3, 256, 1, 8, 2048)),

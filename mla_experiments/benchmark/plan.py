@@ -16,6 +16,7 @@ from ..modeling import DecoderConfig
 from ..modeling.attention import find, mechanisms_of
 from ..modeling.attention.hybrid import options_for, spread
 from ..modeling.conversion import read_config
+from ..modeling.gguf_files import gguf_config, is_gguf
 from .architectures import ARCHITECTURES, Architecture, architecture_from
 from .hardware import Hardware
 from .parts import measure_parts
@@ -33,6 +34,8 @@ def architecture_of(model: str) -> Architecture | StockArchitecture:
     if model.lower() in ARCHITECTURES:
         return ARCHITECTURES[model.lower()]
     path = Path(model)
+    if is_gguf(path):
+        return architecture_from(gguf_config(path))
     folder = path.parent if path.name == "config.json" else path
     if not (folder / "config.json").is_file():
         raise unknown("model", model, [*ARCHITECTURES, "a folder with config.json"])

@@ -18,8 +18,8 @@ threads.share_cores_with_others()  # before torch is loaded
 
 COMMANDS = {  # its name: the file beside this one
     "choose": "choose", "data": "data", "train": "train", "eval": "evaluate", "generate": "generate",
-    "export": "export", "import": "import_", "plan": "plan", "study": "study", "report": "report", "compare": "compare",
-    "bench": "bench", "kernels": "kernels", "env": "env",
+    "export": "export", "import": "import_", "convert": "convert", "plan": "plan", "study": "study", "report": "report",
+    "compare": "compare", "bench": "bench", "kernels": "kernels", "env": "env",
 }  # fmt: skip
 UNEXPECTED = 70  # the exit code, as sysexits.h has it
 

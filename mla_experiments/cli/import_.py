@@ -1,4 +1,4 @@
-"""Make a local Llama, Mistral, Qwen2, Qwen3 or dense DeepSeek-V2/V3 checkpoint a model of ours: `import PATH OUT`."""
+"""Make a Llama, Mistral, Qwen2/3 or dense DeepSeek checkpoint, or a GGUF file, ours: `import PATH OUT`."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from .saying import wrote
 
 def run(argv: list[str]) -> None:
     """Run it."""
-    places = {"PATH": "folder of a Llama, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint", "OUT": "folder to write"}
+    places = {"PATH": "folder of a checkpoint, a GGUF file, or smollm2-135m", "OUT": "folder to write"}
     given, where = parse([ConversionArguments], argv, "import", __doc__, positional=places)
     from ..modeling.conversion import import_checkpoint
+    from ..modeling.named import named_file
 
-    config = import_checkpoint(Path(where["PATH"]), Path(where["OUT"]), given["overwrite"])
+    config = import_checkpoint(named_file(where["PATH"]) or Path(where["PATH"]), Path(where["OUT"]), given["overwrite"])
     known = "" if (Path(where["OUT"]) / "tokenizer.json").is_file() else "; no tokenizer was there to bring along"
     wrote(where["OUT"], f"{config.attention}{known}", f"mla-experiments generate {where['OUT']} --prompt TEXT")

@@ -7,9 +7,10 @@ from ..errors import UserError
 STATISTICS = ("scipy",)
 OPTIONAL = {  # package to import: the package to install, and what it is for
     "gensim": ("gensim", "corpus=wiki-sample, the offline sample"),
-    "scipy": ("scipy", "study, report, compare"),
+    "scipy": ("scipy", "study, report, compare, convert"),
     "plotly": ("plotly", "report"),
     "lm_eval": ("lm-eval", "eval --tasks"),
+    "gguf": ("gguf", "GGUF files, smollm2-135m among them"),
     "ray": ("ray", "study --executor ray"),
     "triton": ("triton", "MLA's decoding on GPUs"),
     "flash_mla": ("flash_mla", "MLA's decoding on Hopper GPUs"),

@@ -256,12 +256,14 @@ def flags_of_all_commands() -> set[str]:
     from transformers import TrainingArguments
 
     from ..training import RunArguments
+    from .convert import ConvertArguments
     from .data import DataArguments
     from .evaluate import EvaluationArguments
     from .export import ExportArguments
     from .generate import GenerationArguments
 
     classes = (
-        DataArguments, EvaluationArguments, GenerationArguments, ExportArguments, RunArguments, TrainingArguments,
+        DataArguments, EvaluationArguments, GenerationArguments, ExportArguments, ConvertArguments, RunArguments,
+        TrainingArguments,
     )  # fmt: skip
     return {f.name for cls in classes for f in fields(cls) if f.init}

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
 from ..markdown import escaped, in_cell, table
 from ..modeling import DecoderForCausalLM, device, device_name, load_model
+from ..modeling.named import named_folder
 from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import ANSWERS, read_scores, texts_hash, write_scores
@@ -156,9 +157,9 @@ def weights_hash(folder: Path) -> str:
 
 
 def find_models(names: list[str], weights: Path) -> list[Path]:
-    """Return the folders of the models named, or of all finished ones under `weights`."""
+    """Return the folders of the models named (see `modeling.named` too), or of all finished ones under `weights`."""
     if names:
-        return [next((place for place in (Path(name), weights / name) if place.is_dir()), Path(name)) for name in names]
+        return [find_model(name, weights) for name in names]
     found = sorted(
         path.parent
         for path in weights.rglob("model*.safetensors")
@@ -167,6 +168,12 @@ def find_models(names: list[str], weights: Path) -> list[Path]:
     if not found:
         raise UserError(f"weights_dir={weights} holds no trained model; train some with: python train_model.py")
     return list(dict.fromkeys(found))
+
+
+def find_model(name: str, weights: Path) -> Path:
+    """Return the folder of a model: that of its path, else its name under `weights`, else one known by its name."""
+    places = (place for place in (Path(name), weights / name) if place.is_dir())
+    return next(places, None) or named_folder(name) or Path(name)
 
 
 def load_with_tokenizer(folder: Path) -> tuple[DecoderForCausalLM, PreTrainedTokenizerFast]:

@@ -163,6 +163,9 @@ class DecoderConfig(PreTrainedConfig):
         others = sorted(name for name in fields if name not in _known_fields() and not name.startswith("_"))
         return fields | ({SET_BY_OTHERS: others} if others else {})
 
+    def _validate_longrope_rope_parameters(self, *_, **__) -> None:
+        """The library's own would warn: it takes whole heads to turn. `check_rope` knows how many numbers do."""
+
     def _check_windows(self) -> None:
         """Refuse windows that cannot be, and say of each layer whether it has one."""
         if self.sliding_window is None:

@@ -7,6 +7,7 @@ are interleaved, see `export.interleaved`, and the scale of latents is put into 
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,24 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from ..errors import UserError, reason_of
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
+from . import fused
 from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
-from .export import has_rotary_rows, has_scale, interleaved, native_config, stock_config, stock_of, with_scale
-from .shards import checked_shards, copy_shards, prediction_layers, rewrite
+from .export import (
+    has_rotary_rows,
+    has_scale,
+    has_stock_biases,
+    interleaved,
+    native_config,
+    stock_biases,
+    stock_config,
+    stock_of,
+    with_scale,
+)
+from .gguf_files import is_gguf, unpack_gguf
+from .nested import names_inside, text_decoder
+from .shards import checked_shards, copy_shards, exchange, prediction_layers, rewrite
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
@@ -76,6 +90,8 @@ def export_checkpoint(
             if turn:
                 rewrite(copy, has_rotary_rows, partial(interleaved, config=config))
             rewrite(copy, partial(has_scale, config=config), partial(with_scale, config=config))
+        if has_stock_biases(config):
+            exchange(copies, partial(stock_biases, config=config))
         save_around_weights(source, scratch, stock)
         if describe:
             describe(scratch)
@@ -83,25 +99,43 @@ def export_checkpoint(
 
 
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
-    """Write a stock Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 or DeepSeek-V3 (dense) checkpoint as a model of ours.
+    """Write a stock Llama, Mistral, Phi-3, Qwen2, Qwen3 or dense DeepSeek-V2/V3 checkpoint as a model of ours.
 
-    Layers that predict tokens further ahead (MTP) are left out, which is said: no logit of the decoder depends on them.
+    The source is the folder of a checkpoint, or a GGUF file. Of a model of more than text its text decoder is taken.
+    Layers that predict tokens further ahead (MTP) are left out: no logit of the decoder depends on them. Both are said.
     Arguments and errors are those of `export_checkpoint`; returns our config.
     """
     source, target = Path(source), Path(target)
+    if is_gguf(source):
+        with tempfile.TemporaryDirectory() as folder:
+            unpack_gguf(source, Path(folder))
+            return import_checkpoint(Path(folder), target, overwrite)
     stock = read_config(source)
     if isinstance(stock, DecoderConfig):
         raise UserError(f"model={source} is a model of ours already; nothing needs to be imported")
+    around, stock = stock, text_decoder(stock)
     config = native_config(stock)
     config.architectures = [DecoderForCausalLM.__name__]
     more = getattr(stock, "num_mtp_layers", 0)
     require(type(more) is int and 0 <= more <= MOST_LAYERS, f"num_mtp_layers={more} of {source} is no number of layers")
     left_out = prediction_layers(source, stock.num_hidden_layers, more)
-    shards = checked_shards(source, shapes_of(config), left_out)
+    expected, renamed = shapes_of(config), {}
+    if is_fused := stock.model_type in fused.MODELS:
+        expected = fused.fused_shapes(expected)
+    if stock is not around:
+        places, left_out = names_inside(source, list(expected))
+        expected = {places[name]: shape for name, shape in expected.items()}
+        renamed = {place: name for name, place in places.items()}
+        print(f"Only the text decoder ({stock.model_type}) of {around.model_type} is imported.")
+    shards = checked_shards(source, expected, left_out)
     with output_folder(target, source, overwrite) as scratch:
-        copy_shards(shards, scratch, left_out)
+        copies = copy_shards(shards, scratch, left_out)
+        if renamed:
+            exchange(copies, lambda weights: {renamed[name]: weight for name, weight in weights.items()})
+        if is_fused:
+            exchange(copies, partial(fused.taken_apart, config=config))
         save_around_weights(source, scratch, config)
-    if left_out:
+    if left_out and not renamed:
         print(
             f"left out: {', '.join(f'{layer}*' for layer in left_out)}; num_mtp_layers={more}, layers "
             "that predict tokens further ahead, which decoding here does not use"

@@ -26,17 +26,20 @@ SHARED_FIELDS = (
 )  # fmt: skip
 MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
-KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral")
+KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral", "phi3")
+WINDOWED = ("mistral", "phi3")  # in every layer, where they have a window
 TRANSLATED_FIELDS = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_interleave", "first_k_dense_replace")
 # what changes no logit of a dense model: training, speed, and experts that are not there
 WITHOUT_EFFECT = (
     "attention_dropout", "pretraining_tp", "num_mtp_layers", "output_router_logits", "moe_intermediate_size",
     "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group", "topk_method",
-    "norm_topk_prob", "routed_scaling_factor", "max_window_layers",
+    "norm_topk_prob", "routed_scaling_factor", "max_window_layers", "embd_pdrop", "resid_pdrop",
+    "original_max_position_embeddings",
 )  # fmt: skip
 # what the stock model of a mechanism is called where an option that is common to mechanisms makes it another
 WITH = {
     ("llama", "qk_norm"): "qwen3", ("llama", "attention_bias"): "qwen2", ("llama", "sliding_window"): "mistral",
+    ("deepseek_v3", "attention_bias"): "deepseek_v3",
 }  # fmt: skip
 # what transformers itself looks for in any config, declared or not
 OF_ANY_MODEL = {
@@ -67,6 +70,7 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
             "num_key_value_heads": config.num_attention_heads,
             "rope_interleave": config.rope_interleave,
             "first_k_dense_replace": config.num_hidden_layers,  # every layer dense, none of experts
+            "attention_bias": config.attention_bias,  # see `stock_biases`
             "num_mtp_layers": 0,
         }
     elif config.rope_interleave:
@@ -127,7 +131,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     stock, weights = AutoModelForCausalLM.from_config(stock_config(model.config)), model.state_dict()
     for name in filter(partial(has_scale, config=model.config), weights):
         weights[name] = with_scale(name, weights[name], model.config)
-    stock.load_state_dict(weights)
+    stock.load_state_dict(stock_biases(weights, model.config))
     return stock.to(device=model.device, dtype=model.dtype)
 
 
@@ -153,7 +157,7 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         return DecoderConfig(**values, attention_options=options)
     options = {"head_dim": getattr(stock, "head_dim", None), "num_key_value_heads": stock.num_key_value_heads}
     values |= {name: True for (_, name), family in WITH.items() if family == kind and name in COMMON}
-    values["sliding_window"] = stock.sliding_window if kind == "mistral" else None
+    values["sliding_window"] = stock.sliding_window if kind in WINDOWED else None
     return DecoderConfig(**values, attention=narrowest(stock, options, "llama"), attention_options=options)
 
 
@@ -187,7 +191,7 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
     known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT}
     declared = {f.name: f.default for f in fields(stock) if f.name in type(stock).__annotations__.keys() - known}
     heads = {"num_key_value_heads": stock.num_attention_heads} if stock.model_type in LATENT_MODELS else {}
-    window = {"sliding_window": stock.sliding_window} if stock.model_type == "mistral" else {}
+    window = {"sliding_window": stock.sliding_window} if stock.model_type in WINDOWED else {}
     for name, value in (declared | OF_ANY_MODEL | heads | window).items():
         found = getattr(stock, name, value)
         if name == "layer_types" and found is not None and set(found) == {"full_attention"}:
@@ -215,9 +219,39 @@ def with_scale(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.
     return weight * (config.hidden_size / weight.shape[0]) ** 0.5
 
 
+def has_stock_biases(config: DecoderConfig) -> bool:
+    """Return whether the stock model has biases in other places than ours, see `stock_biases`."""
+    return config.attention_bias and stock_of(config.attention) == "deepseek_v3"
+
+
+def stock_biases(weights: dict[str, torch.Tensor], config: DecoderConfig) -> dict[str, torch.Tensor]:
+    """Return weights with biases where DeepSeek-V3 has them: none of full queries, and one of the output, of zeros.
+
+    Args:
+        weights: of a model of ours, by name, or some of them.
+        config: of the model.
+
+    Raises:
+        UserError: full queries have a bias that is not zero, as of a converted Qwen2.
+    """
+    if not has_stock_biases(config):
+        return weights
+    moved = dict(weights)
+    for name, weight in weights.items():
+        if name.endswith("self_attn.q_proj.bias"):
+            if bool(weight.any()):
+                raise UserError(f"{name} is not zero, and no stock model with latents has it; it cannot be exported")
+            del moved[name]
+        elif name.endswith("self_attn.o_proj.weight"):
+            moved[name.replace(".weight", ".bias")] = torch.zeros(len(weight), dtype=weight.dtype)
+    return moved
+
+
 def has_rotary_rows(name: str) -> bool:
     """Return whether the last rows of every head of a weight of MLA, by its name, are turned by RoPE."""
-    return name.endswith(tuple(f"self_attn.{part}.weight" for part in ("q_proj", "q_b_proj", "kv_a_proj_with_mqa")))
+    module, _, kind = name.rpartition(".")
+    turned = tuple(f"self_attn.{part}" for part in ("q_proj", "q_b_proj", "kv_a_proj_with_mqa"))
+    return kind in ("weight", "bias") and module.endswith(turned)
 
 
 def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
@@ -227,7 +261,7 @@ def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch
 
     Args:
         name: of the weight, one that `has_rotary_rows`.
-        weight: `[H · (d_nope + d_R), in]`, or `[d_c + d_R, in]` of the shared key.
+        weight: `[H · (d_nope + d_R), in]`, or `[d_c + d_R, in]` of the shared key; biases without the last.
         config: of the model.
     """
     rotary = config.attention_options["qk_rope_head_dim"]

@@ -106,19 +106,42 @@ def copy_shards(shards: list[Path], target: Path, left_out: tuple[str, ...] = ()
             shutil.copyfile(shard, copy)
         else:
             _copy_some(shard, copy, kept[shard])
-    if count > 1:
-        size = sum(copy.stat().st_size - _header(copy)[1] for copy in copies)
-        places = {name: copy.name for copy in copies for name in shapes_in(copy)}
-        write_json(target / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+    write_index(copies)
     return copies
+
+
+def write_index(shards: list[Path]) -> None:
+    """Write the index of weight files that stand in one folder, where there are several."""
+    if len(shards) > 1:
+        size = sum(shard.stat().st_size - _header(shard)[1] for shard in shards)
+        places = {name: shard.name for shard in shards for name in shapes_in(shard)}
+        write_json(shards[0].parent / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def exchange(shards: list[Path], changed: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Put other weights, perhaps of other names, in the place of those in each file.
+
+    Args:
+        shards: the files of a folder.
+        changed: makes the new weights of a file, by name, of the old ones.
+    """
+    for shard in shards:
+        with safe_open(shard, "pt") as file:
+            weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        _save(changed(weights), shard, metadata)
+    write_index(shards)
 
 
 def _copy_some(shard: Path, copy: Path, names: list[str]) -> None:
     """Copy weights of a file, by their names."""
     with safe_open(shard, "pt") as file:
         weights, metadata = {name: file.get_tensor(name) for name in names}, file.metadata()
+    _save(weights, copy, metadata)
+
+
+def _save(weights: dict[str, torch.Tensor], path: Path, metadata: dict | None) -> None:
     try:
-        save_file(weights, copy, metadata)
+        save_file(weights, path, metadata)
     except SafetensorError as error:  # how it says that the disk is full
         raise OSError(reason_of(error)) from None
 

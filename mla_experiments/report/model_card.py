@@ -43,7 +43,7 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     run, rows = read_run(run_folder), known_rows(run_folder)
     imports = "import mla_experiments  # makes the model known to transformers\n"
-    name = run.get("attention") or attention_of(config)
+    name = run.get("attention") or attention_of(AutoConfig.from_pretrained(run_folder, trust_remote_code=False))
     native = config.model_type == "mla_experiments"
     data = ModelCardData(
         model_name=run_folder.resolve().name,

@@ -128,7 +128,7 @@ def test_what_cannot_be_is_named(given, said):
 
 @pytest.mark.parametrize(
     "given",
-    [{"output_gate": "head"}, {"qk_norm": True, "attention_bias": True}, {"attention": "mla", "attention_bias": True}],
+    [{"output_gate": "head"}, {"qk_norm": True, "attention_bias": True}, {"attention": "mla", "output_gate": "head"}],
 )
 def test_what_no_stock_model_has_is_not_exported(given):
     with pytest.raises(UserError, match="exists in no stock model; it cannot be exported"):

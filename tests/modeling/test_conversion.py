@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    CLIPVisionConfig,
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
     DeepseekV3Config,
@@ -21,6 +22,10 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Phi3Config,
+    Phi3ForCausalLM,
     set_seed,
 )
 
@@ -44,6 +49,10 @@ YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_ma
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 64,
     "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.5, 2.0, 3.0],
+    "long_factor": [2.0, 3.0, 4.0, 6.0], "original_max_position_embeddings": 256,
 }  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
 
@@ -133,6 +142,10 @@ def llama(**more):
     return LlamaForCausalLM(LlamaConfig(**{**SIZE, **more}))
 
 
+def phi3(**more):
+    return Phi3ForCausalLM(Phi3Config(**{**SIZE, "original_max_position_embeddings": 512, **more}))
+
+
 def deepseek_v2(**more):
     return DeepseekV2ForCausalLM(DeepseekV2Config(**{**SIZE, **LATENT, **more}))
 
@@ -162,6 +175,8 @@ IMPORTED = {
     "deepseek-v3, yarn, unequal": lambda: deepseek_v3(
         q_lora_rank=9, rope_parameters={**YARN, "mscale": 1.2, "mscale_all_dim": 0.8}
     ),
+    "phi-3": lambda: phi3(num_key_value_heads=2),
+    "phi-3, windows and longrope": lambda: phi3(sliding_window=17, rope_parameters=LONGROPE),
 }
 
 
@@ -279,6 +294,22 @@ def test_what_our_decoder_lacks_is_refused_by_name(tmp_path, make, said):
     with pytest.raises(UserError, match=said):
         import_checkpoint(tmp_path / "stock", tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+def test_the_text_decoder_of_a_model_that_sees_is_imported_and_that_is_said(tmp_path, capsys):
+    set_seed(5)
+    seeing = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    config = LlavaConfig(text_config=LlamaConfig(**SIZE), vision_config=seeing, image_token_index=319)
+    stock = LlavaForConditionalGeneration(config).eval()
+    stock.save_pretrained(tmp_path / "stock", max_shard_size="20KB")
+    import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    assert "Only the text decoder (llama) of llava is imported." in capsys.readouterr().out
+    tokens = torch.randint(0, 319, (1, 40))
+    with torch.inference_mode():
+        ours = load_model(tmp_path / "ours")(tokens).logits
+        torch.testing.assert_close(ours, stock(input_ids=tokens).logits, atol=1e-4, rtol=0)
 
 
 def rename_shards(folder):

@@ -1,0 +1,96 @@
+"""Convert a checkpoint of MHA or GQA to MLA and say what each step costs: `convert MODEL OUT --cache-bytes N`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .needs import STATISTICS, need
+from .parsing import ConversionArguments, parse
+from .saying import wrote
+
+POSITIVE = {"minimum": 1}
+
+
+@dataclass
+class ConvertArguments(ConversionArguments):
+    """What to convert to, and by which text."""
+
+    cache_bytes: int | None = field(
+        default=None,
+        metadata={"help": "a token may cache over all layers, in the model's dtype; or the next two"} | POSITIVE,
+    )
+    kv_lora_rank: int | None = field(default=None, metadata={"help": "numbers of the latent"} | POSITIVE)
+    qk_rope_head_dim: int | None = field(default=None, metadata={"help": "numbers of the rotary key"} | POSITIVE)
+    latent_norm: str = field(
+        default="constant",
+        metadata={"help": "constant: a channel that undoes the norm of stock DeepSeek-V3; none: only a model of ours"},
+    )
+    fit: bool = field(default=True, metadata={"help": "fit each layer along the converted model; false leaves it out"})
+    corpus: str = field(default="wiki-sample", metadata={"help": "text to calibrate on, as `data` takes it"})
+    held_out: str | None = field(
+        default=None, metadata={"help": "text to measure on; by default every fourth document of the corpus"}
+    )
+    text_column: str = field(default="text", metadata={"help": "column that holds the text of a table"})
+    calibration_tokens: int = field(default=8192, metadata={"help": "to calibrate on"} | POSITIVE)
+    held_out_tokens: int = field(
+        default=8192, metadata={"help": "to measure on, of the beginnings of documents", "minimum": 2}
+    )
+    sequence_length: int = field(default=512, metadata={"help": "of windows of text, in tokens", "minimum": 2})
+    curve: bool = field(default=False, metadata={"help": "measure six other sizes too, from the same statistics"})
+    heal_tokens: int = field(
+        default=0, metadata={"help": "to train the converted model on, beside a control; 0 leaves it out", "minimum": 0}
+    )
+    heal_learning_rate: float = field(default=1e-4, metadata={"help": "of healing, at its peak", "above": 0})
+    heal_distillation: float = field(
+        default=0.5, metadata={"help": "share of the loss that is the divergence from the original", "minimum": 0}
+    )
+    heal_batch: int = field(default=8, metadata={"help": "windows in a step of healing"} | POSITIVE)
+    weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
+
+
+def run(argv: list[str]) -> None:
+    """Run it."""
+    places = {
+        "MODEL": "a model, its name under WEIGHTS_DIR, smollm2-135m, or a checkpoint to import",
+        "OUT": "folder to write",
+    }
+    given, where = parse([ConvertArguments], argv, "convert", __doc__, positional=places)
+    need(*STATISTICS)
+    from ..conversion.healing import Healing
+    from ..conversion.job import Request, convert, heal, stands
+    from ..evaluation.results import find_model
+    from ..report.conversion_cost import write_conversion
+
+    overwrite, weights_dir = given.pop("overwrite"), Path(given.pop("weights_dir"))
+    source, target = find_model(where["MODEL"], weights_dir), Path(where["OUT"])
+    healing = Healing(*(given.pop(f"heal_{name}") for name in ("tokens", "learning_rate", "distillation", "batch")))
+    healing.check()
+    request = Request(**given)
+    if healing.tokens and not overwrite and stands(source, target, request):
+        print(f"{target} already holds this conversion.")
+    else:
+        config = convert(source, target, request, overwrite, Shown(), write_conversion)
+        options = config.attention_options
+        wrote(
+            target,
+            f"{config.attention}: latent {options['kv_lora_rank']}, rotary key {options['qk_rope_head_dim']}",
+            f"mla-experiments generate --model {target} --prompt TEXT",
+            say_next=not healing.tokens,
+        )
+    if healing.tokens:
+        healed, control = heal(source, target, request, healing, Shown())
+        wrote(healed, f"beside {control}", f"mla-experiments generate --model {healed} --prompt TEXT")
+
+
+class Shown:
+    """Prints a row for every step as it has been measured, beside the original's, which comes first."""
+
+    def __init__(self):
+        self.original = None
+
+    def __call__(self, one) -> None:
+        """Print it."""
+        from ..report.conversion_cost import row_of
+
+        self.original = self.original or one
+        row = row_of(one, self.original)
+        print("; ".join(f"{name} {value}" for name, value in row.items() if value), flush=True)

@@ -1,0 +1,73 @@
+"""GGUF files (llama.cpp's form of a checkpoint) as checkpoint folders, read by transformers with the `gguf` package.
+
+Weights come out in single precision, whatever they were quantised to, and the tokenizer comes from the same file.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.utils import logging
+
+from ..errors import Missing, UserError, reason_of
+from .shards import WEIGHTS
+
+SUFFIX = ".gguf"
+MAGIC = b"GGUF"
+
+
+def is_gguf(path: Path) -> bool:
+    """Return whether a path names a GGUF file."""
+    return path.suffix.lower() == SUFFIX and path.is_file()
+
+
+def gguf_config(path: Path) -> PreTrainedConfig:
+    """Return the stock config that a GGUF file describes.
+
+    Raises:
+        UserError: `gguf` is not installed, the file is damaged, or it is of a model that transformers cannot read.
+    """
+    return _read(path, AutoConfig.from_pretrained)
+
+
+def unpack_gguf(path: Path, folder: Path) -> None:
+    """Write a GGUF file as a stock checkpoint: config, weights in single precision, tokenizer.
+
+    Args:
+        path: of the file.
+        folder: an empty folder to write into.
+
+    Raises:
+        UserError: as `gguf_config`.
+    """
+    model = _read(path, AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
+    model.config.quantization_config = None  # what is written is quantised no longer
+    model.config.save_pretrained(folder)
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    _read(path, AutoTokenizer.from_pretrained).save_pretrained(folder)
+
+
+def _read(path: Path, reader: Callable, **options):
+    """Return what a reader of transformers makes of a file; its progress bars and reports are not shown."""
+    if importlib.util.find_spec("gguf") is None:
+        raise Missing("gguf", f"{path.name} is a GGUF file")
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise UserError(f"model={path} does not begin as a GGUF file does; fetch it again")
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        return reader(path.parent, gguf_file=path.name, trust_remote_code=False, **options)
+    except Exception as error:
+        raise UserError(f"model={path} cannot be read ({reason_of(error)}); fetch it again, or give another") from None
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

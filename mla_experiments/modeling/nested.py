@@ -1,0 +1,52 @@
+"""The text decoder inside a checkpoint of more: its config, and its weights, which bear a longer name there.
+
+A model that sees or hears keeps its decoder's config as `text_config`, and its weights as `language_model.model.*`,
+`model.language_model.*` or the like, which differs between models: where the embedding of tokens stands says which.
+"""
+
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from ..errors import UserError, reason_of
+from .shards import shapes_in, shard_paths
+
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+
+
+def text_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of the text decoder in a stock config, or the config itself where there is no other.
+
+    Tied embeddings and the dtype are as the config around it says.
+
+    Raises:
+        UserError: more decoders than one.
+    """
+    try:
+        text = config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise UserError(f"model_type={config.model_type} has no single text decoder ({reason_of(error)})") from None
+    if text is not config:
+        text.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", text.tie_word_embeddings))
+        text.dtype = text.dtype or config.dtype
+    return text
+
+
+def names_inside(folder: Path, names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return by which name a checkpoint keeps each weight of a decoder, and the names of all else that it holds.
+
+    Args:
+        folder: of the checkpoint.
+        names: of the decoder's weights, as where it stands alone.
+
+    Raises:
+        UserError: it has no embedding of tokens, or several.
+    """
+    stored = {name for shard in shard_paths(folder) for name in shapes_in(shard)}
+    found = sorted(name for name in stored if name.endswith(EMBEDDING))
+    if len(found) != 1:
+        raise UserError(f"model={folder} has {len(found)} weights named {EMBEDDING}, so no single text decoder")
+    prefix = found[0].removesuffix(EMBEDDING)
+    head = next((name for name in sorted(stored) if name.endswith(HEAD)), HEAD)
+    places = {name: head if name == HEAD else prefix + name.removeprefix("model.") for name in names}
+    return places, tuple(sorted(stored - set(places.values())))

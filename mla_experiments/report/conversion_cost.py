@@ -1,0 +1,115 @@
+"""What a conversion costs: rows of a table, the figure of loss against cache, and the card of the converted model."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..conversion.job import Measured
+from ..markdown import escaped, table
+from ..study.statistics import CONFIDENCE, LEAST_DOCUMENTS, contributions, spread_of
+from .figures import STYLES, new_figure, save
+from .model_card import write_model_card
+
+TAIL = (1 - CONFIDENCE) / 2
+FIGURE = "loss-against-cache.png"
+
+
+def row_of(one: Measured, original: Measured) -> dict[str, str]:
+    """Return a row of the table: a step or a size beside the original, with intervals over documents.
+
+    Args:
+        one: what was measured.
+        original: the same of the original, on the same documents.
+    """
+    now, before = one.distance, original.distance
+    more = with_interval(now.nats - before.nats, now.bytes, scale=1.0)
+    apart = with_interval(now.divergence, now.tokens, scale=np.log(2))
+    return {
+        "step": one.step,
+        "numbers a token and layer": f"{one.numbers:,}" + (f" ({one.rotary} rotary)" if one.rotary else ""),
+        "perplexity": f"{now.perplexity:.2f}",
+        "of the original's": f"{now.perplexity / before.perplexity:.3f}",
+        "bits/byte": f"{now.bits_per_byte:.4f}",
+        "more bits/byte": "" if one is original else more,
+        "KL, nats a token": "" if one is original else apart,
+    }
+
+
+def with_interval(sums: np.ndarray, sizes: np.ndarray, scale: float) -> str:
+    """Return Σ sums / Σ sizes in bits, times `scale`, and ± of its 95 % interval, if documents suffice."""
+    mean = float(sums.sum() / sizes.sum() / np.log(2)) * scale
+    if len(sums) < LEAST_DOCUMENTS:
+        return f"{mean:.4f}"
+    spread = spread_of(contributions(sums[None], sizes)[0])
+    return f"{mean:.4f} ± {spread.reach(TAIL) * scale:.4f}"
+
+
+def cost_table(measured: Iterable[Measured], original: Measured) -> str:
+    """Return what was measured as a Markdown table."""
+    return table([row_of(one, original) for one in measured])
+
+
+def draw_loss_against_cache(curve: list[Measured], steps: list[Measured], path: Path) -> Path:
+    """Draw by how much held-out text becomes less likely as the cache shrinks; what was written is a point of its own.
+
+    Args:
+        curve: sizes, by closed forms alone.
+        steps: of the model that was written, the original first.
+        path: of the PNG.
+    """
+    original, written = steps[0], steps[-1]
+    points = sorted([original, *curve], key=lambda one: one.numbers)
+    figure = new_figure()
+    axes = figure.add_subplot()
+    axes.errorbar(
+        [one.numbers for one in points],
+        [one.distance.bits_per_byte for one in points],
+        yerr=[reach(one, original) for one in points],
+        label="closed forms",
+        markersize=4,
+        capsize=2,
+        **STYLES[1],
+    )
+    mark = {**STYLES[2], "linestyle": ""}
+    axes.plot([written.numbers], [written.distance.bits_per_byte], label=f"written: {written.step}", **mark)
+    axes.axhline(original.distance.bits_per_byte, color="0.6", linewidth=0.8)
+    axes.set(xlabel="numbers cached a token and layer", ylabel="bits per byte of held-out text")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return save(figure, path)
+
+
+def reach(one: Measured, original: Measured) -> float:
+    """Return the half-width of the interval of the difference from the original; 0 for few documents."""
+    difference = one.distance.nats - original.distance.nats
+    if len(difference) < LEAST_DOCUMENTS:
+        return 0.0
+    return spread_of(contributions(difference[None], one.distance.bytes)[0]).reach(TAIL)
+
+
+def write_conversion(folder: Path, steps: list[Measured], curve: list[Measured], record: dict) -> None:
+    """Write table, figure and model card into the folder of a converted model."""
+    text = about(steps, curve, record)
+    if curve:
+        draw_loss_against_cache(curve, steps, folder / FIGURE)
+        text += f"\n\n![Loss against cache]({FIGURE})"
+    card = write_model_card(folder)
+    card.write_text(f"{card.read_text(encoding='utf-8')}\n{text}\n", encoding="utf-8")
+
+
+def about(steps: list[Measured], curve: list[Measured], record: dict) -> str:
+    """Return the part of the card on the conversion."""
+    calibration, held_out = record["calibration"], record["held_out"]
+    parts = [
+        "## Conversion",
+        f"Converted from {escaped(record['original']['name'])} (weights {record['original']['sha256'][:12]}). "
+        f"Calibrated on {calibration['tokens']:,} tokens of {escaped(calibration['corpus'])} "
+        f"({calibration['sha256'][:12]}), measured on {held_out['documents']} documents of "
+        f"{escaped(held_out['corpus'])} ({held_out['sha256'][:12]}), of which no passage "
+        "is in the calibration text. Intervals are of 95 %, over documents.",
+        cost_table(steps, steps[0]),
+    ]
+    if curve:
+        parts += ["Other sizes, by closed forms alone:", cost_table(curve, steps[0])]
+    return "\n\n".join(parts)

@@ -10,6 +10,7 @@ OPTIONAL = {  # package to import: the package to install, and what it is for
     "scipy": ("scipy", "study, report, compare"),
     "plotly": ("plotly", "report"),
     "lm_eval": ("lm-eval", "eval --tasks"),
+    "gguf": ("gguf", "export --to gguf, import FILE.gguf"),
     "ray": ("ray", "study --executor ray"),
     "triton": ("triton", "MLA's decoding on GPUs"),
     "flash_mla": ("flash_mla", "MLA's decoding on Hopper GPUs"),

@@ -47,12 +47,15 @@ def run(argv: list[str]) -> None:
 def to_checkpoint(source: Path, target: str, given: dict) -> None:
     """Write a stock checkpoint, with a model card."""
     from ..modeling.conversion import export_checkpoint
+    from ..modeling.stock.clients import serving
     from ..report import write_model_card
 
     stock = export_checkpoint(
         source, target, given["overwrite"], lambda folder: write_model_card(folder, source, target)
     )
     wrote(target, f"{stock.architectures[0]}, with a model card", f"hf upload NAME {target}")
+    for client, how in serving(stock).items():
+        print(f"{client} serves it {how}.")
 
 
 def to_gguf(source: Path, target: str, given: dict) -> None:

@@ -21,7 +21,7 @@ def test_help_lists_the_commands_and_each_lists_its_flags(capsys):
 
 @pytest.mark.parametrize("what", MEASUREMENTS)
 def test_every_measurement_explains_its_flags(capsys, what):
-    assert "--rounds" in help_of(capsys, "bench", what) or what in ("cache", "packing", "conversion")
+    assert "--rounds" in help_of(capsys, "bench", what) or what in ("cache", "packing", "conversion", "all")
 
 
 def help_of(capsys, *argv):

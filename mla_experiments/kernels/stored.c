@@ -5,21 +5,10 @@
    2018, algorithm 3), and the context is cut into splits (Dao et al. 2023, Flash-Decoding). pack() writes what unpack()
    reads. */
 
-#include "vectors.h"
+#include "stored.h"
 
 #include <omp.h>
 #include <stdlib.h>
-
-enum { BLOCK = 64 }; /* tokens, a multiple of LANES */
-
-typedef struct {
-    int64_t batch, groups, rows, num_new, context, splits, threads, shared; /* rows of a group; shared: values are the
-                                                                               first numbers of keys */
-    int64_t key_batch, key_group, key_token, value_batch, value_group, value_token; /* in bytes */
-    int64_t mask_batch, mask_new;
-    float scale;
-    form key, value;
-} stored_shape; /* row r of a group is new token r % num_new */
 
 #ifdef __AVX512F__
 static const bits NUMBERED = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

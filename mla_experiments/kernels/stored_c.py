@@ -1,4 +1,7 @@
-"""`stored.c` as an operator of PyTorch: attention over what a cache keeps, as it lies, and its packing, on CPUs."""
+"""`stored.c` and `octets.c` as an operator of PyTorch: attention over what a cache keeps, as it lies, on CPUs.
+
+And the packing of it. Which code serves depends on how many query rows share a key, and on what the processor has.
+"""
 
 import ctypes
 import math
@@ -12,7 +15,8 @@ from .compiling import CannotCompile, library
 from .plain import NOT_PLAIN, is_plain
 from .stored import MOST_PARTS, Form, Stored
 
-NAME = "stored"
+NAME, OF_OCTETS = "stored", "octets"
+WIDEST_PART = 512  # numbers of 8 bits: of more, a sum of products of 16 bits could leave 32
 
 
 class Shape(ctypes.Structure):
@@ -73,11 +77,26 @@ def attend(
     return torch.ops.mla_experiments.attend_stored(query, key.rows, values, *parts, value_width, mask, scale)
 
 
+def reads_pairs(key: Stored, value: Stored, width: int, value_width: int) -> bool:
+    """Return whether `octets.c` serves rows of 8 bits, and is quicker than what computes in single precision."""
+    served = bool(key.parts and value.parts) and key.width == width and value_width <= value.parts[0]
+    even = all(part % 2 == 0 and part <= WIDEST_PART for part in key.parts)
+    return served and even and pairs_pay()
+
+
+def pairs_pay() -> bool:
+    """Return whether this processor multiplies pairs of 16-bit numbers, and adds, in one instruction."""
+    found = library(OF_OCTETS)
+    return not isinstance(found, CannotCompile) and bool(found.pairs_pay())
+
+
 def _attend(query, key_rows, value_rows, key_parts, value_parts, value_width, mask, scale):
     key = Stored(key_rows, tuple(key_parts), query.dtype)
     value = key if value_rows is None else Stored(value_rows, tuple(value_parts), query.dtype)
     (batch, num_heads, num_new, width), (_, groups, context, _) = query.shape, key.shape
-    if groups == 1 and shared_keys.fills_lanes(num_heads * num_new):
+    many = shared_keys.fills_lanes(num_heads // groups * num_new)
+    in_pairs = many and reads_pairs(key, value, width, value_width)
+    if many and groups == 1 and not in_pairs:
         of_values = None if value_rows is None else value
         return shared_keys.attend_kept(query, key, of_values, 1, (width, 0, value_width), mask, scale)
     lanes, threads = library(NAME).stored_lanes(), torch.get_num_threads()
@@ -96,7 +115,8 @@ def _attend(query, key_rows, value_rows, key_parts, value_parts, value_width, ma
     output = torch.empty(batch, num_heads, num_new, value_width)
     pointers = (rows, key.rows, value.rows, mask, output)
     read = [ctypes.c_void_p(None if one is None else one.data_ptr()) for one in pointers]
-    if library(NAME).attend_stored(ctypes.byref(shape), *read):
+    code = library(OF_OCTETS).attend_octets if in_pairs else library(NAME).attend_stored
+    if code(ctypes.byref(shape), *read):
         raise MemoryError(f"no memory for attention over {context} tokens")
     return output
 

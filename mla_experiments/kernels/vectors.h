@@ -17,6 +17,7 @@ enum { LANES = 8 };
 typedef float rows __attribute__((vector_size(4 * LANES)));
 typedef float rows_anywhere __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t bits __attribute__((vector_size(4 * LANES)));
+typedef int32_t bits_anywhere __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
 static inline rows larger(rows a, rows b) { /* b where a is NaN */
@@ -81,17 +82,19 @@ static inline float from_brain(uint16_t number) {
     return single;
 }
 
-static inline rows from_octets(const int8_t *from) { /* which compilers do a number at a time, if left to it */
+static inline bits wide_octets(const int8_t *from) { /* which compilers do a number at a time, if left to it */
 #if defined(__AVX512F__)
-    return (rows)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+    return (bits)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
 #elif defined(__AVX2__)
-    return (rows)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+    return (bits)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
 #else
-    rows numbers;
+    bits numbers;
     for (int i = 0; i < LANES; i++) numbers[i] = from[i];
     return numbers;
 #endif
 }
+
+static inline rows from_octets(const int8_t *from) { return __builtin_convertvector(wide_octets(from), rows); }
 
 static inline void unpack_part(const int8_t *from, int64_t begin, int64_t end, float scale, float *to) {
     int64_t i = begin;
@@ -153,7 +156,7 @@ SPECIALISED void unpack_kind(int64_t kind, int64_t vectors, const char *from, in
 }
 
 /* count rows that lie step bytes apart, to rows that lie padded widths apart */
-static void unpack_rows(const form *f, const char *from, int64_t step, int64_t count, float *to) {
+static inline void unpack_rows(const form *f, const char *from, int64_t step, int64_t count, float *to) {
     int64_t vectors = (f->width + LANES - 1) / LANES;
     if (f->width % LANES || (f->kind == OCTETS && (f->parts > 1 || f->width != f->ends[0])))
         for (int64_t t = 0; t < count; t++) unpack(f, from + t * step, to + t * vectors * LANES);

@@ -13,6 +13,7 @@ from mla_experiments.kernels import attend, attend_latents, attend_parts, latent
 from mla_experiments.kernels.compiling import compiled
 from mla_experiments.kernels.stored import STORED, Stored, packed, packed_width, unpacked
 
+IN_PAIRS = 2e-3  # queries and weights of 16 bits, for scores of up to some tens
 in_c = pytest.mark.skipif(stored_c.why_not_here() is not None, reason=f"in C: {stored_c.why_not_here()}")
 
 
@@ -71,8 +72,10 @@ def test_c_packs_as_pytorch_does(parts):
     assert not into[:, :, :4].any() and not into[:, :, 15:].any()
 
 
-def check(kind, batch, groups, shared, new, context, width, value_width, parts=None, same=False):
-    """Hold attention in C to the formula over what PyTorch unpacks."""
+def check(kind, batch, groups, shared, new, context, width, value_width, parts=None, same=False, bound=1e-5):
+    """Hold attention in C to the formula over what PyTorch unpacks; queries of 16 bits are within `IN_PAIRS`."""
+    if kind == "int8" and stored_c.pairs_pay():
+        bound = IN_PAIRS
     query, x = torch.randn(batch, groups * shared, new, width), torch.randn(batch, groups, context, width)
     key = stored(x, kind, parts)
     value = None if same else stored(torch.randn(batch, groups, context, value_width), kind)
@@ -82,7 +85,34 @@ def check(kind, batch, groups, shared, new, context, width, value_width, parts=N
     for seen in (None, mask, mask[:1]):
         output = stored_c.attend(query, key, value, value_width, seen, 0.3)
         expected = formula(query, key.plain(), plain, seen, 0.3)
-        torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output.double(), expected, atol=bound, rtol=bound)
+
+
+@pytest.fixture(params=[False, True], ids=["single", "pairs"])
+def pairs(request, monkeypatch):
+    """Rows of 8 bits read in single precision, and in pairs of 16 bits, whatever this processor has."""
+    monkeypatch.setattr(stored_c, "pairs_pay", lambda: request.param)
+
+
+@in_c
+@pytest.mark.parametrize("parts", [(32, 8), (2, 6), (64,), (512, 64)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_rows_read_octets_in_single_precision_and_in_pairs_of_16_bits(pairs, parts, threads):
+    torch.set_num_threads(threads)
+    for groups, shared, new, context in ((1, 16, 1, 301), (2, 33, 2, 64), (1, 128, 1, 1)):
+        for same, value_width in ((True, parts[0]), (True, 1), (False, 24), (False, 13)):
+            check("int8", 2, groups, shared, new, context, sum(parts), value_width, parts, same, bound=1e-4)
+    torch.set_num_threads(1)
+
+
+@in_c
+def test_nan_in_a_scale_is_not_hidden(pairs):
+    query, x = torch.randn(1, 16, 1, 8), torch.randn(1, 1, 100, 8)
+    broken = x.clone()
+    broken[0, 0, 77, 3] = torch.nan
+    for key, value in ((x, broken), (broken, x), (broken, None)):
+        kept = [None if one is None else stored(one, "int8") for one in (key, value)]
+        assert stored_c.attend(query, *kept, 8, None, 1.0).isnan().all()
 
 
 @in_c
@@ -104,13 +134,16 @@ def test_c_reads_keys_and_values_as_they_lie(kind, batch, groups, shared, new, c
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names a processor of another kind")
 @pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
 def test_processors_with_less_get_the_same_answer(monkeypatch, tmp_path, march):
+    libraries = {name: compiled(name, march, tmp_path) for name in ("stored", "octets", "shared_keys")}
     for module in (stored_c, shared_keys):
-        library = compiled(module.NAME, march, tmp_path)
-        monkeypatch.setattr(module, "library", lambda _, library=library: library)
-        assert getattr(library, "lanes" if module is shared_keys else "stored_lanes")() == 8
+        monkeypatch.setattr(module, "library", libraries.get)
+    assert libraries["stored"].stored_lanes() == libraries["shared_keys"].lanes() == 8
+    assert not stored_c.pairs_pay()
     for kind in STORED:
         check(kind, 2, 3, 1, 2, 133, 40, 24)
         check(kind, 2, 1, 16, 1, 133, 40, 24, (24, 16), True)
+    monkeypatch.setattr(stored_c, "pairs_pay", lambda: True)
+    check("int8", 2, 1, 16, 1, 133, 40, 24, (24, 16), True)
 
 
 @in_c
@@ -123,7 +156,8 @@ def test_latents_and_parts_are_read_as_they_lie(kind):
         whole = attend_latents(queries[0], kept, 48, None, 0.2)
     assert any(event.name == "mla_experiments::attend_stored" for event in profile.events())
     expected = formula(queries[0], plain.unsqueeze(1), plain.unsqueeze(1)[..., :48], None, 0.2)
-    torch.testing.assert_close(whole.double(), expected, atol=1e-5, rtol=1e-5)
+    bound = IN_PAIRS if kind == "int8" else 1e-5
+    torch.testing.assert_close(whole.double(), expected, atol=bound, rtol=bound)
     found = attend_parts(queries[1], kept, 24, None, 0.2)
     torch.testing.assert_close(found, attend_parts(queries[1], plain, 24, None, 0.2), atol=1e-5, rtol=1e-5)
 

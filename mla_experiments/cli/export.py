@@ -3,6 +3,7 @@
 `--to gguf` writes one file for llama.cpp in its place.
 """
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,12 @@ class ExportArguments(ConversionArguments):
     type: str | None = field(
         default=None, metadata={"help": "of the matrices in a GGUF file: f32, f16 (where nothing is said), bf16, q8_0"}
     )
+    widths: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "of MLA's latent and rotary key, wider and with the same logits: 512 64 for vLLM's MLA kernel"
+        },
+    )
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
 
 
@@ -38,6 +45,8 @@ def run(argv: list[str]) -> None:
         )
     if given["to"] == "hf" and given["type"] is not None:
         raise UserError(f"type={given['type']} is for --to gguf; a checkpoint keeps the dtype of the model")
+    if given["widths"] and (given["to"] == "gguf" or len(given["widths"]) != 2):
+        raise UserError(f"widths={given['widths']} must be two, of latent and rotary key, and are for --to hf alone")
     from ..evaluation import find_models
 
     (source,) = find_models([where["RUN"]], Path(given["weights_dir"]))
@@ -48,11 +57,20 @@ def to_checkpoint(source: Path, target: str, given: dict) -> None:
     """Write a stock checkpoint, with a model card."""
     from ..modeling.conversion import export_checkpoint
     from ..modeling.stock.clients import serving
+    from ..modeling.stock.widths import widen
     from ..report import write_model_card
+    from ..run_files import check_files, check_finished
 
-    stock = export_checkpoint(
-        source, target, given["overwrite"], lambda folder: write_model_card(folder, source, target)
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        model = source
+        if given["widths"]:
+            check_finished(source)
+            check_files(source, "*")
+            model = Path(scratch)
+            widen(source, model, *given["widths"])
+        stock = export_checkpoint(
+            model, target, given["overwrite"], lambda folder: write_model_card(folder, source, target)
+        )
     wrote(target, f"{stock.architectures[0]}, with a model card", f"hf upload NAME {target}")
     for client, how in serving(stock).items():
         print(f"{client} serves it {how}.")

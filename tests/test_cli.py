@@ -48,7 +48,7 @@ def test_what_to_run_next_fits_how_one_came(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", MEASUREMENTS)
 def test_every_measurement_explains_its_flags(capsys, what):
-    assert "--rounds" in help_of(capsys, "bench", what) or what in ("cache", "packing", "conversion")
+    assert "--rounds" in help_of(capsys, "bench", what) or what in ("cache", "packing", "conversion", "all")
 
 
 def help_of(capsys, *argv):

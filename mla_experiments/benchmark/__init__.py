@@ -7,6 +7,6 @@ which columns of the rows are its axes, lines and panels (see `report.figures.dr
 MEASUREMENTS = {  # what is measured, as the command line calls it, and the file that measures it
     "training": "training", "prefill": "prefill", "decode": "decode", "generation": "generation_time", "core": "core",
     "crossover": "crossover", "cache": "cache_size", "packing": "preparation", "drawing": "drawing",
-    "conversion": "conversion_memory",
-    "prediction": "prediction", "parallel": "parallel", "load": "load",
+    "conversion": "conversion_memory", "prediction": "prediction", "parallel": "parallel", "load": "load",
+    "all": "everything",
 }  # fmt: skip

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from ..allocator import keep_freed_memory
 from ..kernels import latent
-from ..modeling import DecoderForCausalLM
+from ..modeling import DecoderForCausalLM, set_cache_dtype
 from ..modeling.attention import Attention, set_decode_mode
 from ..modeling.attention.checks import require
 from ..modeling.cache import growing
@@ -20,6 +20,7 @@ from ..modeling.cache_name import by_name, cache_of
 from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
 from .training import MECHANISMS, contestants
 
+SOME_TOKENS = 1024
 FIGURE = {"x": "context", "y": "ms", "line": "model", "panel": "batch"}
 
 
@@ -32,6 +33,7 @@ class Arguments:
     batch_sizes: list[int] = flag([1, 8], "sequences decoded together")
     modes: list[str] = flag(["auto"], "how those decode that know several ways: auto, absorb, expand, full")
     budget_gib: float = flag(16.0, "leave out a context whose caches of all contestants together are larger")
+    cache_dtypes: list[str] = flag([], "in which ours keep their caches: f32, bf16, f16, int8; by default their own")
     backend: str | None = flag(None, "of MLA's decoding (`mla-experiments kernels`)")
     rounds: int = flag(9, "timed turns of each contestant, after two to warm up")
 
@@ -53,7 +55,7 @@ def measure(given: Arguments) -> list[dict]:
     rows = []
     for batch in given.batch_sizes:
         for context in given.contexts:
-            steps = prepared(models, given.modes, batch, context, given.budget_gib)
+            steps = prepared(models, given.modes, batch, context, given.budget_gib, given.cache_dtypes)
             flops = {name: flops_of(step) for name, (step, _) in steps.items()}
             seconds = interleaved({name: step for name, (step, _) in steps.items()}, given.rounds)
             for name, times in seconds.items():
@@ -65,19 +67,35 @@ def measure(given: Arguments) -> list[dict]:
 
 
 def prepared(
-    models: dict[str, torch.nn.Module], modes: list[str], batch: int, context: int, budget_gib: float
+    models: dict[str, torch.nn.Module],
+    modes: list[str],
+    batch: int,
+    context: int,
+    budget_gib: float,
+    cache_dtypes: list[str],
 ) -> dict[str, tuple[Callable, int]]:
     """Return every contestant's step and the bytes of its cache; none if the caches together break the budget."""
-    entries = [(name, mode) for name in models for mode in modes_of(models[name], modes)]
-    needed = sum(batch * context * bytes_per_token(models[name], mode) for name, mode in entries)
+    entries = [
+        (name, mode, dtype)
+        for name in models
+        for mode in modes_of(models[name], modes)
+        for dtype in dtypes_of(models[name], cache_dtypes)
+    ]
+    needed = sum(batch * context * bytes_per_token(models[name], mode, dtype) for name, mode, dtype in entries)
     if needed > budget_gib * 2**30:
         print(f"batch {batch}, context {context} left out: {needed / 2**30:.1f} GiB of caches; see --budget-gib")
         return {}
     steps = {}
-    for name, mode in entries:
-        step, cache = decode_step(models[name], batch, context, mode)
-        steps[name if mode is None else f"{name}: {mode}"] = (step, cache_bytes(cache))
+    for name, mode, dtype in entries:
+        step, cache = decode_step(models[name], batch, context, mode, dtype)
+        how = ", ".join(filter(None, (mode, dtype and f"cache {dtype}")))
+        steps[f"{name}: {how}" if how else name] = (step, cache_bytes(cache))
     return steps
+
+
+def dtypes_of(model: torch.nn.Module, asked: list[str]) -> list[str | None]:
+    """Return in what a model's caches are kept; transformers' own models have no choice."""
+    return asked if asked and isinstance(model, DecoderForCausalLM) else [None]
 
 
 def modes_of(model: torch.nn.Module, asked: list[str]) -> list[str | None]:
@@ -87,20 +105,26 @@ def modes_of(model: torch.nn.Module, asked: list[str]) -> list[str | None]:
     return [mode for mode in asked if mode in known] if len(known) > 1 else [None]
 
 
-def decode_step(
-    model: torch.nn.Module, batch: int, context: int, mode: str | None = None
-) -> tuple[Callable, DynamicCache]:
-    """Return a function that decodes one token a sequence from a filled cache and takes it back, and that cache."""
+def choose(model: torch.nn.Module, mode: str | None, cache_dtype: str | None) -> None:
+    """Have one of our models attend in a mode, and keep its caches in a dtype."""
     if mode:
         set_decode_mode(model, mode)
+    if isinstance(model, DecoderForCausalLM):
+        set_cache_dtype(model, cache_dtype)
+
+
+def decode_step(
+    model: torch.nn.Module, batch: int, context: int, mode: str | None = None, cache_dtype: str | None = None
+) -> tuple[Callable, DynamicCache]:
+    """Return a function that decodes one token a sequence from a filled cache and takes it back, and that cache."""
+    choose(model, mode, cache_dtype)
     cache = filled_cache(model, batch, context)
     tokens = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
     model.eval()
 
     @torch.inference_mode()
     def step():
-        if mode:
-            set_decode_mode(model, mode)
+        choose(model, mode, cache_dtype)
         model(tokens, **by_name(cache), use_cache=True, logits_to_keep=1)
         cache.crop(-1)
 
@@ -112,7 +136,9 @@ def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCac
     """Return a cache of random numbers in the shapes that the model itself caches."""
     cache = DynamicCache(config=model.config)
     if isinstance(model, DecoderForCausalLM):
-        cache = growing(cache)
+        cache = growing(cache, model.model.cache_dtype, model.config.num_hidden_layers)
+        if model.model.cache_dtype:
+            return filled_with(cache, probe_cache(model), batch, context)
     for index, parts in enumerate(probe(model)):
         cache.update(*(part[:, :, :1].expand(batch, -1, context, -1) for part in parts), index)
         cache.layers[index].keys.normal_()
@@ -123,14 +149,29 @@ def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCac
 @torch.inference_mode()
 def probe(model: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return what every layer caches of one token."""
-    cache = cache_of(model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True))
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    return [(layer.keys, layer.values) for layer in probe_cache(model).layers]
 
 
-def bytes_per_token(model: torch.nn.Module, mode: str | None = None) -> int:
+@torch.inference_mode()
+def probe_cache(model: torch.nn.Module) -> DynamicCache:
+    """Return a cache of one token."""
+    return cache_of(model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True))
+
+
+def filled_with(cache: DynamicCache, one: DynamicCache, batch: int, context: int) -> DynamicCache:
+    """Fill a cache in fewer bits with random numbers, some tokens at a time; `one` is the same of one token."""
+    for layer, shown in zip(cache.layers, one.layers, strict=True):
+        shapes = [part.shape for part in shown.kept()]
+        for begin in range(0, context, SOME_TOKENS):
+            count = min(SOME_TOKENS, context - begin)
+            new = (torch.randn(batch, shape[1], count, shape[3], device=shown.keys.device) for shape in shapes)
+            layer.update(*new, parts=shown.parts[0], as_kept=True)
+    return cache
+
+
+def bytes_per_token(model: torch.nn.Module, mode: str | None = None, cache_dtype: str | None = None) -> int:
     """Return what one token takes in the cache."""
-    if mode:
-        set_decode_mode(model, mode)
+    choose(model, mode, cache_dtype)
     return sum(part.nbytes for layer in probe(model) for part in layer)
 
 

@@ -38,7 +38,7 @@ def measure(given: Arguments) -> list[dict]:
 
 def prefill(model: torch.nn.Module, length: int):
     """Return a function that runs a prompt of random tokens through the model."""
-    prompt = torch.randint(0, model.config.vocab_size, (1, length))
+    prompt = torch.randint(0, model.config.vocab_size, (1, length), device=model.device)
     model.eval()
 
     @torch.inference_mode()

@@ -18,6 +18,9 @@ class GenerationArguments:
     backend: str | None = field(
         default=None, metadata={"help": "of MLA's decoding (`mla-experiments kernels`); by default the fastest"}
     )
+    cache_dtype: str | None = field(
+        default=None, metadata={"help": "in which the cache is kept: f32, bf16, f16, int8; by default the model's own"}
+    )
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
 
 

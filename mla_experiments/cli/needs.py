@@ -10,7 +10,7 @@ OPTIONAL = {  # package to import: the package to install, and what it is for
     "scipy": ("scipy", "study, report, compare, convert"),
     "plotly": ("plotly", "report"),
     "lm_eval": ("lm-eval", "eval --tasks"),
-    "gguf": ("gguf", "GGUF files, smollm2-135m among them"),
+    "gguf": ("gguf", "export --to gguf, GGUF files, smollm2-135m among them"),
     "ray": ("ray", "study --executor ray"),
     "triton": ("triton", "MLA's decoding on GPUs"),
     "flash_mla": ("flash_mla", "MLA's decoding on Hopper GPUs"),

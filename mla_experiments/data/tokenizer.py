@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import UserError, reason_of
+from ..every_reader import tokenizer_for_every_reader
 from ..manifest import MANIFEST, file_hash, is_current, new_folder, read_manifest, read_whole
 from ..run_files import check_files
 from ..vocabulary import AUTO, USUAL
@@ -61,6 +62,7 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int | str =
     with new_folder(folder, request) as (scratch, manifest):
         try:
             as_transformers_tokenizer(tokenizer).save_pretrained(scratch)
+            tokenizer_for_every_reader(scratch)
         except Exception as error:
             if type(error) is not Exception:  # which is what tokenizers raises where it cannot write
                 raise

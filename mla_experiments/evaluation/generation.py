@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast, TextStreamer, set_seed
 from ..data import beginning_of_text, whole_text
 from ..errors import UserError
 from ..kernels.latent import force_backend
-from ..modeling import DecoderForCausalLM
+from ..modeling import DecoderForCausalLM, set_cache_dtype
 from .results import find_models, load_with_tokenizer
 
 COLDEST = 1e-6  # what logits are divided by without becoming infinite
@@ -34,6 +34,7 @@ def print_continuation(
     top_k: int,
     seed: int,
     backend: str | None,
+    cache_dtype: str | None,
     weights_dir: str,
 ) -> None:
     """Print the prompt and its continuation, token by token as they are made.
@@ -46,16 +47,18 @@ def print_continuation(
         top_k: sample among so many likeliest tokens.
         seed: of the sampling.
         backend: of MLA's decoding; None for the fastest.
+        cache_dtype: in which the cache is kept, see `modeling.set_cache_dtype`; None for the model's own.
         weights_dir: holds the trained models.
 
     Raises:
         UserError: a prompt that is no Unicode text, no such model, prompt and continuation beyond its context, a
-            backend that cannot run here, or a temperature next to 0.
+            backend that cannot run here, an unknown cache_dtype, or a temperature next to 0.
     """
     whole_text(prompt, "prompt")
     force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
     decoder, tokenizer = load_with_tokenizer(folder)
+    set_cache_dtype(decoder, cache_dtype)
     streamer = AfterPrompt(tokenizer, skip_prompt=True, skip_special_tokens=True)
     streamer.prompt = prompt
     continuation(decoder, tokenizer, prompt, max_new_tokens, temperature, top_k, seed, streamer)

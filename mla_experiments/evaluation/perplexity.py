@@ -145,10 +145,15 @@ def batches(all_windows: list, batch_tokens: int) -> Iterator[list]:
 
 @torch.inference_mode()
 def window_losses(model: DecoderForCausalLM, batch: list) -> list[float]:
-    """Return the summed loss of every window in nats; windows are padded at the end, where nothing looks."""
+    """Return the summed loss of every window in nats; windows are padded at the end, where nothing looks.
+
+    A model that was told to keep caches in fewer bits reads all keys and values as decoding would, see
+    `modeling.set_cache_dtype`.
+    """
     longest = len(batch[0][1])
     inputs = torch.tensor([inputs + [0] * (longest - len(inputs)) for _, inputs, _ in batch], device=model.device)
     labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for *_, labels in batch], device=model.device)
-    logits = model(inputs, use_cache=False).logits  # [B, T, vocabulary]
+    through_cache = model.model.cache_dtype is not None
+    logits = model(inputs, use_cache=through_cache).logits  # [B, T, vocabulary]
     losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(labels.shape).double().sum(dim=1).tolist()

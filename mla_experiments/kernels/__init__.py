@@ -7,5 +7,16 @@ from .linear import project
 from .norm import normalise
 from .parted import attend_parts
 from .plain import weight_of
+from .stored import Stored, plain
 
-__all__ = ["attend", "attend_factors", "attend_latents", "attend_parts", "normalise", "project", "weight_of"]
+__all__ = [
+    "Stored",
+    "attend",
+    "attend_factors",
+    "attend_latents",
+    "attend_parts",
+    "normalise",
+    "plain",
+    "project",
+    "weight_of",
+]

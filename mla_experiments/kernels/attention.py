@@ -1,14 +1,18 @@
-"""Attention over keys and values: in C where many query heads share one key on a CPU (MQA), else in PyTorch."""
+"""Attention over keys and values: in C where it is the quicker on a CPU, else in PyTorch.
+
+That is where many query heads share one key (MQA), and where few queries read what a cache keeps in fewer bits.
+"""
 
 import torch
 
-from . import eager, sdpa, shared_keys
+from . import eager, sdpa, shared_keys, stored_c
+from .stored import Stored
 
 
 def attend(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    key: torch.Tensor | Stored,
+    value: torch.Tensor | Stored,
     mask: torch.Tensor | None,
     scale: float,
     attentions: list[torch.Tensor] | None = None,
@@ -17,12 +21,16 @@ def attend(
 
     Args:
         query: as the other tensors, see `sdpa.attend`.
-        key: see there.
-        value: see there.
+        key: see there; or as a cache keeps it.
+        value: as `key`.
         mask: see there.
         scale: factor on the scores before the softmax.
         attentions: where given, the probabilities `[B, H, T, S]` are appended to it, and attention is not fused.
     """
+    if isinstance(key, Stored):
+        if attentions is None and are_few(query, mask) and stored_c.why_not(query, key, value, mask) is None:
+            return stored_c.attend(query, key, value, value.width, mask, scale)
+        key, value = key.plain(), value.plain()
     if attentions is not None:
         output, probabilities = eager.attend(query, key, value, mask, scale)
         attentions.append(probabilities)
@@ -32,8 +40,17 @@ def attend(
     return sdpa.attend(query, key, value, mask, scale)
 
 
+def are_few(query: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Return whether queries `[B, H, T, D]` are of a decoding step or a few, and no prompt, which has no mask."""
+    return query.shape[2] == 1 or (mask is not None and query.shape[2] <= sdpa.FEW_TOKENS)
+
+
 def _pays_in_c(query, key, value, mask) -> bool:
     num_heads, num_new = query.shape[1:3]
-    decoding = num_heads > 1 and (num_new == 1 or (mask is not None and num_new <= sdpa.FEW_TOKENS))
-    served = decoding and shared_keys.why_not(query, key, value, mask) is None and shared_keys.why_not_here() is None
+    served = (
+        num_heads > 1
+        and are_few(query, mask)
+        and shared_keys.why_not(query, key, value, mask) is None
+        and shared_keys.why_not_here() is None
+    )
     return served and shared_keys.fills_lanes(num_heads * num_new)

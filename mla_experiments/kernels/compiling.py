@@ -46,7 +46,8 @@ def compiled(name: str, march: str = "native", folder: Path | None = None) -> ct
     if platform.system() != "Linux" or compiler is None:
         raise CannotCompile("needs Linux and a C compiler, such as gcc")
     macros = _run(compiler, f"-march={march}", "-dM", "-E", "-x", "c", os.devnull)  # say compiler and processor
-    content = "\0".join((source.read_text(encoding="utf-8"), macros, *FLAGS))
+    sources = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    content = "\0".join((*sources, macros, *FLAGS))
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"
     path = folder / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"

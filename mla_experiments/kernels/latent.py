@@ -12,7 +12,8 @@ from types import ModuleType
 import torch
 
 from ..errors import UserError
-from . import eager, latent_torch
+from . import eager, latent_torch, sdpa, stored_c
+from .stored import Stored
 
 # the fastest first; the last one serves every device, dtype, shape and mask, and has gradients
 BACKENDS = {
@@ -27,7 +28,7 @@ _forced: str | None = None
 
 def attend_latents(
     query: torch.Tensor,
-    latents: torch.Tensor,
+    latents: torch.Tensor | Stored,
     value_width: int,
     mask: torch.Tensor | None,
     scale: float,
@@ -37,7 +38,7 @@ def attend_latents(
 
     Args:
         query: `[B, H, T, W]`, folded into the latent space.
-        latents: `[B, S, W]`, W = d_c + d_R.
+        latents: `[B, S, W]`, W = d_c + d_R; or as a cache keeps them.
         value_width: d_c.
         mask: `[B or 1, 1, T, S]`, boolean (True attends) or additive; None means causal when T > 1, where T must
             equal S, and everything when T == 1.
@@ -50,6 +51,10 @@ def attend_latents(
     Raises:
         UserError: the backend that was forced cannot serve these tensors.
     """
+    if isinstance(latents, Stored):
+        if attentions is None and reads_stored(query, latents, mask):
+            return stored_c.attend(query, latents.unsqueeze(1), None, value_width, mask, scale)
+        latents = latents.plain()
     if attentions is not None:
         shared = latents.unsqueeze(1)  # [B, 1, S, W]
         output, probabilities = eager.attend(query, shared, shared[..., :value_width], mask, scale)
@@ -67,6 +72,19 @@ def attend_latents(
         if backend.pays(query) and backend.why_not(query, latents, value_width, mask) is None:
             return backend.attend_latents(query, latents, value_width, mask, scale)
     return latent_torch.attend_latents(query, latents, value_width, mask, scale)
+
+
+def reads_stored(query: torch.Tensor, latents: Stored, mask: torch.Tensor | None) -> bool:
+    """Return whether latents are read as a cache keeps them, and are not made plain before.
+
+    Raises:
+        UserError: the backend that was forced cannot read them.
+    """
+    if _forced not in (None, "c", "torch"):
+        kind = str(latents.rows.dtype).removeprefix("torch.")
+        raise UserError(f"backend={_forced} cannot read a cache that is kept in {kind}; choose c, torch or none.")
+    few = query.shape[2] == 1 or (mask is not None and query.shape[2] <= sdpa.FEW_TOKENS)
+    return _forced != "torch" and few and stored_c.why_not(query, latents, None, mask) is None
 
 
 def load(name: str) -> ModuleType:

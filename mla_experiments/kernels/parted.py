@@ -12,13 +12,14 @@ import torch
 from torch.nn import functional as F
 
 from . import latent, shared_keys
+from .stored import Stored
 
 SOFTMAX = 48  # what a score's exponential costs in C, in multiply-adds
 
 
 def attend_parts(
     query: torch.Tensor,
-    rows: torch.Tensor,
+    rows: torch.Tensor | Stored,
     value_width: int,
     mask: torch.Tensor | None,
     scale: float,
@@ -28,7 +29,7 @@ def attend_parts(
 
     Args:
         query: `[B, P, R, T, K + tail]`, K <= V: R heads for each of P parts.
-        rows: `[B, S, P · V + tail]`, what the cache holds.
+        rows: `[B, S, P · V + tail]`, what the cache holds; or as it keeps them.
         value_width: V.
         mask: see `latent.attend_latents`.
         scale: factor on the scores before the softmax.
@@ -39,6 +40,14 @@ def attend_parts(
     tail = rows.shape[-1] - whole
     if num_parts == 1 and query.shape[-1] == rows.shape[-1]:
         return latent.attend_latents(query.squeeze(1), rows, whole, mask, scale, attentions).unsqueeze(1)
+    if isinstance(rows, Stored):
+        if attentions is None and latent.reads_stored(query.flatten(1, 2), rows, mask):
+            widths = (query.shape[-1] - tail, tail, value_width)
+            output = shared_keys.attend_kept(
+                query.flatten(1, 2), rows.unsqueeze(1), None, num_parts, widths, mask, scale
+            )
+            return output.unflatten(1, (num_parts, -1))
+        rows = rows.plain()
     if attentions is None and _pays_in_c(query, rows, value_width, mask):
         parts = rows[..., :whole].unflatten(-1, (num_parts, value_width)).transpose(1, 2)  # [B, P, S, V]
         key = parts[..., : query.shape[-1] - tail]

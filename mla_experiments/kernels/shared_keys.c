@@ -6,22 +6,20 @@
    cache, read in the order in which the cache lies in memory, and the softmax needs no sum across lanes. The context is
    worked through in blocks with a running maximum and sum (Milakov & Gimelshein 2018, Online normalizer calculation for
    softmax, algorithm 3), so that scores never sit in memory whole, and is cut into splits where there are fewer
-   sequences than threads (Dao et al. 2023, Flash-Decoding). */
+   sequences than threads (Dao et al. 2023, Flash-Decoding). Rows that a cache keeps in fewer bits are unpacked, a block
+   at a time, into the first-level cache, once for all rows and parts. */
 
-#include <math.h>
+#include "vectors.h"
+
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 
 #ifdef __AVX512F__
-enum { LANES = 16, TILE = 16 }; /* TILE sums at once: enough to hide a multiply-add's latency, few enough for registers */
+enum { TILE = 16 }; /* TILE sums at once: enough to hide a multiply-add's latency, few enough for registers */
 #else
-enum { LANES = 8, TILE = 8 };
+enum { TILE = 8 };
 #endif
 enum { BLOCK = 64, AHEAD = 64 }; /* tokens */
-
-typedef float rows __attribute__((vector_size(4 * LANES)));
-typedef int32_t bits __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     int64_t batch, parts, num_rows, num_new, context, width, tail_width, value_width, splits, threads;
@@ -32,31 +30,14 @@ typedef struct {
 
 typedef struct { const float *query, *key, *tail, *value, *mask; } sequence; /* mask may be null */
 
+typedef struct {
+    const char *key, *value; /* whole rows of a token; values are null where keys hold them */
+    int64_t key_batch, key_token, value_batch, value_token; /* in bytes */
+    int64_t tail;            /* where in a row of keys their tail begins */
+    form key_form, value_form;
+} stored; /* what is kept in fewer bits; keys and values of a sequence are then null */
+
 int lanes(void) { return LANES; }
-
-static inline rows larger(rows a, rows b) { /* b where a is NaN */
-    bits first = a > b;
-    return (rows)(((bits)a & first) | ((bits)b & ~first));
-}
-
-static inline rows zero_if_infinite(rows top) { return (rows)((bits)top & (top > -INFINITY)); }
-
-/* e^x for x <= 0: to 2 units in the last place, 0 below -87, NaN for NaN (Cephes, expf) */
-static inline rows exponential(rows x) {
-    bits gone = x < -87.0f;
-    x = (rows)((bits)x & ~gone);
-    rows shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23 rounds to an integer, and leaves it in the low bits */
-    rows n = shifted - 12582912.0f;
-    rows r = x - n * 0.693359375f + n * 2.12194440e-4f; /* ln 2 in two parts */
-    rows p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    rows power = (rows)(((bits)shifted << 23) + (127 << 23));
-    return (rows)((bits)(p * power) & ~gone);
-}
 
 /* sum[i] += sum over w of query[w] * key[i][w], of TILE tokens; what lies ahead is fetched meanwhile */
 static inline void score_tile(rows *sum, const rows *query, const float *key, int64_t width, int64_t step,
@@ -153,8 +134,21 @@ static void attend_block(const shape *z, const rows *query, const sequence *at, 
     for (; c < z->value_width; c++) state[c] = mix_one(state[c] * shrink, scores, value + c, tokens, z->value_token);
 }
 
+/* Point a sequence to a block of tokens, unpacked. */
+static sequence unpacked(const stored *kept, int64_t start, int64_t tokens, const sequence *at, float *room) {
+    sequence block = {at->query, room, room + kept->tail, room, at->mask ? at->mask + start : at->mask};
+    unpack_rows(&kept->key_form, kept->key + start * kept->key_token, kept->key_token, tokens, room);
+    if (kept->value) {
+        float *values = room + BLOCK * padded(kept->key_form.width);
+        unpack_rows(&kept->value_form, kept->value + start * kept->value_token, kept->value_token, tokens, values);
+        block.value = values;
+    }
+    return block;
+}
+
 /* One sequence over the tokens from begin to end, each block of them read once for all rows of all parts. */
-static void attend_split(const shape *z, const sequence *at, int64_t begin, int64_t end, rows *turned, rows *state) {
+static void attend_split(const shape *z, const sequence *at, const stored *kept, int64_t begin, int64_t end,
+                         rows *turned, float *room, rows *state) {
     int64_t size = z->value_width + 2, width = z->width + z->tail_width, b = 0;
     for (int64_t part = 0; part < z->parts; part++)
         for (int64_t first = 0; first < z->num_rows; first += LANES, b++) {
@@ -164,10 +158,12 @@ static void attend_split(const shape *z, const sequence *at, int64_t begin, int6
         }
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t tokens = end - start < BLOCK ? end - start : BLOCK;
+        sequence block = kept->key ? unpacked(kept, start, tokens, at, room) : *at;
         b = 0;
         for (int64_t part = 0; part < z->parts; part++)
             for (int64_t first = 0; first < z->num_rows; first += LANES, b++)
-                attend_block(z, turned + b * width, at, part, first, start, tokens, state + b * size);
+                attend_block(z, turned + b * width, &block, part, first, kept->key ? 0 : start, tokens,
+                             state + b * size);
     }
 }
 
@@ -193,21 +189,27 @@ static void join(const shape *z, const rows *state, int64_t apart, float *output
 }
 
 /* output [batch, parts, num_rows, value_width]. Returns 1 where there is no memory for the state. */
-int attend(const shape *z, const sequence *all, float *output) {
+int attend(const shape *z, const sequence *all, const stored *kept, float *output) {
     int64_t of_part = (z->num_rows + LANES - 1) / LANES, blocks = z->parts * of_part, tasks = z->batch * z->splits;
     int64_t size = z->value_width + 2, width = z->width + z->tail_width;
     int64_t length = (z->context + z->splits - 1) / z->splits;
-    rows *state = aligned_alloc(sizeof(rows), sizeof(rows) * blocks * (tasks * size + z->threads * width));
+    int64_t room = kept->key ? BLOCK / LANES * (padded(kept->key_form.width) + padded(kept->value_form.width)) : 0;
+    int64_t of_thread = blocks * width + room;
+    rows *state = aligned_alloc(sizeof(rows), sizeof(rows) * (blocks * tasks * size + z->threads * of_thread));
     if (!state) return 1;
 #pragma omp parallel num_threads(z->threads)
     {
-        rows *turned = state + blocks * (tasks * size + omp_get_thread_num() * width);
+        rows *turned = state + blocks * tasks * size + omp_get_thread_num() * of_thread;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < tasks; task++) {
             int64_t b = task / z->splits, begin = task % z->splits * length, end = begin + length;
             sequence at = {all->query + b * z->query_batch, all->key + b * z->key_batch, all->tail + b * z->tail_batch,
                            all->value + b * z->value_batch, all->mask ? all->mask + b * z->mask_batch : all->mask};
-            attend_split(z, &at, begin, end < z->context ? end : z->context, turned, state + task * blocks * size);
+            stored of_batch = *kept;
+            if (kept->key) of_batch.key += b * kept->key_batch;
+            if (kept->value) of_batch.value += b * kept->value_batch;
+            attend_split(z, &at, &of_batch, begin, end < z->context ? end : z->context, turned,
+                         (float *)(turned + blocks * width), state + task * blocks * size);
         }
 #pragma omp for
         for (int64_t p = 0; p < z->batch * z->parts; p++) {

@@ -1,4 +1,4 @@
-"""`shared_keys.c` as an operator of PyTorch: attention of query rows that share keys and values, on CPUs."""
+"""`shared_keys.c` as operators of PyTorch: attention of query rows that share keys and values, on CPUs."""
 
 import ctypes
 import math
@@ -8,6 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .compiling import CannotCompile, library
 from .plain import NOT_PLAIN, is_plain
+from .stored import Form, Stored
 
 NAME = "shared_keys"
 SHORTEST_SPLIT = 128  # tokens: a shorter one is done before another thread has begun
@@ -34,6 +35,16 @@ class Sequence(ctypes.Structure):
     """The C code's `sequence`."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("query", "key", "tail", "value", "mask")]
+
+
+class Kept(ctypes.Structure):
+    """The C code's `stored`."""
+
+    _fields_ = [
+        ("key", ctypes.c_void_p), ("value", ctypes.c_void_p), ("key_batch", ctypes.c_int64),
+        ("key_token", ctypes.c_int64), ("value_batch", ctypes.c_int64), ("value_token", ctypes.c_int64),
+        ("tail", ctypes.c_int64), ("key_form", Form), ("value_form", Form),
+    ]  # fmt: skip
 
 
 def why_not_here() -> str | None:
@@ -90,8 +101,53 @@ def attend(
 
 
 def _attend(query, key, value, mask, scale, tail):
-    (batch, num_heads, num_new, width), (_, parts, context, key_width) = query.shape, key.shape
-    value_width, threads = value.shape[-1], torch.get_num_threads()
+    parts, context, key_width = key.shape[1:]
+    tail = key[:, 0, :, :0] if tail is None else tail
+    strides = (*key.stride()[:3], *tail.stride()[:2], *value.stride()[:3])
+    sizes = (parts, context, key_width, tail.shape[-1], value.shape[-1])
+    return _run(query, (key, tail, value), sizes, strides, mask, scale, Kept())
+
+
+def attend_kept(
+    query: torch.Tensor,
+    key: Stored,
+    value: Stored | None,
+    parts: int,
+    widths: tuple[int, int, int],
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Return what `attend` does, of rows as a cache keeps them: a part is V numbers of a row, the tail lies behind all.
+
+    Args:
+        query: `[B, H, T, D + Dt]`.
+        key: `[B, 1, S, W]`, whole rows.
+        value: `[B, 1, S, V]`; None where values are the first V numbers of the part of a key.
+        parts: into how many a row falls.
+        widths: D, Dt, V.
+        mask: see `attend`.
+        scale: see there.
+    """
+    key_width, tail_width, value_width = widths
+    token, of_value = (_padded(one.width) for one in (key, value or key))
+    sizes = (parts, key.shape[2], key_width, tail_width, value_width)
+    strides = (0, value_width, token, 0, token, 0, value_width, of_value)
+    values = (None, 0, 0, Form()) if value is None else (value.rows.data_ptr(), *value.strides()[::2], value.form())
+    kept = Kept(
+        key.rows.data_ptr(), values[0], *key.strides()[::2], *values[1:3], parts * value_width, key.form(), values[3]
+    )
+    return _run(query, (None, None, None), sizes, strides, mask, scale, kept)
+
+
+def _padded(width):
+    """What a row takes once it is unpacked: whole vectors."""
+    lanes = library(NAME).lanes()
+    return -(-width // lanes) * lanes
+
+
+def _run(query, memory, sizes, strides, mask, scale, kept):
+    (batch, num_heads, num_new, width), (parts, context, *widths) = query.shape, sizes
+    threads = torch.get_num_threads()
     rows = query.reshape(batch, num_heads * num_new, width).contiguous()
     mask_strides = (0, 0)
     if mask is not None:
@@ -100,15 +156,14 @@ def _attend(query, key, value, mask, scale, tail):
         mask = mask.float().contiguous()
         mask_strides = (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
     splits = 1 if batch % threads == 0 else max(1, min(threads, context // SHORTEST_SPLIT))
-    tail = key[:, 0, :, :0] if tail is None else tail
     shape = Shape(
-        batch, parts, num_heads // parts * num_new, num_new, context, key_width, tail.shape[-1], value_width, splits,
-        threads, rows.stride(0), rows.stride(1), *key.stride()[:3], *tail.stride()[:2], *value.stride()[:3],
-        *mask_strides, scale,
+        batch, parts, num_heads // parts * num_new, num_new, context, *widths, splits, threads,
+        rows.stride(0), rows.stride(1), *strides, *mask_strides, scale,
     )  # fmt: skip
-    read = Sequence(*(None if part is None else part.data_ptr() for part in (rows, key, tail, value, mask)))
-    output = torch.empty(batch, num_heads, num_new, value_width)
-    if library(NAME).attend(ctypes.byref(shape), ctypes.byref(read), ctypes.c_void_p(output.data_ptr())):
+    read = Sequence(*(None if part is None else part.data_ptr() for part in (rows, *memory, mask)))
+    output = torch.empty(batch, num_heads, num_new, widths[-1])
+    pointers = (ctypes.byref(shape), ctypes.byref(read), ctypes.byref(kept), ctypes.c_void_p(output.data_ptr()))
+    if library(NAME).attend(*pointers):
         raise MemoryError(f"no memory for attention over {context} tokens")
     return output
 

@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .cache_dtype import set_cache_dtype
 from .configuration import DecoderConfig
 from .decoder import (
     DecoderForCausalLM,
@@ -27,4 +28,12 @@ AutoModelForSequenceClassification.register(DecoderConfig, DecoderForSequenceCla
 AutoModelForTokenClassification.register(DecoderConfig, DecoderForTokenClassification)
 AutoModelForQuestionAnswering.register(DecoderConfig, DecoderForQuestionAnswering)
 
-__all__ = ["DecoderConfig", "DecoderForCausalLM", "DecoderModel", "device", "device_name", "load_model"]
+__all__ = [
+    "DecoderConfig",
+    "DecoderForCausalLM",
+    "DecoderModel",
+    "device",
+    "device_name",
+    "load_model",
+    "set_cache_dtype",
+]

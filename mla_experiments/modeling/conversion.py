@@ -1,7 +1,8 @@
 """Checkpoint folders to and from stock transformers: weight files are copied as they are, the config is translated.
 
-Weights bear the same names on both sides. Two things of MLA change in the copy: rotary rows in the half-split layout
-are interleaved, see `export.interleaved`, and the scale of latents is put into their norms, see `export.with_scale`.
+Weights bear the same names on both sides. Three things of MLA change in the copy: rotary rows in the half-split layout
+are interleaved, see `export.interleaved`, the scale of latents is put into their norms, see `export.with_scale`, and a
+tied output projection is stored, since servers of DeepSeek checkpoints tie none.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, GenerationCo
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..errors import UserError, reason_of
+from ..every_reader import config_for_every_reader, tokenizer_for_every_reader
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
 from . import fused
@@ -37,7 +39,7 @@ from .export import (
 )
 from .gguf_files import is_gguf, unpack_gguf
 from .nested import names_inside, text_decoder
-from .shards import checked_shards, copy_shards, exchange, prediction_layers, rewrite
+from .shards import checked_shards, copy_shards, exchange, prediction_layers, repeat, rewrite
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
@@ -80,12 +82,17 @@ def export_checkpoint(
     config = read_config(source)
     if not isinstance(config, DecoderConfig):
         raise UserError(f"model={source} is a {config.model_type}, not a model of ours; nothing needs to be exported")
-    turn = stock_of(config.attention) == "deepseek_v3" and config.positions == "rope" and not config.rope_interleave
+    latent = stock_of(config.attention) == "deepseek_v3"
+    turn = latent and config.positions == "rope" and not config.rope_interleave
     stock = stock_config(DecoderConfig.from_dict({**config.to_dict(), "rope_interleave": True}) if turn else config)
-    stock.architectures = [ARCHITECTURES[stock.model_type]]
+    stock.architectures, stock.use_cache = [ARCHITECTURES[stock.model_type]], True
+    untie = latent and config.tie_word_embeddings
     shards = checked_shards(source, shapes_of(config))
     with output_folder(target, source, overwrite) as scratch:
-        copies = copy_shards(shards, scratch)
+        copies = copy_shards(shards, scratch, ("lm_head.weight",) if untie else ())
+        if untie:
+            stock.tie_word_embeddings = False
+            repeat(copies, "model.embed_tokens.weight", "lm_head.weight")
         for copy in copies:
             if turn:
                 rewrite(copy, has_rotary_rows, partial(interleaved, config=config))
@@ -93,6 +100,7 @@ def export_checkpoint(
         if has_stock_biases(config):
             exchange(copies, partial(stock_biases, config=config))
         save_around_weights(source, scratch, stock)
+        config_for_every_reader(scratch)
         if describe:
             describe(scratch)
     return stock
@@ -245,6 +253,7 @@ def save_around_weights(source: Path, target: Path, config: PreTrainedConfig) ->
             f"vocab_size={config.vocab_size} of the model; copy the tokenizer that belongs to it"
         )
     tokenizer.save_pretrained(target)
+    tokenizer_for_every_reader(target)
 
 
 def read(path: Path, reader: Callable, *arguments, **options):

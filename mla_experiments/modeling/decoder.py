@@ -127,7 +127,13 @@ class DecoderPreTrainedModel(PreTrainedModel):
 
 
 class DecoderModel(DecoderPreTrainedModel):
-    """Token embeddings, the blocks and the last norm."""
+    """Token embeddings, the blocks and the last norm.
+
+    Attributes:
+        cache_dtype: in which caches keep what they are given, see `set_cache_dtype`.
+    """
+
+    cache_dtype: str | None = None
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
@@ -188,7 +194,9 @@ class DecoderModel(DecoderPreTrainedModel):
             require(cache is None, "a cache cannot be filled while gradients are checkpointed; pass none.")
         elif cache is None and self._wants_cache(use_cache):
             cache = DynamicCache(config=self.config)
-        past = 0 if cache is None else growing(cache).get_seq_length()
+        if cache is not None:
+            growing(cache, self.cache_dtype, self.config.num_hidden_layers)
+        past = 0 if cache is None else cache.get_seq_length()
         if not torch.compiler.is_compiling():
             if untested() and past > 0:
                 check_decoding(self.config.attention)

@@ -162,6 +162,37 @@ def rewrite(path: Path, changes: Callable[[str], bool], changed: Callable[[str, 
             file.write(new.view(torch.uint8).numpy().tobytes())
 
 
+def repeat(copies: list[Path], name: str, again: str) -> None:
+    """Store a weight a second time, under another name, at the end of the one of these files that holds it.
+
+    Args:
+        copies: the weight files of a folder; their index, if there is one, is kept right.
+        name: of the weight.
+        again: its other name, which none of the files may hold.
+    """
+    path = next(copy for copy in copies if name in shapes_in(copy))
+    header, data = _header(path)
+    begin, end = header[name]["data_offsets"]
+    size = path.stat().st_size - data
+    header[again] = header[name] | {"data_offsets": [size, size + end - begin]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that numbers lie at whole addresses, as the library has it
+    scratch = path.with_name(path.name + ".partial")
+    with open(path, "rb") as old, open(scratch, "wb") as new:
+        new.write(len(text).to_bytes(8, "little") + text)
+        old.seek(data)
+        shutil.copyfileobj(old, new)
+        old.seek(data + begin)
+        new.write(old.read(end - begin))
+    scratch.replace(path)
+    index = path.with_name(INDEX)
+    if index.is_file():
+        places = json.loads(index.read_text(encoding="utf-8"))
+        places["metadata"]["total_size"] += end - begin
+        places["weight_map"][again] = path.name
+        write_json(index, places)
+
+
 def _header(path: Path) -> tuple[dict, int]:
     """Return the header of a safetensors file, and where its data begin: length of the header, header, data."""
     with open(path, "rb") as file:

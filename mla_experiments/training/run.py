@@ -17,6 +17,7 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..data.synthetic import task_of
 from ..errors import InUse, Stopped, UserError, unknown
+from ..every_reader import tokenizer_for_every_reader
 from ..manifest import file_hash, flush, library_versions, locked, write_record
 from ..modeling import DecoderForCausalLM, device_name
 from ..modeling.attention import find
@@ -236,8 +237,10 @@ class Run:
 
     def _finish(self, model: DecoderForCausalLM, weights: dict, tokenizer, clock: Clock) -> None:
         """Save what the run was for, and record that it stands here, whole."""
+        model.config.use_cache = True  # which the Trainer turned off for itself
         with checkpoints.explained(self.folder):
             tokenizer.save_pretrained(self.folder)
+            tokenizer_for_every_reader(self.folder)
             model.save_pretrained(self.folder, state_dict=weights)
         speed = clock.steps * self.tokens_per_step / clock.seconds if clock.steps else None
         self.record(status="finished", train_tokens_per_second=speed, files=self._own_files())

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from ..cache_name import either_name
 from .checks import COMMON, check_common, check_options
 from .common import CommonOptions
-from .remember import remember
+from .remember import Kept, remember
 
 Option = int | float | bool | str | None
 Rotation = tuple[torch.Tensor, ...] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
@@ -193,8 +193,6 @@ class Attention(CommonOptions, nn.Module, ABC):
             std: standard deviation of every matrix at the start.
         """
 
-    def remember(
-        self, cache: Cache | None, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def remember(self, cache: Cache | None, key: torch.Tensor, value: torch.Tensor, **more: Any) -> tuple[Kept, Kept]:
         """Append to this layer's cache, where there is one, and return all that is kept: see `remember.remember`."""
-        return remember(cache, self.layer_idx, key, value)
+        return remember(cache, self.layer_idx, key, value, **more)

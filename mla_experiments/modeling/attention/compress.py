@@ -5,11 +5,13 @@ Names of weights and the order of their rows are those of transformers' `Deepsee
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 
 from ...kernels import normalise, project
 from .base import Attention, Rotation
 from .checks import head_width, require
 from .heads import split_heads
+from .remember import Kept, remember_state
 from .rope import rotate
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
@@ -118,6 +120,12 @@ def latent_rows(
     if layer.rotary:
         parts.append(rotate(k_rope, position_embeddings, layer.rope_interleave))
     return torch.cat(parts, dim=-1)
+
+
+def remember_latents(layer: Attention, cache: Cache | None, rows: torch.Tensor, mask: torch.Tensor | None) -> Kept:
+    """Append what `latent_rows` made to a layer's cache, and return all that is kept; see `remember.remember_state`."""
+    parts = (layer.kv_lora_rank, layer.qk_rope_head_dim) if layer.rotary else ()
+    return remember_state(cache, layer.layer_idx, rows, mask, parts, as_kept=True)
 
 
 def expanded_in_parts(layer: Attention, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,12 +17,20 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend
+from ...kernels import attend, plain
 from .absorb import absorbed_in_parts, absorbs, up_projections
 from .base import Attention, Rotation
 from .checks import require
-from .compress import add_queries, expanded_in_parts, latent_norm, latent_options, latent_rows, queries, query_flops
-from .remember import remember_state
+from .compress import (
+    add_queries,
+    expanded_in_parts,
+    latent_norm,
+    latent_options,
+    latent_rows,
+    queries,
+    query_flops,
+    remember_latents,
+)
 from .rope import score_factor
 
 
@@ -101,7 +109,7 @@ class GLA(Attention):
         """Compress, remember, expand or absorb, attend, project: see `Attention.forward`."""
         query = queries(self, hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = latent_rows(self, hidden_states, position_embeddings, self.kv_a_layernorm)  # [B, 1, T, d_c + d_R]
-        latents = remember_state(cache, self.layer_idx, latent, attention_mask)  # [B, 1, S, d_c + d_R]
+        latents = remember_latents(self, cache, latent, attention_mask)  # [B, 1, S, d_c + d_R]
         if self.absorbs(latent.shape[2], latents.shape[2]):
             grouped = query.unflatten(1, (self.num_latent_groups, self.part_heads))  # [B, n, H/n, T, d_nope + d_R]
             ups = [up_projections(up, self.part_heads, self.qk_nope_head_dim) for up in self.kv_b_proj]
@@ -118,7 +126,7 @@ class GLA(Attention):
 
     def expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every head's key `[B, H, S, d_nope + d_R]` and value `[B, H, S, d_v]`, each from its own part."""
-        return expanded_in_parts(self, latents)
+        return expanded_in_parts(self, plain(latents))
 
     def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the parts of the latent and one rotary key for all heads."""

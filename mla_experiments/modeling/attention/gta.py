@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, attend_parts, project
+from ...kernels import attend, attend_parts, plain, project
 from .base import Attention, Rotation
 from .checks import head_width, require, require_groups
 from .gqa import GQA
@@ -93,13 +93,14 @@ class GTA(Attention):
             query = torch.cat((q_nope, rotate(q_rope, position_embeddings, self.rope_interleave)), dim=-1)
             k_rope = project(self.k_rope_proj, hidden_states).unsqueeze(1)  # [B, 1, T, d/2]
             tied = torch.cat((tied, rotate(k_rope, position_embeddings, self.rope_interleave)), dim=-1)
-        rows = remember_state(cache, self.layer_idx, tied, attention_mask)  # [B, 1, S, G·d + d/2]
+        parts = (self.head_dim,) * self.num_key_value_heads + (self.rope_dim,) * self.rotary
+        rows = remember_state(cache, self.layer_idx, tied, attention_mask, parts, True)  # [B, 1, S, G·d + d/2]
         if tied.shape[2] <= FEW_TOKENS and tied.shape[2] < rows.shape[2]:
             grouped = query.unflatten(1, (self.num_key_value_heads, -1))  # [B, G, H/G, T, d]
             attended = attend_parts(grouped, rows.squeeze(1), self.head_dim, attention_mask, self.scale, attentions)
             attended = attended.flatten(1, 2)
         else:
-            attended = attend(query, *self.untied(rows), attention_mask, self.scale, attentions)  # [B, H, T, d]
+            attended = attend(query, *self.untied(plain(rows)), attention_mask, self.scale, attentions)  # [B, H, T, d]
         return self.output(attended, hidden_states)
 
     def untied(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

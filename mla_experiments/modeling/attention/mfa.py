@@ -89,7 +89,7 @@ class MFA(Attention):
         if self.rotary:
             query = rotate(query, position_embeddings, self.rope_interleave)
             key = rotate(key, position_embeddings, self.rope_interleave)
-        key, value = self.remember(cache, key, value)  # [B, 1, S, C]
+        key, value = self.remember(cache, key, value, as_kept=True)  # [B, 1, S, C]
         attended = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, C]
         return self.output(attended, hidden_states)
 

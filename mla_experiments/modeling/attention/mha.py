@@ -94,7 +94,7 @@ class MHA(Attention):
         if self.rotary:
             query = rotate(query, position_embeddings, self.rope_interleave)
             key = rotate(key, position_embeddings, self.rope_interleave)
-        key, value = self.remember(cache, key, value)  # [B, G, S, D]
+        key, value = self.remember(cache, key, value, as_kept=True)  # [B, G, S, D]
         attended = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, D]
         return self.output(attended, hidden_states)
 

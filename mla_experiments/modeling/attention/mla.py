@@ -19,11 +19,19 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend
+from ...kernels import attend, plain
 from .absorb import absorbed, absorbs, up_projections
 from .base import Attention, Rotation
-from .compress import add_queries, expanded, latent_norm, latent_options, latent_rows, queries, query_flops
-from .remember import remember_state
+from .compress import (
+    add_queries,
+    expanded,
+    latent_norm,
+    latent_options,
+    latent_rows,
+    queries,
+    query_flops,
+    remember_latents,
+)
 from .rope import score_factor
 
 
@@ -102,15 +110,16 @@ class MLA(Attention):
         query = queries(self, hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = latent_rows(self, hidden_states, position_embeddings, [self.kv_a_layernorm])  # [B, 1, T, d_c + d_R]
         if self.decode_mode == "full":
-            key, value = self.remember(cache, *self.expand(latent))
+            parts = (self.qk_nope_head_dim, self.qk_rope_head_dim) if self.rotary else ()
+            key, value = self.remember(cache, *self.expand(latent), parts=parts, as_kept=True)
             attended = attend(query, key, value, attention_mask, self.scale, attentions)
             return self.output(attended, hidden_states)
-        latents = remember_state(cache, self.layer_idx, latent, attention_mask)  # [B, 1, S, d_c + d_R]
+        latents = remember_latents(self, cache, latent, attention_mask)  # [B, 1, S, d_c + d_R]
         if self.absorbs(latent.shape[2], latents.shape[2]):
             up = self.up_projections()
             attended = absorbed(query, latents.squeeze(1), *up, attention_mask, self.scale, attentions)
         else:
-            key, value = self.expand(latents)  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
+            key, value = self.expand(plain(latents))  # [B, H, S, d_nope + d_R], [B, H, S, d_v]
             attended = attend(query, key, value, attention_mask, self.scale, attentions)  # [B, H, T, d_v]
         return self.output(attended, hidden_states)
 

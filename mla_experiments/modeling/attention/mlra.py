@@ -19,12 +19,20 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend
+from ...kernels import attend, plain
 from .absorb import absorbed_in_parts, absorbs, up_projections
 from .base import Attention, Rotation
 from .checks import require
-from .compress import add_queries, expanded_in_parts, latent_norm, latent_options, latent_rows, queries, query_flops
-from .remember import remember_state
+from .compress import (
+    add_queries,
+    expanded_in_parts,
+    latent_norm,
+    latent_options,
+    latent_rows,
+    queries,
+    query_flops,
+    remember_latents,
+)
 from .rope import score_factor
 
 
@@ -103,7 +111,7 @@ class MLRA(Attention):
         """
         query = queries(self, hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
         latent = latent_rows(self, hidden_states, position_embeddings, [self.kv_a_layernorm])  # [B, 1, T, d_c + d_R]
-        latents = remember_state(cache, self.layer_idx, latent, attention_mask)  # [B, 1, S, d_c + d_R]
+        latents = remember_latents(self, cache, latent, attention_mask)  # [B, 1, S, d_c + d_R]
         query = query.unsqueeze(1).expand(-1, self.num_branches, -1, -1, -1)  # [B, b, H, T, d_nope + d_R]
         if self.absorbs(latent.shape[2], latents.shape[2]):
             ups = [up_projections(up, self.num_heads, self.qk_nope_head_dim) for up in self.kv_b_proj]
@@ -120,7 +128,7 @@ class MLRA(Attention):
 
     def expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys `[B, b·H, S, d_nope + d_R]` and values `[B, b·H, S, d_v]` of all heads, branch by branch."""
-        return expanded_in_parts(self, latents)
+        return expanded_in_parts(self, plain(latents))
 
     def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the branches of the latent and one rotary key for all heads."""

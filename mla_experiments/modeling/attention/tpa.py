@@ -83,7 +83,8 @@ class TPA(Attention):
         tables = position_embeddings if self.rotary else None
         query, num_new = self.factors(self.q_proj, hidden_states, tables), hidden_states.shape[1]
         key, value = self.factors(self.k_proj, hidden_states, tables), self.factors(self.v_proj, hidden_states, None)
-        kept = self.remember(cache, *(torch.cat(pair, dim=-1).flatten(2).unsqueeze(1) for pair in (key, value)))
+        rows = [torch.cat(pair, dim=-1).flatten(2).unsqueeze(1) for pair in (key, value)]  # [B, 1, T, R·(H + D)]
+        kept = self.remember(cache, *rows, parts=(self.num_heads, self.head_dim) * self.kv_rank)
         if attention_mask is None and num_new > 1:
             kept = (part[:, :, :num_new] for part in kept)  # a prompt: the rest of a static cache is still empty
         key, value = (self.split(part.squeeze(1)) for part in kept)  # a [B, S, R, H] and b [B, S, R, D] of each

@@ -1,0 +1,192 @@
+"""All that a machine should answer, in one command: each part is saved as it ends, so that nothing measured is lost.
+
+On a GPU in bf16 at the sizes that such a card is bought for, on a CPU in single precision and small. Times stand beside
+the machine's own rates, measured in the same run.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..allocator import keep_freed_memory
+from ..errors import UserError, lacks_memory, reason_of
+from ..kernels import latent
+from ..manifest import write_json
+from ..markdown import table
+from ..modeling import device
+from .costs import training_flops_per_token
+from .decode import cache_bytes, decode_step, weights_read
+from .measure import ceilings, flag, flops_of, interleaved, machine, roofline, spread
+from .prefill import prefill
+from .training import MECHANISMS, config_of, contestants, training_step
+
+FIGURE = None
+SUMMARY = "summary.md"
+LATENT_SHAPES = {"reference": (16, 128, 16), "DeepSeek-V3": (128, 512, 64)}  # query heads, d_c, d_R
+
+
+@dataclass
+class Arguments:
+    """All that a machine should answer, each part saved as it ends; on a CPU small."""
+
+    out: str = flag("bench-all", "folder to fill: a JSON file for each part, and summary.md")
+    attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
+    minutes: float = flag(40.0, "after which no further part begins")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured on a kind of device."""
+
+    dtype: torch.dtype
+    steps: tuple[tuple[int, int], ...]  # batch and context of decoding steps
+    prompts: tuple[int, ...]
+    sequences: tuple[int, int]  # batch and length of a training step
+    rounds: int
+
+
+GPU = Sizes(
+    torch.bfloat16, tuple((batch, context) for context in (1024, 8192, 65_536) for batch in (1, 8, 64)),
+    (2048, 8192, 32_768), (32, 1024), 20,
+)  # fmt: skip
+CPU = Sizes(torch.float32, ((1, 128), (1, 2048), (8, 2048)), (512, 2048), (2, 256), 3)
+
+
+def measure(given: Arguments, sizes: Sizes | None = None) -> list[dict]:
+    """Run all parts and return a row for each: what was measured, how long it took, or why there is none.
+
+    Args:
+        given: see there.
+        sizes: what to measure; by default what suits the device.
+
+    Raises:
+        UserError: the folder is not empty, or cannot be made.
+    """
+    folder, kind = Path(given.out), device().type
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"out={folder} is there already and is kept; choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = sizes or (GPU if kind == "cuda" else CPU)
+    keep_freed_memory()
+    ceiling = ceilings(kind, sizes.dtype)
+    begun, summary, texts = time.monotonic(), [], []
+    for name, part in PARTS.items():
+        start = time.monotonic()
+        rows, why = [], f"{given.minutes:g} minutes were over"
+        if start - begun < 60 * given.minutes:
+            rows, why = collected(part(given.attention, sizes, ceiling))
+        summary.append({"part": name, "rows": len(rows), "seconds": time.monotonic() - start, "ended early": why})
+        write_json(folder / f"{name}.json", {"machine": machine(), "ceilings": ceiling, "rows": rows, "why": why})
+        texts.append(
+            f"## {name}\n\n{table(rows) if rows else ''}{f'{chr(10)}{chr(10)}Ended early: {why}' if why else ''}"
+        )
+        rates = ", ".join(f"{value:,.0f} {unit}" for unit, value in ceiling.items())
+        heading = f"# {machine()['gpu'] or machine()['cpu']}\n\n{kind}, {sizes.dtype}; at best {rates}."
+        (folder / SUMMARY).write_text("\n\n".join((heading, *texts)) + "\n", encoding="utf-8")
+    return summary
+
+
+def collected(rows: Iterator[dict]) -> tuple[list[dict], str | None]:
+    """Return what a part yields, and why it ended before its end, if it did: what came before is kept."""
+    found: list[dict] = []
+    try:
+        for row in rows:
+            found.append(row)
+    except (
+        UserError,
+        RuntimeError,
+        ImportError,
+        ValueError,
+    ) as error:  # a library that is not as it says, on this card
+        return found, "not enough memory" if lacks_memory(error) else reason_of(error)
+    return found, None
+
+
+def kernels(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
+    """Yield attention over latents by every backend that is usable here: its error against float64, and its time."""
+    for shape, (heads, rank, rotary) in LATENT_SHAPES.items():
+        for batch, context in sizes.steps:
+            query = torch.randn(batch, heads, 1, rank + rotary, device=device(), dtype=sizes.dtype)
+            latents = torch.randn(batch, context, rank + rotary, device=device(), dtype=sizes.dtype)
+            served = {
+                backend.__name__.rsplit("_", 1)[-1]: partial(backend.attend_latents, query, latents, rank, None, 0.1)
+                for backend in latent.usable()
+                if backend.pays(query) and backend.why_not(query, latents, rank, None) is None
+            }
+            few = query[:1].double(), latents[:1].double()
+            exact = latent.load("torch").attend_latents(*few, rank, None, 0.1)
+            errors = {name: (run()[:1].double() - exact).abs().max().item() for name, run in served.items()}
+            flops = 2 * batch * heads * context * (2 * rank + rotary)
+            for name, seconds in interleaved(served, sizes.rounds).items():
+                row = {"shape": shape, "batch": batch, "context": context, "backend": name, **spread(seconds)}
+                row |= roofline(row["ms"] / 1e3, flops, latents.nbytes, ceiling)
+                yield row | {"error": f"{errors[name]:.1e}"}
+
+
+def decoding(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
+    """Yield a decoding step of every mechanism, ours and transformers', and the bytes of its cache."""
+    models = on_device(attention, max(context for _, context in sizes.steps) + 8, sizes)
+    for batch, context in sizes.steps:
+        steps = {name: decode_step(model, batch, context) for name, model in models.items()}
+        read = {name: weights_read(models[name]) + cache_bytes(cache) for name, (_, cache) in steps.items()}
+        flops = {name: flops_of(step) for name, (step, _) in steps.items()}
+        for name, seconds in interleaved({name: step for name, (step, _) in steps.items()}, sizes.rounds).items():
+            row = {"model": name, "batch": batch, "context": context, **spread(seconds)}
+            row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": cache_bytes(steps[name][1]) / 2**20}
+            yield row | roofline(row["ms"] / 1e3, flops[name], read[name], ceiling)
+
+
+def prompts(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
+    """Yield prompt tokens a second of every mechanism, ours and transformers'."""
+    models = on_device(attention, max(sizes.prompts), sizes)
+    for length in sizes.prompts:
+        tasks = {name: prefill(model, length) for name, model in models.items()}
+        flops = {name: flops_of(task) for name, task in tasks.items()}
+        for name, seconds in interleaved(tasks, sizes.rounds, warmup=1).items():
+            row = {"model": name, "prompt": length, **spread(seconds)}
+            row["tokens/s"] = 1e3 * length / row["ms"]
+            yield row | {"% of matmul": roofline(row["ms"] / 1e3, flops[name], 0, ceiling)["% of matmul"]}
+
+
+def training(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
+    """Yield a training step at the reference shape: tokens a second, and the share of the best rate of products."""
+    batch, length = sizes.sequences
+    for name in attention:
+        models = contestants([name], length, device().type)
+        steps = {one: training_step(model, length, batch) for one, model in models.items()}
+        flops = training_flops_per_token(config_of(name, length), length)
+        for one, seconds in interleaved(steps, sizes.rounds).items():
+            row = {"model": one, **spread(seconds)}
+            row["tokens/s"] = 1e3 * batch * length / row["ms"]
+            yield row | {"MFU, %": 100 * row["tokens/s"] * flops / 1e9 / ceiling["GFLOP/s"]}
+
+
+def caches(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
+    """Yield the bytes of a token in the cache in each dtype, and on a GPU the peak that its allocator saw in a step."""
+    batch, context = sizes.steps[-1]
+    for name in attention:
+        model = on_device([name], context + 8, sizes)[f"{name}, ours"]
+        for kept in (None, "bf16", "int8"):
+            step, cache = decode_step(model, batch, context, cache_dtype=kept)
+            row = {"model": name, "batch": batch, "context": context, "cache": kept or str(sizes.dtype)[6:]}
+            row |= {"bytes/token": cache_bytes(cache) / batch / context, "cache MiB": cache_bytes(cache) / 2**20}
+            if device().type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                step()
+                row["peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
+            yield row
+
+
+def on_device(attention: list[str], length: int, sizes: Sizes) -> dict[str, torch.nn.Module]:
+    """Return ours and transformers' models, for inference on the device at hand."""
+    models = contestants(attention, length, device().type)
+    return {name: model.to(sizes.dtype).eval() for name, model in models.items()}
+
+
+PARTS: dict[str, Callable[[list[str], Sizes, dict], Iterator[dict]]] = {  # the most valuable first
+    "kernels": kernels, "decoding": decoding, "training": training, "prompts": prompts, "caches": caches,
+}  # fmt: skip

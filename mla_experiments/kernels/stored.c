@@ -1,0 +1,188 @@
+/* Attention of a few query rows that read keys and values as a cache keeps them: softmax(scale q kT + mask) v.
+
+   Unlike in shared_keys.c a vector holds numbers of one key or value, so that one row alone is quick. A block of tokens
+   is unpacked into the first-level cache once for all rows that share it; maxima and sums run along (Milakov & Gimelshein
+   2018, algorithm 3), and the context is cut into splits (Dao et al. 2023, Flash-Decoding). pack() writes what unpack()
+   reads. */
+
+#include "stored.h"
+
+#include <omp.h>
+#include <stdlib.h>
+
+#ifdef __AVX512F__
+static const bits NUMBERED = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+static const bits NUMBERED = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
+
+/* sums[i] = sum of the lanes of x[i], for LANES vectors: halved, two into one, until one is left */
+static inline rows sums_across(rows *x) {
+#pragma GCC unroll 4
+    for (int count = LANES; count > 1; count /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i += 2)
+            x[i / 2] = __builtin_shuffle(x[i], x[i + 1], 2 * NUMBERED) +
+                       __builtin_shuffle(x[i], x[i + 1], 2 * NUMBERED + 1);
+    return x[0];
+}
+
+static inline float largest(rows x) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2)
+        x = larger(x, __builtin_shuffle(x, (NUMBERED + half) & (LANES - 1)));
+    return x[0];
+}
+
+/* Scores of one row with a block of unpacked keys, LANES tokens a vector; tokens beyond the block's end are left out. */
+static void score(const float *query, const float *keys, int64_t width, int64_t tokens, const float *mask,
+                  rows *scores) {
+    for (int64_t t = 0; t < tokens; t += LANES) {
+        rows sum[LANES] = {0};
+        const float *key = keys + t * width;
+        for (int64_t w = 0; w < width; w += LANES) {
+            rows one = *(const rows_anywhere *)(query + w);
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) sum[i] += one * *(const rows_anywhere *)(key + i * width + w);
+        }
+        scores[t / LANES] = sums_across(sum);
+    }
+    float *single = (float *)scores;
+    for (int64_t t = 0; mask && t < tokens; t++) single[t] += mask[t];
+    for (int64_t t = tokens; t % LANES; t++) single[t] = -INFINITY;
+}
+
+/* output = shrink * output + sum over t of weights[t] * values[t], of width numbers; two sums at once hide the latency */
+static void mix(float *output, const float *weights, const float *values, int64_t step, int64_t width, int64_t tokens,
+                float shrink) {
+    for (int64_t c = 0; c < width; c += 2 * LANES) {
+        int64_t more = c + LANES < width ? LANES : 0; /* 0 sums the same numbers twice, and stores them alike */
+        rows a = *(rows_anywhere *)(output + c) * shrink, b = *(rows_anywhere *)(output + c + more) * shrink;
+        rows odd_a = {0}, odd_b = {0};
+        int64_t t = 0;
+        for (; t + 2 <= tokens; t += 2) {
+            const float *value = values + t * step + c, *next = value + step;
+            a += weights[t] * *(const rows_anywhere *)value;
+            b += weights[t] * *(const rows_anywhere *)(value + more);
+            odd_a += weights[t + 1] * *(const rows_anywhere *)next;
+            odd_b += weights[t + 1] * *(const rows_anywhere *)(next + more);
+        }
+        for (; t < tokens; t++) {
+            a += weights[t] * *(const rows_anywhere *)(values + t * step + c);
+            b += weights[t] * *(const rows_anywhere *)(values + t * step + c + more);
+        }
+        *(rows_anywhere *)(output + c) = a + odd_a;
+        *(rows_anywhere *)(output + c + more) = b + odd_b;
+    }
+}
+
+/* One row, one block. State: [value_width] sums of values, [LANES] sums of weights, then the maximum. */
+static void attend_row(const stored_shape *z, const float *query, const float *keys, const float *values,
+                       int64_t tokens, const float *mask, float *state) {
+    int64_t width = padded(z->key.width), value_width = padded(z->value.width), vectors = (tokens + LANES - 1) / LANES;
+    rows scores[BLOCK / LANES], most, *total = (rows *)(state + value_width);
+    float *top = state + value_width + LANES;
+    score(query, keys, width, tokens, mask, scores);
+    most = scores[0];
+    for (int64_t i = 1; i < vectors; i++) most = larger(scores[i], most);
+    most = larger((rows){0} + largest(most), (rows){0} + *top);
+    rows finite = zero_if_infinite(most), shrink = exponential(*top - finite), sum = *total * shrink;
+    for (int64_t i = 0; i < vectors; i++) {
+        scores[i] = exponential(scores[i] - finite);
+        sum += scores[i];
+    }
+    *top = most[0];
+    *total = sum;
+    mix(state, (const float *)scores, values, z->shared ? width : value_width, value_width, tokens, shrink[0]);
+}
+
+static int64_t state_width(const stored_shape *z) { return padded(z->value.width) + 2 * LANES; } /* whole vectors */
+
+/* The rows of one group of one sequence, over the tokens from begin to end. */
+static void attend_rows(const stored_shape *z, const float *query, const char *key, const char *value,
+                        const float *mask, int64_t begin, int64_t end, float *scratch, float *state) {
+    int64_t width = padded(z->key.width), value_width = padded(z->value.width), size = state_width(z);
+    float *keys = scratch, *values = z->shared ? keys : keys + BLOCK * width;
+    memset(state, 0, sizeof(float) * z->rows * size);
+    for (int64_t r = 0; r < z->rows; r++) state[r * size + value_width + LANES] = -INFINITY;
+    for (int64_t start = begin; start < end; start += BLOCK) {
+        int64_t tokens = end - start < BLOCK ? end - start : BLOCK;
+        unpack_rows(&z->key, key + start * z->key_token, z->key_token, tokens, keys);
+        if (!z->shared) unpack_rows(&z->value, value + start * z->value_token, z->value_token, tokens, values);
+        for (int64_t r = 0; r < z->rows; r++)
+            attend_row(z, query + r * width, keys, values, tokens,
+                       mask ? mask + r % z->num_new * z->mask_new + start : mask, state + r * size);
+    }
+}
+
+/* Weigh the splits of a row by their sums of exponentials; a row that sees nothing gives zeros. */
+static void join_row(const stored_shape *z, const float *state, int64_t apart, float *output) {
+    int64_t at = padded(z->value.width);
+    float top = -INFINITY, total = 0;
+    for (int64_t s = 0; s < z->splits; s++)
+        top = state[s * apart + at + LANES] > top ? state[s * apart + at + LANES] : top;
+    memset(output, 0, sizeof(float) * z->value.width);
+    for (int64_t s = 0; s < z->splits; s++, state += apart) {
+        float share = exponential((rows){0} + (state[at + LANES] - (top > -INFINITY ? top : 0)))[0];
+        for (int i = 0; i < LANES; i++) total += share * state[at + i];
+        for (int64_t c = 0; c < z->value.width; c++) output[c] += share * state[c];
+    }
+    for (int64_t c = 0; c < z->value.width && total != 0; c++) output[c] /= total;
+}
+
+/* query [batch, groups, rows, padded key width], scaled, zeros at the end; output [batch, groups, rows, value width].
+   Returns 1 where there is no memory for the state. */
+int attend_stored(const stored_shape *z, const float *query, const char *key, const char *value, const float *mask,
+                  float *output) {
+    int64_t width = padded(z->key.width), size = state_width(z), pairs = z->batch * z->groups;
+    int64_t tasks = pairs * z->splits, length = (z->context + z->splits - 1) / z->splits;
+    int64_t room = BLOCK * (width + padded(z->value.width));
+    size_t bytes = sizeof(float) * (tasks * z->rows * size + z->threads * room); /* whole vectors, too */
+    float *state = aligned_alloc(sizeof(rows), bytes);
+    if (!state) return 1;
+    memset(state, 0, bytes); /* the ends of unpacked rows stay zeros */
+#pragma omp parallel num_threads(z->threads)
+    {
+        float *scratch = state + tasks * z->rows * size + omp_get_thread_num() * room;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < tasks; task++) {
+            int64_t pair = task / z->splits, b = pair / z->groups, g = pair % z->groups;
+            int64_t begin = task % z->splits * length, end = begin + length;
+            attend_rows(z, query + pair * z->rows * width, key + b * z->key_batch + g * z->key_group,
+                        value + b * z->value_batch + g * z->value_group, mask ? mask + b * z->mask_batch : mask, begin,
+                        end < z->context ? end : z->context, scratch, state + task * z->rows * size);
+        }
+#pragma omp for
+        for (int64_t r = 0; r < pairs * z->rows; r++)
+            join_row(z, state + (r / z->rows * z->splits * z->rows + r % z->rows) * size, z->rows * size,
+                     output + r * z->value.width);
+    }
+    free(state);
+    return 0;
+}
+
+/* rows of f->width numbers, from [count] anywhere to [count] of OCTETS; a scale that is not finite says so to readers */
+static void pack_row(const form *f, const float *from, char *to) {
+    char *scales = to + (f->width + 3) / 4 * 4;
+    for (int64_t part = 0, begin = 0; part < f->parts; begin = f->ends[part++]) {
+        float most = 0;
+        for (int64_t i = begin; i < f->ends[part]; i++) {
+            float size = fabsf(from[i]);
+            most = size > most || size != size ? size : most;
+        }
+        float scale = most < INFINITY ? most / 127 : NAN, times = most > 0 && most < INFINITY ? 127 / most : 0;
+        for (int64_t i = begin; i < f->ends[part]; i++) to[i] = times ? (int8_t)lrintf(from[i] * times) : (most != 0);
+        memcpy(scales + 4 * part, &scale, 4);
+    }
+}
+
+/* from [batch, groups, count, width] to a buffer with these strides, the new tokens' first row at its begin */
+void pack(const form *f, const float *from, char *to, int64_t batch, int64_t groups, int64_t count, int64_t to_batch,
+          int64_t to_group, int64_t to_token) {
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t g = 0; g < groups; g++)
+            for (int64_t t = 0; t < count; t++, from += f->width)
+                pack_row(f, from, to + b * to_batch + g * to_group + t * to_token);
+}
+
+int stored_lanes(void) { return LANES; }

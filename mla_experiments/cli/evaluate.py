@@ -121,9 +121,7 @@ def evaluate_cache(dtype: str, given: dict, output_dir: Path) -> None:
 
     rows = []
     for one in scored_twice(dtype, **given):
-        bits = [
-            BITS.scale * np.array([document.nats for document in score.documents]) for score in (one.exact, one.kept)
-        ]
+        nats = [np.array([document.nats for document in score.documents]) for score in (one.exact, one.kept)]
         num_bytes = np.array([document.bytes for document in one.exact.documents])
         found = compared("exact", dtype, {0: BITS.scale * nats[0]}, {0: BITS.scale * nats[1]}, num_bytes)
         low, high = found.over_documents or (None, None)

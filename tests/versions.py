@@ -25,7 +25,18 @@ from mla_experiments.markdown import table  # noqa: E402 - of this clone
 from mla_experiments.versions import TESTED, bounds  # noqa: E402
 
 FOLDER = REPOSITORY / ".venv-versions"
-OTHERS = ("tokenizers", "safetensors", "matplotlib", "numpy", "tqdm", "jinja2", "pytest", "hypothesis")
+OTHERS = (
+    "tokenizers",
+    "safetensors",
+    "matplotlib",
+    "numpy",
+    "tqdm",
+    "jinja2",
+    "scipy",
+    "plotly",
+    "pytest",
+    "hypothesis",
+)
 WRAPPERS = ("peft", "torchao", "bitsandbytes", "optimum-quanto")  # what people put around a model, in their newest
 SUITES = {
     "contract": ["tests/contract"],

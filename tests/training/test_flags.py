@@ -111,6 +111,7 @@ def test_what_is_decided_here_is_refused_and_says_what_to_do_instead(name, tmp_p
         ({"train_tokens": 10**30}, "must be at most"),
         ({"validation_tokens": 0}, "validation_tokens=0 must be at least 1"),
         ({"seed": 2**32}, "seed=4294967296 must be a whole number from 0 and below 2^32"),
+        ({"seed": 10**400}, "must be a whole number from 0 and below 2^32"),
         ({"lr_scheduler_kwargs": "{bad"}, "lr_scheduler_kwargs={bad cannot be"),
         ({"lr_scheduler_kwargs": '{"nope": 1}'}, "unexpected keyword argument 'nope'"),
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": '{"a": 1}'}, "has no effect on constant"),

@@ -8,6 +8,7 @@ import torch
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import Attention
 
+BYTES = 4  # of a number in the cache of a model saved in single precision: what studies count, and eval measures
 BACKWARD = 2  # a backward pass computes two products for each of the forward pass
 
 

@@ -18,6 +18,7 @@ from ..modeling.attention.hybrid import options_for, spread
 from ..modeling.conversion import read_config
 from ..modeling.gguf_files import gguf_config, is_gguf
 from .architectures import ARCHITECTURES, Architecture, architecture_from
+from .costs import BYTES
 from .hardware import Hardware
 from .parts import measure_parts
 from .stock import StockArchitecture
@@ -138,6 +139,11 @@ def facts(architecture: Architecture | StockArchitecture, hardware: Hardware) ->
         f"weights at {size} bytes",
         f"cache: {architecture.cache_described(size)}",
     ]
+    if size != BYTES:
+        said.append(
+            f"that is with {size} bytes a number, as models are served; studies count and eval measures {BYTES}, single "
+            "precision"
+        )
     if architecture.longest:
         gflop = architecture.training_flops() / 1e9
         said.append(f"training: {gflop:.3g} GFLOP a token at {architecture.longest:,} tokens")

@@ -9,7 +9,7 @@ import contextlib
 import json
 from dataclasses import dataclass
 
-from ..benchmark.costs import cache_elements_per_token, num_parameters, training_flops_per_token
+from ..benchmark.costs import BYTES, cache_elements_per_token, num_parameters, training_flops_per_token
 from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import ATTENTION, mechanisms_of
@@ -22,7 +22,6 @@ from .tuning import Settings
 
 TOLERANCE = 0.005
 NEAR = 0.05  # of the budget of the cache; further off, a variant is named as not matched
-BYTES = 4  # of a number in the cache of a model saved in single precision, as evaluation measures it
 SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size")  # where these are swept, each size has its own mark
 
 

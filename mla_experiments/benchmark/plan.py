@@ -141,8 +141,8 @@ def facts(architecture: Architecture | StockArchitecture, hardware: Hardware) ->
     ]
     if size != BYTES:
         said.append(
-            f"that is with {size} bytes a number, as models are served; studies count and eval measures {BYTES}, single "
-            "precision"
+            f"that is with {size} bytes a number, as models are served; studies count and eval measures {BYTES}, in "
+            "single precision"
         )
     if architecture.longest:
         gflop = architecture.training_flops() / 1e9

@@ -22,7 +22,7 @@ from .choosing import Constants, converted, extended, rotation_of, study_of
 from .latent_maps import LatentMaps, in_single_precision, read_by_heads
 
 Tensor = torch.Tensor
-RIDGES = (0.01, 0.1, 1.0)  # λ, in parts of the mean of the diagonal of Σ z zᵀ
+RIDGES = (0.01, 0.1, 1.0, 10.0)  # λ, in parts of the mean of the diagonal of Σ z zᵀ
 SET_ASIDE = 2  # windows on which λ is chosen
 LEAST_TARGET = 1e-12
 

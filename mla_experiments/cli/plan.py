@@ -51,7 +51,9 @@ def run(argv: list[str]) -> None:
         (option, kind, field(default=None, metadata={"help": f"what if: of {', '.join(names)}"} | _range(kind)))
         for option, (kind, names) in known.items()
     ])  # fmt: skip
-    argv = ["reference", *argv] if argv[:1] not in (["-h"], ["--help"]) and (not argv or argv[0].startswith("-")) else argv
+    argv = (
+        ["reference", *argv] if argv[:1] not in (["-h"], ["--help"]) and (not argv or argv[0].startswith("-")) else argv
+    )
     places = {"MODEL": "a well-known name (by default: reference), a folder with config.json, or a study's YAML file"}
     given, what_if, where = parse([PlanArguments, what_if], argv, "plan", __doc__, positional=places)
     own = {name: given[name] for name in ("memory_gib", "gb_per_second", "tflop_per_second")}

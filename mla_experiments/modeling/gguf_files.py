@@ -1,6 +1,7 @@
-"""GGUF files (llama.cpp's form of a checkpoint) as checkpoint folders, read by transformers with the `gguf` package.
+"""GGUF files (llama.cpp's form of a checkpoint) as checkpoint folders, with the `gguf` package.
 
-Weights come out in single precision, whatever they were quantised to, and the tokenizer comes from the same file.
+What is written here is read by `stock/gguf_read.py`, rotations and DeepSeek included; other architectures are read by
+transformers. Weights come out in single precision, whatever they were quantised to; bf16 that we read stays bf16.
 """
 
 import importlib.util
@@ -17,6 +18,7 @@ from .shards import WEIGHTS
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
+OURS = ("llama", "qwen2", "qwen3", "deepseek2")  # architectures that stock/gguf_read.py knows
 
 
 def is_gguf(path: Path) -> bool:
@@ -30,6 +32,10 @@ def gguf_config(path: Path) -> PreTrainedConfig:
     Raises:
         UserError: `gguf` is not installed, the file is damaged, or it is of a model that transformers cannot read.
     """
+    if architecture_of(path) in OURS:
+        from .stock.gguf_read import File, config_of
+
+        return config_of(File(path))
     return _read(path, AutoConfig.from_pretrained)
 
 
@@ -43,6 +49,13 @@ def unpack_gguf(path: Path, folder: Path) -> None:
     Raises:
         UserError: as `gguf_config`.
     """
+    if architecture_of(path) in OURS:
+        from .stock.gguf_read import File, save_tokenizer, unpack  # which reads what import makes of shapes
+
+        unpack(path, folder)
+        if not save_tokenizer(File(path), folder):
+            _read(path, AutoTokenizer.from_pretrained).save_pretrained(folder)
+        return
     model = _read(path, AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
     model.config.quantization_config = None  # what is written is quantised no longer
     model.config.save_pretrained(folder)
@@ -53,13 +66,32 @@ def unpack_gguf(path: Path, folder: Path) -> None:
     _read(path, AutoTokenizer.from_pretrained).save_pretrained(folder)
 
 
-def _read(path: Path, reader: Callable, **options):
-    """Return what a reader of transformers makes of a file; its progress bars and reports are not shown."""
+def architecture_of(path: Path) -> str:
+    """Return what a file says that it holds.
+
+    Raises:
+        UserError: `gguf` is not installed, or it is no whole GGUF file.
+    """
+    _check(path)
+    import gguf
+
+    try:
+        return gguf.GGUFReader(path).fields["general.architecture"].contents()
+    except Exception as error:  # of NumPy, of whatever kind, where the file ends too early
+        raise UserError(f"model={path} cannot be read ({reason_of(error)}); fetch it again, or give another") from None
+
+
+def _check(path: Path) -> None:
+    """Refuse what is none, or cannot be read without the package."""
     if importlib.util.find_spec("gguf") is None:
         raise Missing("gguf", f"{path.name} is a GGUF file")
     with open(path, "rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise UserError(f"model={path} does not begin as a GGUF file does; fetch it again")
+
+
+def _read(path: Path, reader: Callable, **options):
+    """Return what a reader of transformers makes of a file; its progress bars and reports are not shown."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

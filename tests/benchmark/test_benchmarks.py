@@ -49,6 +49,16 @@ def test_a_decoding_step_reads_the_whole_cache_and_leaves_it_as_it_was():
         assert math.isclose(row["tokens/s"], 2e3 / row["ms"])
 
 
+@pytest.mark.parametrize(("dtype", "per_token"), [("f32", 576), ("bf16", 288), ("int8", 128 + 16 + 2 * 4)])
+def test_caches_in_fewer_bits_are_counted_and_decoded_from(dtype, per_token):
+    row = cache_size.decode_in_memory("mla", context=96, budget_gib=1.0, cache_dtype=dtype)
+    assert row["bytes/token"] == row["formula"] == per_token * LAYERS
+    given = decode.Arguments(attention=["mla"], contexts=[32], batch_sizes=[2], cache_dtypes=[dtype], rounds=1)
+    rows = {row["model"]: row for row in decode.measure(given)}
+    assert set(rows) == {f"mla, ours: auto, cache {dtype}", "mla, transformers"}
+    assert rows[f"mla, ours: auto, cache {dtype}"]["cache MiB"] == 2 * 32 * per_token * LAYERS / 2**20
+
+
 def test_a_context_beyond_the_memory_budget_is_left_out_and_said(capsys):
     given = decode.Arguments(attention=["mha"], contexts=[64], batch_sizes=[1], rounds=1, budget_gib=1e-6)
     assert decode.measure(given) == []

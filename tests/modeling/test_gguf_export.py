@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from mla_experiments.cli import main
 from mla_experiments.data.tokenizer import as_transformers_tokenizer, train_bpe
-from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
+from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -223,3 +223,54 @@ def test_what_stands_there_is_kept_unless_told(tmp_path, tokenizer, capsys):
     for reason in ("is there already", "is a folder", "is a file of the model"):
         assert reason in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "run"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_is_the_same_model(tmp_path, tokenizer, name):
+    attention, more, _ = MODELS[name]
+    model = saved(tmp_path / "run", tokenizer, attention, **more)
+    out, back = tmp_path / "out.gguf", tmp_path / "back"
+    assert main(["export", str(tmp_path / "run"), str(out), "--to", "gguf", "--type", "f32"]) == 0
+    code = main(["import", str(out), str(back)])
+    if "llama3" in name:  # whose description the file does not hold
+        assert code == 2 and not back.exists()
+        return
+    assert code == 0
+    torch.testing.assert_close(logits_of(load_model(back)), logits_of(model), atol=5e-5, rtol=0)
+    ours = AutoTokenizer.from_pretrained(back)
+    assert (
+        ours(TEXT, split_special_tokens=True)["input_ids"]
+        == AutoTokenizer.from_pretrained(tokenizer)(TEXT)["input_ids"]
+    )
+    assert ours.decode(ours(TEXT)["input_ids"]) == TEXT and (ours.bos_token_id, ours.eos_token_id) == (0, 0)
+
+
+def with_kind(path, kind):
+    """Say of the first tensor of a file that it is of another type, of as many bytes or fewer."""
+    content = bytearray(path.read_bytes())
+    name = b"token_embd.weight"
+    place = content.index(name) + len(name) + 4 + 2 * 8
+    content[place : place + 4] = int(kind).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("said", "harm"),
+    [
+        ("cannot be read", lambda path: path.write_bytes(path.read_bytes()[:-5000])),
+        ("cannot be read", lambda path: path.write_bytes(b"GGUF")),
+        ("does not begin as a GGUF file does", lambda path: path.write_bytes(b"nothing of the kind" * 100)),
+        ("llamb", lambda path: path.write_bytes(
+            path.read_bytes().replace(b"llama", b"llamb"))),
+        ("which the gguf package does not make plain", lambda path: with_kind(path, gguf.GGMLQuantizationType.I8)),
+        ("tokenizer gpt2, gpt-3 is not known here", lambda path: path.write_bytes(
+            path.read_bytes().replace(b"gpt-2", b"gpt-3"))),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_one_sentence_and_leaves_nothing(tmp_path, tokenizer, capsys, said, harm):
+    saved(tmp_path / "run", tokenizer)
+    out = tmp_path / "out.gguf"
+    assert main(["export", str(tmp_path / "run"), str(out), "--to", "gguf"]) == 0
+    harm(out)
+    assert main(["import", str(out), str(tmp_path / "back")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "back").exists()

@@ -2,8 +2,8 @@
 
    As in shared_keys.c a vector holds a number of LANES query rows. Here it holds two, of 16 bits, and one instruction
    multiplies both with two of a cache and adds: twice as many products as in single precision, where a processor has it
-   (AVX-512 VNNI). Queries are rounded to 16 bits, with a scale for each part of a row, weights of a block of tokens to 16
-   bits of their largest: 2^-15 beside the 2^-7 of the cache. Sums are exact, in 32 bits. */
+   (AVX-512 VNNI). Queries are rounded to 16 bits, with a scale for each part of a row, weights of a block of tokens to
+   16 bits of their largest: 2^-15 beside the 2^-7 of the cache. Sums are exact, in 32 bits. */
 
 #include "stored.h"
 
@@ -36,7 +36,7 @@ typedef int32_t two_numbers __attribute__((aligned(2), may_alias));
 
 static inline bits add_pairs(bits sum, bits two, const two_numbers *with) {
 #ifdef __AVX512VNNI__
-    /* in assembly, since GCC 12 would broadcast in an instruction of its own, and be no quicker than single precision */
+    /* in assembly, since GCC 12 would broadcast in an instruction of its own */
     __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(two), "m"(*with));
     return sum;
 #else
@@ -101,7 +101,8 @@ static void spread_block(const stored_shape *z, const char *key, const char *val
     static const int8_t none[WIDEST] = {0};
     for (int64_t t = 0; t < tokens; t++) {
         const int8_t *row = (const int8_t *)key + t * z->key_token;
-        for (int64_t w = 0; w < width; w += 64) __builtin_prefetch(row + SPAN * z->key_token + w, 0, 2); /* the next block */
+        for (int64_t w = 0; w < width; w += 64) /* of the next block */
+            __builtin_prefetch(row + SPAN * z->key_token + w, 0, 2);
         widen(row, width, at->keys + t * width);
         for (int64_t part = 0; part < z->key.parts; part++)
             memcpy(at->key_scales + part * SPAN + t, row + (width + 3) / 4 * 4 + 4 * part, 4);
@@ -235,7 +236,8 @@ static int64_t room_of(const stored_shape *z) { /* in vectors, see space_at */
 /* As attend_stored in stored.c, of OCTETS whose parts are even in width, and no wider than 512. */
 int attend_octets(const stored_shape *z, const float *query, const char *key, const char *value, const float *mask,
                   float *output) {
-    int64_t step = padded(z->key.width), size = z->value.width + 2, vectors = vectors_of(z), pairs = z->batch * z->groups;
+    int64_t step = padded(z->key.width), size = z->value.width + 2, vectors = vectors_of(z);
+    int64_t pairs = z->batch * z->groups;
     int64_t tasks = pairs * z->splits, length = (z->context + z->splits - 1) / z->splits, room = room_of(z);
     rows *state = aligned_alloc(sizeof(rows), sizeof(rows) * (tasks * vectors * size + z->threads * room));
     if (!state) return 1;

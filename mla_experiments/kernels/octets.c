@@ -2,23 +2,24 @@
 
    As in shared_keys.c a vector holds a number of LANES query rows. Here it holds two, of 16 bits, and one instruction
    multiplies both with two of a cache and adds: twice as many products as in single precision, where a processor has it
-   (AVX-512 VNNI). Queries are rounded to 16 bits, with a scale for each part of a row, weights of a block of tokens to 16
-   bits of their largest: 2^-15 beside the 2^-7 of the cache. Sums are exact, in 32 bits. */
+   (AVX-512 VNNI). Queries are rounded to 16 bits, with a scale for each part of a row, weights of a block of tokens to
+   16 bits of their largest: 2^-15 beside the 2^-7 of the cache. Sums are exact, in 32 bits. */
 
 #include "stored.h"
 
 #include <omp.h>
 #include <stdlib.h>
 
-enum { LARGEST = 32767, WIDEST = 512, TILE = 16 }; /* TILE sums at once, see shared_keys.c */
+enum { LARGEST = 32767, WIDEST = 512, TILE = 16, SPAN = 32 };
+/* TILE sums at once, see shared_keys.c; SPAN tokens a block, whose keys, values and sums fit the first-level cache */
 
 typedef struct { /* room of a thread */
     bits *queries;          /* [vectors of rows, width / 2]: two numbers a lane */
     rows *query_scales;     /* [vectors of rows, parts] */
-    int16_t *keys;          /* [BLOCK, width] */
-    int32_t *values;        /* [BLOCK / 2, value width]: the numbers of two tokens side by side */
-    float *key_scales;      /* [parts, BLOCK] */
-    float *value_scales;    /* [BLOCK] */
+    int16_t *keys;          /* [SPAN, width] */
+    int32_t *values;        /* [SPAN / 2, value width]: the numbers of two tokens side by side */
+    float *key_scales;      /* [parts, SPAN] */
+    float *value_scales;    /* [SPAN] */
     rows *wide;             /* [width]: queries before they are rounded */
 } space;
 
@@ -31,11 +32,15 @@ int pairs_pay(void) {
 #endif
 }
 
-static inline bits add_pairs(bits sum, bits two, int32_t with) {
+typedef int32_t two_numbers __attribute__((aligned(2), may_alias));
+
+static inline bits add_pairs(bits sum, bits two, const two_numbers *with) {
 #ifdef __AVX512VNNI__
-    return (bits)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)two, _mm512_set1_epi32(with));
+    /* in assembly, since GCC 12 would broadcast in an instruction of its own */
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(two), "m"(*with));
+    return sum;
 #else
-    return sum + ((two << 16) >> 16) * (int32_t)(int16_t)with + (two >> 16) * (with >> 16);
+    return sum + ((two << 16) >> 16) * (int32_t)(int16_t)*with + (two >> 16) * (*with >> 16);
 #endif
 }
 
@@ -74,6 +79,8 @@ static inline void widen(const int8_t *from, int64_t width, int16_t *to) {
 #ifdef __AVX512BW__
     for (; w + 32 <= width; w += 32)
         _mm512_storeu_si512(to + w, _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(from + w))));
+    for (; w + 16 <= width; w += 16)
+        _mm256_storeu_si256((__m256i *)(to + w), _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(from + w))));
 #endif
     for (; w < width; w++) to[w] = from[w];
 }
@@ -94,14 +101,16 @@ static void spread_block(const stored_shape *z, const char *key, const char *val
     static const int8_t none[WIDEST] = {0};
     for (int64_t t = 0; t < tokens; t++) {
         const int8_t *row = (const int8_t *)key + t * z->key_token;
+        for (int64_t w = 0; w < width; w += 64) /* of the next block */
+            __builtin_prefetch(row + SPAN * z->key_token + w, 0, 2);
         widen(row, width, at->keys + t * width);
         for (int64_t part = 0; part < z->key.parts; part++)
-            memcpy(at->key_scales + part * BLOCK + t, row + (width + 3) / 4 * 4 + 4 * part, 4);
+            memcpy(at->key_scales + part * SPAN + t, row + (width + 3) / 4 * 4 + 4 * part, 4);
         memcpy(at->value_scales + t, numbers + t * step + ((z->shared ? width : value_width) + 3) / 4 * 4, 4);
     }
     for (int64_t t = tokens; t % TILE; t++) {
         memset(at->keys + t * width, 0, 2 * width);
-        for (int64_t part = 0; part < z->key.parts; part++) at->key_scales[part * BLOCK + t] = 0;
+        for (int64_t part = 0; part < z->key.parts; part++) at->key_scales[part * SPAN + t] = 0;
     }
     for (int64_t t = 0; t < tokens; t += 2) {
         const int8_t *one = (const int8_t *)numbers + t * step;
@@ -114,32 +123,31 @@ static void score_pairs(const stored_shape *z, const space *at, const bits *quer
                         int64_t tokens, rows *scores) {
     int64_t width = z->key.width;
     for (int64_t t = 0; t < tokens; t += TILE) {
-        rows found[TILE] = {0};
+        for (int i = 0; i < TILE; i++) scores[t + i] = (rows){0};
         for (int64_t part = 0, begin = 0; part < z->key.parts; begin = z->key.ends[part++]) {
             bits sum[TILE] = {0};
-            const int16_t *keys = at->keys + t * width;
+            const int16_t *quarter[4]; /* one pointer a token would find no registers */
+            for (int i = 0; i < 4; i++) quarter[i] = at->keys + (t + i * (TILE / 4)) * width;
             for (int64_t w = begin; w < z->key.ends[part]; w += 2) {
                 bits two = queries[w / 2];
 #pragma GCC unroll 16
                 for (int i = 0; i < TILE; i++) {
-                    int32_t with;
-                    memcpy(&with, keys + i * width + w, 4);
-                    sum[i] = add_pairs(sum[i], two, with);
+                    const int16_t *with = quarter[i / (TILE / 4)] + i % (TILE / 4) * width + w;
+                    sum[i] = add_pairs(sum[i], two, (const two_numbers *)with);
                 }
             }
-            const float *of_keys = at->key_scales + part * BLOCK + t;
+            const float *of_keys = at->key_scales + part * SPAN + t;
 #pragma GCC unroll 16
             for (int i = 0; i < TILE; i++)
-                found[i] += __builtin_convertvector(sum[i], rows) * (scales[part] * of_keys[i]);
+                scores[t + i] += __builtin_convertvector(sum[i], rows) * (scales[part] * of_keys[i]);
         }
-        for (int i = 0; i < TILE; i++) scores[t + i] = found[i];
     }
 }
 
 /* state = shrink * state + sum over t of weights[t] * values[t], and what is NaN in a scale stays NaN */
 static void mix_pairs(const stored_shape *z, const space *at, rows *weights, int64_t tokens, rows shrink, rows *state) {
     rows most = {0}, all = {0};
-    bits two[BLOCK / 2];
+    bits two[SPAN / 2];
     for (int64_t t = 0; t < tokens; t++) {
         weights[t] *= at->value_scales[t];
         most = larger(weights[t], most);
@@ -155,7 +163,7 @@ static void mix_pairs(const stored_shape *z, const space *at, rows *weights, int
         for (int64_t p = 0; p < pairs; p++) {
             const int32_t *values = at->values + p * width + c;
 #pragma GCC unroll 16
-            for (int i = 0; i < TILE; i++) sum[i] = add_pairs(sum[i], two[p], values[i]);
+            for (int i = 0; i < TILE; i++) sum[i] = add_pairs(sum[i], two[p], values + i);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < TILE; i++)
@@ -163,7 +171,7 @@ static void mix_pairs(const stored_shape *z, const space *at, rows *weights, int
     }
     for (; c < width; c++) {
         bits sum = {0};
-        for (int64_t p = 0; p < pairs; p++) sum = add_pairs(sum, two[p], at->values[p * width + c]);
+        for (int64_t p = 0; p < pairs; p++) sum = add_pairs(sum, two[p], at->values + p * width + c);
         state[c] = state[c] * shrink + __builtin_convertvector(sum, rows) * back;
     }
 }
@@ -171,7 +179,7 @@ static void mix_pairs(const stored_shape *z, const space *at, rows *weights, int
 /* One block for LANES rows. State: [value width] sums of values, then the maximum and the sum of weights. */
 static void attend_pairs(const stored_shape *z, const space *at, const bits *queries, const rows *scales,
                          const float *mask, int64_t first, int64_t tokens, rows *state) {
-    rows scores[BLOCK], *top = state + z->value.width, *total = top + 1, new_top = *top;
+    rows scores[SPAN], *top = state + z->value.width, *total = top + 1, new_top = *top;
     score_pairs(z, at, queries, scales, tokens, scores);
     if (mask)
         for (int64_t lane = 0; lane < LANES; lane++) {
@@ -214,21 +222,22 @@ static space space_at(const stored_shape *z, rows *room) {
     space at = {(bits *)room, room + vectors * width / 2, 0, 0, 0, 0, 0};
     at.wide = at.query_scales + vectors * z->key.parts;
     at.keys = (int16_t *)(at.wide + width);
-    at.values = (int32_t *)(at.keys + BLOCK * width);
-    at.key_scales = (float *)(at.values + BLOCK / 2 * z->value.width);
-    at.value_scales = at.key_scales + z->key.parts * BLOCK;
+    at.values = (int32_t *)(at.keys + SPAN * width);
+    at.key_scales = (float *)(at.values + SPAN / 2 * z->value.width);
+    at.value_scales = at.key_scales + z->key.parts * SPAN;
     return at;
 }
 
 static int64_t room_of(const stored_shape *z) { /* in vectors, see space_at */
-    int64_t numbers = BLOCK / 2 * (z->key.width + z->value.width) + BLOCK * (z->key.parts + 1);
+    int64_t numbers = SPAN / 2 * (z->key.width + z->value.width) + SPAN * (z->key.parts + 1);
     return vectors_of(z) * (z->key.width / 2 + z->key.parts) + z->key.width + numbers / LANES + 1;
 }
 
 /* As attend_stored in stored.c, of OCTETS whose parts are even in width, and no wider than 512. */
 int attend_octets(const stored_shape *z, const float *query, const char *key, const char *value, const float *mask,
                   float *output) {
-    int64_t step = padded(z->key.width), size = z->value.width + 2, vectors = vectors_of(z), pairs = z->batch * z->groups;
+    int64_t step = padded(z->key.width), size = z->value.width + 2, vectors = vectors_of(z);
+    int64_t pairs = z->batch * z->groups;
     int64_t tasks = pairs * z->splits, length = (z->context + z->splits - 1) / z->splits, room = room_of(z);
     rows *state = aligned_alloc(sizeof(rows), sizeof(rows) * (tasks * vectors * size + z->threads * room));
     if (!state) return 1;
@@ -248,8 +257,8 @@ int attend_octets(const stored_shape *z, const float *query, const char *key, co
                 for (int64_t c = 0; c < size; c++) mine[c] = (rows){0};
                 mine[z->value.width] -= INFINITY;
             }
-            for (int64_t start = begin; start < end; start += BLOCK) {
-                int64_t tokens = end - start < BLOCK ? end - start : BLOCK;
+            for (int64_t start = begin; start < end; start += SPAN) {
+                int64_t tokens = end - start < SPAN ? end - start : SPAN;
                 spread_block(z, keys + start * z->key_token, values + start * z->value_token, tokens, &at);
                 for (int64_t v = 0; v < vectors; v++)
                     attend_pairs(z, &at, at.queries + v * z->key.width / 2, at.query_scales + v * z->key.parts,

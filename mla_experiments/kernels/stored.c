@@ -1,9 +1,9 @@
 /* Attention of a few query rows that read keys and values as a cache keeps them: softmax(scale q kT + mask) v.
 
    Unlike in shared_keys.c a vector holds numbers of one key or value, so that one row alone is quick. A block of tokens
-   is unpacked into the first-level cache once for all rows that share it; maxima and sums run along (Milakov & Gimelshein
-   2018, algorithm 3), and the context is cut into splits (Dao et al. 2023, Flash-Decoding). pack() writes what unpack()
-   reads. */
+   is unpacked into the first-level cache once for all rows that share it; maxima and sums run along (Milakov &
+   Gimelshein 2018, algorithm 3), and the context is cut into splits (Dao et al. 2023, Flash-Decoding). pack() writes
+   what unpack() reads. */
 
 #include "stored.h"
 
@@ -34,7 +34,7 @@ static inline float largest(rows x) {
     return x[0];
 }
 
-/* Scores of one row with a block of unpacked keys, LANES tokens a vector; tokens beyond the block's end are left out. */
+/* Scores of one row with a block of unpacked keys, LANES tokens a vector; -infinity beyond the block's end. */
 static void score(const float *query, const float *keys, int64_t width, int64_t tokens, const float *mask,
                   rows *scores) {
     for (int64_t t = 0; t < tokens; t += LANES) {
@@ -52,7 +52,7 @@ static void score(const float *query, const float *keys, int64_t width, int64_t 
     for (int64_t t = tokens; t % LANES; t++) single[t] = -INFINITY;
 }
 
-/* output = shrink * output + sum over t of weights[t] * values[t], of width numbers; two sums at once hide the latency */
+/* output = shrink * output + sum over t of weights[t] * values[t], of width numbers; several sums at once hide latency */
 static void mix(float *output, const float *weights, const float *values, int64_t step, int64_t width, int64_t tokens,
                 float shrink) {
     for (int64_t c = 0; c < width; c += 2 * LANES) {
@@ -161,7 +161,7 @@ int attend_stored(const stored_shape *z, const float *query, const char *key, co
     return 0;
 }
 
-/* rows of f->width numbers, from [count] anywhere to [count] of OCTETS; a scale that is not finite says so to readers */
+/* One row of f->width numbers as OCTETS; a part with one that is not finite becomes NaN. */
 static void pack_row(const form *f, const float *from, char *to) {
     char *scales = to + (f->width + 3) / 4 * 4;
     for (int64_t part = 0, begin = 0; part < f->parts; begin = f->ends[part++]) {

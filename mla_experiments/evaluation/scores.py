@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
 from ..manifest import read_record, write_record
 from .perplexity import PROTOCOL, Score
 
@@ -75,3 +76,18 @@ def read_scores(folder: Path) -> dict[str, SplitScores] | None:
         }
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def scores_of(folder: Path) -> dict[str, SplitScores]:
+    """Return a run's scores by split, where there must be some.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    scores = read_scores(folder)
+    if scores is None:
+        raise UserError(
+            f"{folder / SCORES} is not there or not what was written there; score the run again, by the same "
+            f"`mla-experiments study FILE` or: mla-experiments eval {folder}"
+        )
+    return scores

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..data.synthetic import Task, is_synthetic, task_of
 from ..evaluation.recall import HELD
-from ..evaluation.scores import read_scores
+from ..evaluation.scores import scores_of
 from ..run_files import read_metrics, read_run
 from ..study.statistics import Estimate, estimate
 from .charts import Chart, Grid, Series
@@ -31,7 +31,7 @@ def task_of_row(row: Row) -> Task:
 
 def accuracies(row: Row) -> Accuracies:
     """Return the accuracy of a variant under every condition that all its runs were tried under."""
-    scores = [read_scores(run) for run in row.runs.values()]
+    scores = [scores_of(run) for run in row.runs.values()]
     return {
         name: estimate([1 - one[name].wrong.sum() / one[name].tokens.sum() for one in scores])
         for name in scores[0]

@@ -8,7 +8,7 @@ import numpy as np
 from ..benchmark.costs import cache_elements_per_token, num_parameters
 from ..errors import UserError
 from ..evaluation.measures import measure_of, ratio
-from ..evaluation.scores import SplitScores, read_scores
+from ..evaluation.scores import SplitScores, read_scores, scores_of
 from ..manifest import file_hash
 from ..markdown import table
 from ..modeling import DecoderConfig
@@ -46,7 +46,7 @@ class Contestant:
     @property
     def tests(self) -> dict[int, SplitScores]:
         """The scores of the test split, by seed."""
-        return {seed: read_scores(folder)["test"] for seed, folder in self.runs.items()}
+        return {seed: scores_of(folder)["test"] for seed, folder in self.runs.items()}
 
 
 def compared(places: list[str], weights_dir: Path) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..evaluation.measures import BITS, Measure, measure_of, ratio
-from ..evaluation.scores import SplitScores, read_scores
+from ..evaluation.scores import SplitScores, scores_of
 from ..manifest import read_record
 from ..study.fields import CORPUS
 from ..study.record import STUDY
@@ -129,7 +129,7 @@ def read_findings(folder: Path) -> Findings:
         tries = tried(content, name, root)
         found |= {name: tries} if tries else {}
         if runs := compared_runs(content, name, root):
-            tests = {seed: read_scores(run)["test"] for seed, run in runs.items()}
+            tests = {seed: scores_of(run)["test"] for seed, run in runs.items()}
             first = next(iter(tests.values()))
             measure = measure or measure_of(first)
             scores[name] = {seed: measure.amounts(test) for seed, test in tests.items()}
@@ -180,7 +180,7 @@ def compared_runs(content: dict, name: str, root: Path) -> Runs:
 
 def bits_of(run_folder: Path, split: str) -> float:
     """Return a run's bits per byte on a split, or what else it is measured by."""
-    part = read_scores(run_folder)[split]
+    part = scores_of(run_folder)[split]
     return measure_of(part).of(part)
 
 

@@ -538,7 +538,7 @@ def test_a_run_is_exported_whole_or_not_at_all(train, capsys):
     ("argv", "said"),
     [
         (["export"], "the following arguments are required: RUN, OUT"),
-        (["export", "{run}", "{out}", "--to", "gguf"], "to=gguf is unknown"),
+        (["export", "{run}", "{out}", "--to", "onnx"], "to=onnx is unknown"),
         (["export", "{learned}", "{out}"], "positions=learned exists in no stock model"),
         (["export", "{odd}", "{out}"], "no stock llama is like this model"),
         (["import", "{run}", "{out}"], "is a model of ours already"),

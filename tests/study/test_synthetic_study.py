@@ -1,6 +1,7 @@
 """A study over a synthetic task: difficulty swept, statistics of answers, and what the report says of recall."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,14 @@ def test_a_plan_knows_the_vocabulary_of_the_task(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["plan", str(Path(stated(tmp_path)))]) == 0
     assert "mqa corpus.needles=2" in capsys.readouterr().out
+
+
+def test_scores_that_are_damaged_are_named_and_nothing_is_told(study, tmp_path, capsys):
+    copy = tmp_path / "studies"
+    shutil.copytree(study.parent, copy)
+    content = json.loads((study / "study.json").read_text())
+    scores = copy / content["runs"][0]["folder"] / "scores.json"
+    scores.write_text(scores.read_text()[:-40])
+    for command in ("report", "compare"):
+        assert main([command, str(copy / "recall")]) == 2
+        assert f"{scores} is not there or not what was written there" in capsys.readouterr().err

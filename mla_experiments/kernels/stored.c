@@ -52,7 +52,7 @@ static void score(const float *query, const float *keys, int64_t width, int64_t 
     for (int64_t t = tokens; t % LANES; t++) single[t] = -INFINITY;
 }
 
-/* output = shrink * output + sum over t of weights[t] * values[t], of width numbers; several sums at once hide latency */
+/* output = shrink * output + sum over t of weights[t] * values[t], of width numbers; several sums hide latency */
 static void mix(float *output, const float *weights, const float *values, int64_t step, int64_t width, int64_t tokens,
                 float shrink) {
     for (int64_t c = 0; c < width; c += 2 * LANES) {

@@ -10,6 +10,7 @@ from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
 from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
+from ..modeling.nested import is_tied
 from .costs import BACKWARD, kept_of, layers_of, num_parameters, numbers_by_layer, training_flops_per_token
 from .counting import stock_architecture
 from .stock import StockArchitecture
@@ -137,11 +138,6 @@ def architecture_from(config: PreTrainedConfig) -> Architecture | StockArchitect
         if text.model_type in OURS:
             raise refused from None  # names the field
         raise
-
-
-def is_tied(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:
-    """Whether a text decoder's output projection is its embedding: the config around it decides where it says so."""
-    return bool(getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False)))
 
 
 def decoder_of(config: PreTrainedConfig) -> PreTrainedConfig:

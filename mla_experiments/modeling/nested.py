@@ -27,9 +27,14 @@ def text_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
     except ValueError as error:
         raise UserError(f"model_type={config.model_type} has no single text decoder ({reason_of(error)})") from None
     if text is not config:
-        text.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", text.tie_word_embeddings))
-        text.dtype = text.dtype or config.dtype
+        text.tie_word_embeddings = is_tied(config, text)
+        text.dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None)
     return text
+
+
+def is_tied(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:
+    """Whether a text decoder's output projection is its embedding: the config around it decides where it says so."""
+    return bool(getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False)))
 
 
 def names_inside(folder: Path, names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:

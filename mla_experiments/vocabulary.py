@@ -16,8 +16,10 @@ def vocabulary_of(stated: str | int) -> int | str:
         return AUTO
     try:
         entries = int(str(stated))
-    except ValueError:
+    except ValueError:  # no number, or one of more digits than Python reads
         entries = 0
-    if not 0 < entries <= LARGEST:
-        raise UserError(f"vocab_size={stated} must be a whole number from 1 to {LARGEST:,}, or auto")
+    if entries > LARGEST:
+        raise UserError(f"vocab_size={stated} must be at most {LARGEST:,}")
+    if entries < 1:
+        raise UserError(f"vocab_size={stated} must be a whole number from 1, or auto")
     return entries

@@ -102,7 +102,9 @@ class Short(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Help with one name a flag, on one line where that holds it; examples as they stand."""
 
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=30, width=min(120, shutil.get_terminal_size((120, 24)).columns - 2))
+        super().__init__(
+            prog, max_help_position=30, width=min(120, max(100, shutil.get_terminal_size((120, 24)).columns - 2))
+        )
 
     def _format_action_invocation(self, action):
         if not action.option_strings:

@@ -139,11 +139,15 @@ def train_on(
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder / RUN_FILE, {"status": "running", "healing": identity})
-        trainer = _trainer(start, folder, windows, healing, teacher, tokenizer)
+        stop = StopInGoodOrder()
+        trainer = _trainer(start, folder, windows, healing, teacher, tokenizer, stop)
         checkpoint = checkpoints.last_whole(folder)
         if checkpoint:
             trainer.add_callback(RestoreLoss(trainer, checkpoint))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            stop.restore()
         if trainer.state.global_step < trainer.args.max_steps:
             raise Stopped(f"Stopped at step {trainer.state.global_step}; go on with the same command.")
         trainer.model.to(stored_dtype(start)).save_pretrained(folder)
@@ -158,8 +162,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return load_model(folder).dtype
 
 
-def _trainer(start, folder, windows, healing, teacher, tokenizer) -> DistillingTrainer:
-    """The Trainer of a run, its model as it starts; handlers of signals are put back when it ends."""
+def _trainer(start, folder, windows, healing, teacher, tokenizer, stop) -> DistillingTrainer:
+    """The Trainer of a run, its model as it starts."""
     length = windows.shape[1] - 1
     steps = healing.steps(length)
     arguments = training_arguments({
@@ -189,17 +193,9 @@ def _trainer(start, folder, windows, healing, teacher, tokenizer) -> DistillingT
         callbacks=[
             Metrics(folder / METRICS_FILE, tokens, lambda: None),
             Progress(folder.name, tokens),
-            Restoring(),
+            stop,
         ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
-
-
-class Restoring(StopInGoodOrder):
-    """Stops in good order, and puts the handlers back when training ends."""
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Put them back."""
-        self.restore()

@@ -254,7 +254,7 @@ def test_an_answer_cannot_be_read_off_what_is_not_its_question():
     ],
 )
 def test_what_cannot_be_is_named(corpus, said):
-    with pytest.raises(UserError, match=":") as error:
+    with pytest.raises(UserError) as error:
         task_of(corpus)
     assert said in str(error.value)
 

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from mla_experiments.benchmark import MEASUREMENTS
 from mla_experiments.benchmark.architectures import ARCHITECTURES
-from mla_experiments.cli import COMMANDS, bench, compare, data, evaluate, export, generate, plan, study
+from mla_experiments.cli import COMMANDS, bench, choose, compare, convert, data, evaluate, export, generate, plan, study
 from mla_experiments.cli.parsing import ConversionArguments, parser_of
 from mla_experiments.modeling.attention import ATTENTION
 from mla_experiments.training import RunArguments
@@ -39,6 +39,8 @@ CLASSES = {
     "import": [ConversionArguments],
     "plan": [plan.PlanArguments, make_dataclass("WhatIf", [(option, int | None, None) for option in OPTIONS])],
     "study": [study.StudyArguments],
+    "choose": [choose.ChooseArguments],
+    "convert": [convert.ConvertArguments],
     "compare": [compare.CompareArguments],
     "bench": [bench.BenchmarkOutput],
 }
@@ -70,7 +72,7 @@ READS = {  # command: beginnings of the names of the files that it reads
 }
 SHARES = {
     "data": 16, "train": 24, "eval": 12, "generate": 8, "export": 6, "import": 8, "plan": 14, "study": 6, "report": 4,
-    "compare": 5, "bench": 4, "kernels": 1, "env": 1,
+    "compare": 5, "bench": 4, "kernels": 1, "env": 1, "choose": 4, "convert": 4,
 }  # fmt: skip
 # what would only last, as it says, and is no fault: these are drawn small, or such as cannot be at all
 LASTING = {
@@ -183,6 +185,12 @@ def sane(chosen: Chosen, command: str) -> list[str]:
         "plan": lambda: [place("weights/mla", "stock", "llama", "tiny.yaml", "tuned.yaml", *ARCHITECTURES)],
         "study": lambda: [place("tiny.yaml", "tuned.yaml"), "--studies-dir", place("studies", "new")],
         "report": lambda: [place("studies/tiny")],
+        "choose": lambda: [
+            place(*CORPORA), "--cache-bytes-per-token", pick(WHOLE), "--params", pick(["20k", "x"]), "--no-browser",
+            "--plan-only",
+        ],
+        "convert": lambda: [place("llama", "mla"), place("out", "empty"), "--cache-bytes", pick(WHOLE), "--corpus",
+                            place(*CORPORA), "--sequence-length", "16", "--calibration-tokens", "256"],
         "compare": lambda: [place("studies/tiny", "mla"), *[place("mla", "studies/tiny")] * chosen.randrange(2)],
         "bench": lambda: pick([["packing", "--characters", "2000"], ["core", "--help"], [pick([*MEASUREMENTS])], []]),
     }  # fmt: skip

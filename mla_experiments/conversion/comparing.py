@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from ..data import beginning_of_text
+from ..evaluation.measures import BITS, ratio
 from ..evaluation.perplexity import IGNORED, tokens_of, windows
 from ..modeling import DecoderForCausalLM
 
@@ -30,17 +31,17 @@ class Distance:
     @property
     def perplexity(self) -> float:
         """Per token."""
-        return float(np.exp(self.nats.sum() / self.tokens.sum()))
+        return float(np.exp(ratio(self.nats, self.tokens)))
 
     @property
     def bits_per_byte(self) -> float:
         """Of all documents."""
-        return float(self.nats.sum() / self.bytes.sum() / np.log(2))
+        return float(BITS.scale * ratio(self.nats, self.bytes))
 
     @property
     def divergence_per_token(self) -> float:
         """In nats."""
-        return float(self.divergence.sum() / self.tokens.sum())
+        return float(ratio(self.divergence, self.tokens))
 
 
 class HeldOut:

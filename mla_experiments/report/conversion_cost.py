@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..conversion.job import Measured
+from ..evaluation.measures import BITS, ratio
 from ..markdown import escaped, table
 from ..study.statistics import CONFIDENCE, LEAST_DOCUMENTS, contributions, spread_of
 from .figures import STYLES, new_figure, save
@@ -23,8 +24,8 @@ def row_of(one: Measured, original: Measured) -> dict[str, str]:
         original: the same of the original, on the same documents.
     """
     now, before = one.distance, original.distance
-    more = with_interval(now.nats - before.nats, now.bytes, scale=1.0)
-    apart = with_interval(now.divergence, now.tokens, scale=np.log(2))
+    more = with_interval(more_bits(one, original), now.bytes)
+    apart = with_interval(now.divergence, now.tokens)
     return {
         "step": one.step,
         "numbers a token and layer": f"{one.numbers:,}" + (f" ({one.rotary} rotary)" if one.rotary else ""),
@@ -36,13 +37,20 @@ def row_of(one: Measured, original: Measured) -> dict[str, str]:
     }
 
 
-def with_interval(sums: np.ndarray, sizes: np.ndarray, scale: float) -> str:
-    """Return Σ sums / Σ sizes in bits, times `scale`, and ± of its 95 % interval, if documents suffice."""
-    mean = float(sums.sum() / sizes.sum() / np.log(2)) * scale
-    if len(sums) < LEAST_DOCUMENTS:
-        return f"{mean:.4f}"
-    spread = spread_of(contributions(sums[None], sizes)[0])
-    return f"{mean:.4f} ± {spread.reach(TAIL) * scale:.4f}"
+def more_bits(one: Measured, original: Measured) -> np.ndarray:
+    """Return by how many bits each document became less likely, `[documents]`."""
+    return BITS.scale * (one.distance.nats - original.distance.nats)
+
+
+def with_interval(sums: np.ndarray, sizes: np.ndarray) -> str:
+    """Return Σ sums / Σ sizes, and ± of its 95 % interval, if documents suffice."""
+    reach = half_width(sums, sizes)
+    return f"{ratio(sums, sizes):.4f}" + ("" if reach is None else f" ± {reach:.4f}")
+
+
+def half_width(sums: np.ndarray, sizes: np.ndarray) -> float | None:
+    """Return that of the 95 % interval of Σ sums / Σ sizes over documents; None for few documents."""
+    return None if len(sums) < LEAST_DOCUMENTS else spread_of(contributions(sums[None], sizes)[0]).reach(TAIL)
 
 
 def cost_table(measured: Iterable[Measured], original: Measured) -> str:
@@ -65,7 +73,7 @@ def draw_loss_against_cache(curve: list[Measured], steps: list[Measured], path: 
     axes.errorbar(
         [one.numbers for one in points],
         [one.distance.bits_per_byte for one in points],
-        yerr=[reach(one, original) for one in points],
+        yerr=[half_width(more_bits(one, original), one.distance.bytes) or 0.0 for one in points],
         label="closed forms",
         markersize=4,
         capsize=2,
@@ -78,14 +86,6 @@ def draw_loss_against_cache(curve: list[Measured], steps: list[Measured], path: 
     axes.grid(alpha=0.3)
     axes.legend()
     return save(figure, path)
-
-
-def reach(one: Measured, original: Measured) -> float:
-    """Return the half-width of the interval of the difference from the original; 0 for few documents."""
-    difference = one.distance.nats - original.distance.nats
-    if len(difference) < LEAST_DOCUMENTS:
-        return 0.0
-    return spread_of(contributions(difference[None], one.distance.bytes)[0]).reach(TAIL)
 
 
 def write_conversion(folder: Path, steps: list[Measured], curve: list[Measured], record: dict) -> None:

@@ -10,7 +10,7 @@ from ..errors import UserError, reason_of
 from ..modeling import DecoderConfig
 from ..modeling.attention.checks import require, require_whole
 from ..modeling.export import LATENT_MODELS, native_config
-from ..modeling.nested import is_tied
+from ..modeling.nested import is_tied, text_decoder
 from .costs import BACKWARD, kept_of, layers_of, num_parameters, numbers_by_layer, training_flops_per_token
 from .counting import stock_architecture
 from .stock import StockArchitecture
@@ -146,13 +146,12 @@ def decoder_of(config: PreTrainedConfig) -> PreTrainedConfig:
     Raises:
         UserError: an encoder and a decoder, or more decoders than one.
     """
-    kind = f"model_type={config.model_type}"
     if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f"{kind} with is_encoder_decoder=True has an encoder too; plan counts decoders alone")
-    try:
-        return config.get_text_config(decoder=True)
-    except ValueError as error:
-        raise UserError(f"{kind} has no single text decoder to plan ({reason_of(error)})") from None
+        raise UserError(
+            f"model_type={config.model_type} with is_encoder_decoder=True has an encoder too; plan counts decoders "
+            "alone"
+        )
+    return text_decoder(config)
 
 
 def counted_once(architecture: Architecture) -> Architecture:

@@ -4,7 +4,7 @@ Caches are filled with random numbers, so that a long context costs no prefill, 
 all steps are alike. Contestants take turns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,14 +56,35 @@ def measure(given: Arguments) -> list[dict]:
     for batch in given.batch_sizes:
         for context in given.contexts:
             steps = prepared(models, given.modes, batch, context, given.budget_gib, given.cache_dtypes)
-            flops = {name: flops_of(step) for name, (step, _) in steps.items()}
-            seconds = interleaved({name: step for name, (step, _) in steps.items()}, given.rounds)
-            for name, times in seconds.items():
-                row = {"model": name, "batch": batch, "context": context, **spread(times)}
-                row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": steps[name][1] / 2**20}
-                read = weights_read(models[name.split(":")[0]]) + steps[name][1]
-                rows.append(row | roofline(row["ms"] / 1e3, flops[name], read, ceiling))
+            rows += timed_steps(models, steps, batch, context, given.rounds, ceiling)
     return rows
+
+
+def timed_steps(
+    models: dict[str, torch.nn.Module],
+    steps: dict[str, tuple[Callable, int]],
+    batch: int,
+    context: int,
+    rounds: int,
+    ceiling: dict[str, float],
+) -> Iterator[dict]:
+    """Yield a row per contestant, taking turns.
+
+    Args:
+        models: by name.
+        steps: a step and the bytes of its cache, by the name of its model, and how it is run behind a colon.
+        batch: sequences.
+        context: tokens in each one's cache.
+        rounds: timed turns of each.
+        ceiling: of `measure.ceilings`.
+    """
+    flops = {name: flops_of(step) for name, (step, _) in steps.items()}
+    seconds = interleaved({name: step for name, (step, _) in steps.items()}, rounds)
+    for name, times in seconds.items():
+        row = {"model": name, "batch": batch, "context": context, **spread(times)}
+        row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": steps[name][1] / 2**20}
+        read = weights_read(models[name.split(":")[0]]) + steps[name][1]
+        yield row | roofline(row["ms"] / 1e3, flops[name], read, ceiling)
 
 
 def prepared(

@@ -8,6 +8,7 @@ from ..data.synthetic import BLOCK, TASKS, task_named
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..training.rows import DrawnRows
 from .measure import flag, interleaved, spread
+from .training import step_on_batches
 
 FIGURE = None
 
@@ -36,7 +37,7 @@ def measure_task(name: str, given: Arguments) -> dict:
         vocab_size=task.num_symbols, hidden_size=given.hidden_size, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=length,
     )  # fmt: skip
-    step, number = training_step(DecoderForCausalLM(config)), iter(range(1 << 30))
+    step, number = step_on_batches(DecoderForCausalLM(config)), iter(range(1 << 30))
     rows = DrawnRows(task, length, 1 << 30, "train")
     ready = batch_of(rows, range(given.batch_size))
 
@@ -61,16 +62,3 @@ def batch_of(rows: DrawnRows, places: range) -> dict[str, torch.Tensor]:
     """Return rows as a batch of inputs and labels."""
     parts = [rows[place] for place in places]
     return {name: torch.stack([part[name] for part in parts]) for name in ("input_ids", "shift_labels")}
-
-
-def training_step(model: torch.nn.Module):
-    """Return a function that trains one step on a batch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    model.train()
-
-    def step(batch):
-        model(**batch, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step

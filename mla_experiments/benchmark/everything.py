@@ -19,9 +19,9 @@ from ..manifest import write_json
 from ..markdown import table
 from ..modeling import device
 from .costs import training_flops_per_token
-from .decode import cache_bytes, decode_step, weights_read
-from .measure import ceilings, flag, flops_of, interleaved, machine, roofline, spread
-from .prefill import prefill
+from .decode import cache_bytes, decode_step, timed_steps
+from .measure import ceilings, flag, interleaved, machine, roofline, spread
+from .prefill import timed_prompts
 from .training import MECHANISMS, config_of, contestants, training_step
 
 FIGURE = None
@@ -131,25 +131,15 @@ def decoding(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict
     """Yield a decoding step of every mechanism, ours and transformers', and the bytes of its cache."""
     models = on_device(attention, max(context for _, context in sizes.steps) + 8, sizes)
     for batch, context in sizes.steps:
-        steps = {name: decode_step(model, batch, context) for name, model in models.items()}
-        read = {name: weights_read(models[name]) + cache_bytes(cache) for name, (_, cache) in steps.items()}
-        flops = {name: flops_of(step) for name, (step, _) in steps.items()}
-        for name, seconds in interleaved({name: step for name, (step, _) in steps.items()}, sizes.rounds).items():
-            row = {"model": name, "batch": batch, "context": context, **spread(seconds)}
-            row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": cache_bytes(steps[name][1]) / 2**20}
-            yield row | roofline(row["ms"] / 1e3, flops[name], read[name], ceiling)
+        made = {name: decode_step(model, batch, context) for name, model in models.items()}
+        steps = {name: (step, cache_bytes(cache)) for name, (step, cache) in made.items()}
+        yield from timed_steps(models, steps, batch, context, sizes.rounds, ceiling)
 
 
 def prompts(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
     """Yield prompt tokens a second of every mechanism, ours and transformers'."""
     models = on_device(attention, max(sizes.prompts), sizes)
-    for length in sizes.prompts:
-        tasks = {name: prefill(model, length) for name, model in models.items()}
-        flops = {name: flops_of(task) for name, task in tasks.items()}
-        for name, seconds in interleaved(tasks, sizes.rounds, warmup=1).items():
-            row = {"model": name, "prompt": length, **spread(seconds)}
-            row["tokens/s"] = 1e3 * length / row["ms"]
-            yield row | {"% of matmul": roofline(row["ms"] / 1e3, flops[name], 0, ceiling)["% of matmul"]}
+    yield from timed_prompts(models, sizes.prompts, sizes.rounds, ceiling)
 
 
 def training(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:

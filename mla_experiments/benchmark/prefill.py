@@ -1,5 +1,6 @@
 """Prefill: how fast a prompt goes through the model and into the cache, beside transformers' models."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +25,20 @@ def measure(given: Arguments) -> list[dict]:
     """Return a row per prompt and model, taking turns; only the last position's logits are computed."""
     keep_freed_memory()
     ceiling, models = ceilings(), contestants(given.attention, max(given.prompts))
-    rows = []
-    for length in given.prompts:
+    return list(timed_prompts(models, given.prompts, given.rounds, ceiling))
+
+
+def timed_prompts(
+    models: dict[str, torch.nn.Module], prompts: Iterable[int], rounds: int, ceiling: dict[str, float]
+) -> Iterator[dict]:
+    """Yield a row per prompt and model, the models of a prompt taking turns."""
+    for length in prompts:
         tasks = {name: prefill(model, length) for name, model in models.items()}
         flops = {name: flops_of(task) for name, task in tasks.items()}
-        for name, seconds in interleaved(tasks, given.rounds, warmup=1).items():
+        for name, seconds in interleaved(tasks, rounds, warmup=1).items():
             row = {"model": name, "prompt": length, **spread(seconds)}
             row["tokens/s"] = 1e3 * length / row["ms"]
-            row["% of matmul"] = roofline(row["ms"] / 1e3, flops[name], 0, ceiling)["% of matmul"]
-            rows.append(row)
-    return rows
+            yield row | {"% of matmul": roofline(row["ms"] / 1e3, flops[name], 0, ceiling)["% of matmul"]}
 
 
 def prefill(model: torch.nn.Module, length: int):

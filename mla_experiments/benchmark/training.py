@@ -36,15 +36,21 @@ def measure(given: Arguments) -> list[dict]:
 
 
 def training_step(model: torch.nn.Module, sequence_length: int, batch_size: int):
-    """Return a function that trains one step on random tokens with AdamW; on a GPU in bf16, as a run there does."""
-    device = model.device
-    tokens = torch.randint(0, model.config.vocab_size, (batch_size, sequence_length), device=device)
+    """Return a function that trains one step on random tokens, see `step_on_batches`."""
+    tokens = torch.randint(0, model.config.vocab_size, (batch_size, sequence_length), device=model.device)
+    step = step_on_batches(model)
+    return lambda: step({"input_ids": tokens, "labels": tokens})
+
+
+def step_on_batches(model: torch.nn.Module):
+    """Return a function that trains one step on a batch with AdamW; on a GPU in bf16, as a run there does."""
+    kind = model.device.type
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
 
-    def step():
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = model(tokens, labels=tokens, use_cache=False).loss
+    def step(batch: dict[str, torch.Tensor]):
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            loss = model(**batch, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -52,7 +52,9 @@ def run(argv: list[str]) -> None:
     need(*STATISTICS, "plotly")
     from transformers.utils import logging
 
-    from ..report.study import write_report
+    from ..report.answer import answer
+    from ..report.findings import read_findings
+    from ..report.study import write_findings
     from ..study import read_study, run_study
     from ..study.proposal import Question, propose
 
@@ -68,18 +70,11 @@ def run(argv: list[str]) -> None:
     print(f"The study is in {path}; it can be edited, and run again with: mla-experiments study {path}")
     say_how_to_stop()
     outcome = run_study(read_study(path), root)
-    written = write_report(outcome.folder)
-    print(*answer_in(outcome.folder), sep="\n")
+    found = read_findings(outcome.folder)
+    written = write_findings(outcome.folder, found)
+    print("", *answer(found), "", sep="\n")
     opened = not given["no_browser"] and webbrowser.open(written[0].resolve().as_uri())
     wrote(written[0], "opened in your browser" if opened else "open it in a browser", f"mla-experiments plan {path}")
-
-
-def answer_in(folder: Path) -> list[str]:
-    """Return the answer of a study, a sentence a line."""
-    from ..report.answer import answer
-    from ..report.findings import read_findings
-
-    return ["", *answer(read_findings(folder)), ""]
 
 
 def size_of(stated: str) -> int:

@@ -49,7 +49,7 @@ def compiled(name: str, march: str = "native", folder: Path | None = None) -> ct
     sources = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     content = "\0".join((*sources, macros, *FLAGS))
     if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"
+        folder = cache_folder()
     path = folder / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"
     try:
         if not path.is_file():
@@ -61,6 +61,11 @@ def compiled(name: str, march: str = "native", folder: Path | None = None) -> ct
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise CannotCompile(f"{path} cannot be written and loaded ({error.strerror or error})") from None
+
+
+def cache_folder() -> Path:
+    """Return where this package keeps what it has made once: below XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"
 
 
 def _run(*argv: str) -> str:

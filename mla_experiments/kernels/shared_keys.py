@@ -139,6 +139,16 @@ def attend_kept(
     return _run(query, (None, None, None), sizes, strides, mask, scale, kept)
 
 
+def readable(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int, int]]:
+    """Return a mask as C reads it, f32 to be added to scores, and its strides from sequence to sequence and row."""
+    if mask is None:
+        return None, (0, 0)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
+    mask = mask.float().contiguous()
+    return mask, (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
+
+
 def _padded(width):
     """What a row takes once it is unpacked: whole vectors."""
     lanes = library(NAME).lanes()
@@ -149,12 +159,7 @@ def _run(query, memory, sizes, strides, mask, scale, kept):
     (batch, num_heads, num_new, width), (parts, context, *widths) = query.shape, sizes
     threads = torch.get_num_threads()
     rows = query.reshape(batch, num_heads * num_new, width).contiguous()
-    mask_strides = (0, 0)
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
-        mask = mask.float().contiguous()
-        mask_strides = (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
+    mask, mask_strides = readable(mask)
     splits = 1 if batch % threads == 0 else max(1, min(threads, context // SHORTEST_SPLIT))
     shape = Shape(
         batch, parts, num_heads // parts * num_new, num_new, context, *widths, splits, threads,

@@ -4,7 +4,6 @@ And the packing of it. Which code serves depends on how many query rows share a 
 """
 
 import ctypes
-import math
 
 import torch
 import torch.nn.functional as F
@@ -101,12 +100,7 @@ def _attend(query, key_rows, value_rows, key_parts, value_parts, value_width, ma
         return shared_keys.attend_kept(query, key, of_values, 1, (width, 0, value_width), mask, scale)
     lanes, threads = library(NAME).stored_lanes(), torch.get_num_threads()
     rows = F.pad(query * scale, (0, -width % lanes)).contiguous()  # [B, G · R, D], R rows that share a key
-    mask_strides = (0, 0)
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
-        mask = mask.float().contiguous()
-        mask_strides = (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
+    mask, mask_strides = shared_keys.readable(mask)
     splits = 1 if batch * groups % threads == 0 else max(1, min(threads, context // shared_keys.SHORTEST_SPLIT))
     shape = Shape(
         batch, groups, num_heads // groups * num_new, num_new, context, splits, threads, value_rows is None,

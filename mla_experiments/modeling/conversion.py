@@ -27,14 +27,15 @@ from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import (
+    exported_config,
     has_rotary_rows,
     has_scale,
     has_stock_biases,
     interleaved,
     native_config,
     stock_biases,
-    stock_config,
     stock_of,
+    turns,
     with_scale,
 )
 from .gguf_files import is_gguf, unpack_gguf
@@ -76,17 +77,10 @@ def export_checkpoint(
         UserError: no model of ours, no stock counterpart, a damaged file, or a target that is not to be replaced.
     """
     source, target = Path(source), Path(target)
-    check_finished(source)
-    for pattern in ("config.json", "model*.safetensors*", "tokenizer*"):
-        check_files(source, pattern)
-    config = read_config(source)
-    if not isinstance(config, DecoderConfig):
-        raise UserError(f"model={source} is a {config.model_type}, not a model of ours; nothing needs to be exported")
-    latent = stock_of(config.attention) == "deepseek_v3"
-    turn = latent and config.positions == "rope" and not config.rope_interleave
-    stock = stock_config(DecoderConfig.from_dict({**config.to_dict(), "rope_interleave": True}) if turn else config)
+    config = config_to_export(source, "nothing needs to be exported")
+    stock = exported_config(config)
     stock.architectures, stock.use_cache = [ARCHITECTURES[stock.model_type]], True
-    untie = latent and config.tie_word_embeddings
+    untie = stock_of(config.attention) == "deepseek_v3" and config.tie_word_embeddings
     shards = checked_shards(source, shapes_of(config))
     with output_folder(target, source, overwrite) as scratch:
         copies = copy_shards(shards, scratch, ("lm_head.weight",) if untie else ())
@@ -94,7 +88,7 @@ def export_checkpoint(
             stock.tie_word_embeddings = False
             repeat(copies, "model.embed_tokens.weight", "lm_head.weight")
         for copy in copies:
-            if turn:
+            if turns(config):
                 rewrite(copy, has_rotary_rows, partial(interleaved, config=config))
             rewrite(copy, partial(has_scale, config=config), partial(with_scale, config=config))
         if has_stock_biases(config):
@@ -104,6 +98,25 @@ def export_checkpoint(
         if describe:
             describe(scratch)
     return stock
+
+
+def config_to_export(source: Path, otherwise: str) -> DecoderConfig:
+    """Return the config of a finished model of ours whose files are whole.
+
+    Args:
+        source: its folder.
+        otherwise: what is to be done with a stock model.
+
+    Raises:
+        UserError: it is none, not finished, or damaged.
+    """
+    check_finished(source)
+    for pattern in ("config.json", "model*.safetensors*", "tokenizer*"):
+        check_files(source, pattern)
+    config = read_config(source)
+    if not isinstance(config, DecoderConfig):
+        raise UserError(f"model={source} is a {config.model_type}, not a model of ours; {otherwise}")
+    return config
 
 
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:

@@ -247,6 +247,21 @@ def stock_biases(weights: dict[str, torch.Tensor], config: DecoderConfig) -> dic
     return moved
 
 
+def turns(config: DecoderConfig) -> bool:
+    """Return whether a model's rotary rows are not yet in the layout that DeepSeek-V3 is written in."""
+    return stock_of(config.attention) == "deepseek_v3" and config.positions == "rope" and not config.rope_interleave
+
+
+def exported_config(config: DecoderConfig) -> PreTrainedConfig:
+    """Return the stock config of a model once its rotary rows are turned, if they have to be.
+
+    Raises:
+        UserError: as `stock_config`.
+    """
+    told = {**config.to_dict(), "rope_interleave": True}
+    return stock_config(DecoderConfig.from_dict(told) if turns(config) else config)
+
+
 def has_rotary_rows(name: str) -> bool:
     """Return whether the last rows of every head of a weight of MLA, by its name, are turned by RoPE."""
     module, _, kind = name.rpartition(".")

@@ -18,7 +18,6 @@ from .shards import WEIGHTS
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
-OURS = ("llama", "qwen2", "qwen3", "deepseek2")  # architectures that stock/gguf_read.py knows
 
 
 def is_gguf(path: Path) -> bool:
@@ -32,10 +31,10 @@ def gguf_config(path: Path) -> PreTrainedConfig:
     Raises:
         UserError: `gguf` is not installed, the file is damaged, or it is of a model that transformers cannot read.
     """
-    if architecture_of(path) in OURS:
-        from .stock.gguf_read import File, config_of
+    if file := _opened(path):
+        from .stock.gguf_read import config_of
 
-        return config_of(File(path))
+        return config_of(file)
     return _read(path, AutoConfig.from_pretrained)
 
 
@@ -49,11 +48,11 @@ def unpack_gguf(path: Path, folder: Path) -> None:
     Raises:
         UserError: as `gguf_config`.
     """
-    if architecture_of(path) in OURS:
-        from .stock.gguf_read import File, save_tokenizer, unpack  # which reads what import makes of shapes
+    if file := _opened(path):
+        from .stock.gguf_read import save_tokenizer, unpack
 
-        unpack(path, folder)
-        if not save_tokenizer(File(path), folder):
+        unpack(file, folder)
+        if not save_tokenizer(file, folder):
             _read(path, AutoTokenizer.from_pretrained).save_pretrained(folder)
         return
     model = _read(path, AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
@@ -66,19 +65,17 @@ def unpack_gguf(path: Path, folder: Path) -> None:
     _read(path, AutoTokenizer.from_pretrained).save_pretrained(folder)
 
 
-def architecture_of(path: Path) -> str:
-    """Return what a file says that it holds.
+def _opened(path: Path):
+    """Return a file of an architecture that is read here, None of another.
 
     Raises:
         UserError: `gguf` is not installed, or it is no whole GGUF file.
     """
     _check(path)
-    import gguf
+    from .stock.gguf_read import File  # which reads what import makes of shapes
 
-    try:
-        return gguf.GGUFReader(path).fields["general.architecture"].contents()
-    except Exception as error:  # of NumPy, of whatever kind, where the file ends too early
-        raise UserError(f"model={path} cannot be read ({reason_of(error)}); fetch it again, or give another") from None
+    file = File(path)
+    return file if file.is_known else None
 
 
 def _check(path: Path) -> None:

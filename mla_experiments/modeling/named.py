@@ -6,11 +6,11 @@ takes the name; the first that needs weights imports them, once, into the user's
 """
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..kernels.compiling import cache_folder
 from ..manifest import file_hash, locked
 
 
@@ -65,8 +65,3 @@ def named_folder(name: str) -> Path | None:
             import_checkpoint(file, folder)
             print(f"Imported {name} from {file.name} into {folder}.")
     return folder
-
-
-def cache_folder() -> Path:
-    """Return where imported models are kept: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"

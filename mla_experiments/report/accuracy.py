@@ -4,6 +4,7 @@ Accuracy is the share of answers that are right, a mean over seeds with its inte
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ..data.synthetic import Task, is_synthetic, task_of
 from ..evaluation.recall import HELD
@@ -29,6 +30,12 @@ def task_of_row(row: Row) -> Task:
     return task_of(read_run(next(iter(row.runs.values())))["corpus"])
 
 
+@lru_cache(maxsize=1)  # for the words, the table and the figures of a report
+def by_variant(found: Findings) -> dict[str, Accuracies]:
+    """Return the accuracies of every variant, by its name."""
+    return {row.name: accuracies(row) for row in found.rows}
+
+
 def accuracies(row: Row) -> Accuracies:
     """Return the accuracy of a variant under every condition that all its runs were tried under."""
     scores = [scores_of(run) for run in row.runs.values()]
@@ -51,7 +58,7 @@ def values_of(accuracy: Accuracies, name: str) -> dict[int, Estimate]:
 
 def sentences(found: Findings) -> list[str]:
     """Say what chance gives, whether the task tells at all, how far each variant holds, and how soon it got there."""
-    by_row = {row.name: accuracies(row) for row in found.rows}
+    by_row = by_variant(found)
     tests = [accuracy["test"].mean for accuracy in by_row.values()]
     task = task_of_row(found.rows[0])
     said = [f"{task.name}: {task.meaning} ({task.source}). By chance {task.chance:.1%} of the answers are right."]
@@ -96,7 +103,7 @@ def reached(row: Row) -> str:
 
 def table(found: Findings) -> Table:
     """Return a row per variant with its accuracy under every condition."""
-    by_row = {row.name: accuracies(row) for row in found.rows}
+    by_row = by_variant(found)
     names = list(dict.fromkeys(name for accuracy in by_row.values() for name in accuracy))
     return [{"variant": row} | {name: shown(accuracy.get(name)) for name in names} for row, accuracy in by_row.items()]
 
@@ -111,12 +118,12 @@ def shown(accuracy: Estimate | None) -> str:
 
 def charts(found: Findings, rows: list[tuple[Row, dict]]) -> list[Chart]:
     """Return accuracy against difficulty and against length, and depth by length for needles."""
-    task = task_of_row(rows[0][0])
-    lines = [lines_of(rows, task, task.difficulty), lines_of(rows, task, "length"), curve(rows, task)]
-    return [*(chart for chart in lines if len(chart.series) > 1), *grids(rows)]
+    task, tried = task_of_row(rows[0][0]), by_variant(found)
+    lines = [*(lines_of(rows, tried, task, name) for name in (task.difficulty, "length")), curve(rows, task)]
+    return [*(chart for chart in lines if len(chart.series) > 1), *grids(tried)]
 
 
-def lines_of(rows: list[tuple[Row, dict]], task: Task, name: str) -> Chart:
+def lines_of(rows: list[tuple[Row, dict]], tried: dict[str, Accuracies], task: Task, name: str) -> Chart:
     """Return accuracy against a field, or the length of rows."""
     chart = Chart(
         f"accuracy-{name}", f"Accuracy against {name}",
@@ -125,7 +132,7 @@ def lines_of(rows: list[tuple[Row, dict]], task: Task, name: str) -> Chart:
     )  # fmt: skip
     seen: set[int] = set()
     for row, own in rows:
-        accuracy = accuracies(row)
+        accuracy = tried[row.name]
         found = values_of(accuracy, name)
         if name == "length" and found:
             length = read_run(next(iter(row.runs.values())))["identity"]["sequence_length"]
@@ -161,18 +168,18 @@ def curve(rows: list[tuple[Row, dict]], task: Task) -> Chart:
     return chart
 
 
-def grids(rows: list[tuple[Row, dict]]) -> Iterator[Grid]:
+def grids(tried: dict[str, Accuracies]) -> Iterator[Grid]:
     """Yield accuracy by depth and length, a heat map for each variant that was tried so."""
-    for number, (row, _) in enumerate(rows):
+    for number, (name, accuracy) in enumerate(tried.items()):
         cells: dict[str, dict[str, float]] = {}
-        for condition, one in accuracies(row).items():
+        for condition, one in accuracy.items():
             depth, _, length = condition.partition(" ")
             if depth.startswith("depth=") and length.startswith("length="):
                 cells.setdefault(length.removeprefix("length="), {})[depth.removeprefix("depth=")] = one.mean
         if cells:
             caption = "Share of answers right, a mean over seeds: darker is better."
             yield Grid(
-                f"depth-{number}", f"{row.name}: where the needle stood", caption, "depth", "length of the row",
+                f"depth-{number}", f"{name}: where the needle stood", caption, "depth", "length of the row",
                 columns=list(next(iter(cells.values()))), lines=list(cells),
                 cells=[list(line.values()) for line in cells.values()],
             )  # fmt: skip

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .charts import Chart, draw
-from .findings import read_findings
+from .findings import Findings, read_findings
 from .page import write_page
 from .study_charts import charts, looks
 from .templates import fill
@@ -17,8 +17,11 @@ def write_report(folder: Path) -> list[Path]:
         UserError: no study there, or none of its runs has come to its end.
         ModuleNotFoundError: plotly is not installed.
     """
-    folder = Path(folder)
-    found = read_findings(folder)
+    return write_findings(Path(folder), read_findings(folder))
+
+
+def write_findings(folder: Path, found: Findings) -> list[Path]:
+    """Write the report of what was found into a study's folder; see `write_report`."""
     text, drawn = text_of(found), charts(found)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)

@@ -7,13 +7,13 @@ latents at the budget, multi-head attention beside them for comparison; equal tu
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import yaml
 
 from ..benchmark.costs import num_parameters
 from ..data.corpora import MADE_BY
 from ..errors import UserError
 from ..manifest import read_manifest
-from ..modeling import DecoderConfig
+from ..modeling import DecoderConfig, device
 from ..modeling.attention import MISSION
 from .description import Study, read_study
 from .forecast import HOUR, tokens_per_second
@@ -105,22 +105,11 @@ def propose(question: Question, path: Path, root: Path) -> list[str]:
 
 def written(path: Path, stated: dict) -> Study:
     """Write a study's file, and return what it states."""
-    lines = [f"{name}: {in_yaml(value)}" for name, value in stated.items()]
-    heading = "# Proposed by `mla-experiments choose`; edit it and run it with `mla-experiments study`."
+    heading = "# Proposed by `mla-experiments choose`; edit it and run it with `mla-experiments study`.\n"
+    lines = yaml.safe_dump(stated, sort_keys=False, default_flow_style=None, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([heading, *lines]) + "\n", encoding="utf-8")
+    path.write_text(heading + lines, encoding="utf-8")
     return read_study(path)
-
-
-def in_yaml(value: object) -> str:
-    """Return a value as a line of YAML holds it."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {in_yaml(one)}" for name, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(in_yaml, value)) + "]"
-    if isinstance(value, float):
-        return f"{value:.1e}"
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
 
 
 def prepared(study: Study, root: Path) -> dict[str, dict]:
@@ -188,8 +177,7 @@ def tokens_within(
     Raises:
         UserError: too few to tell anything, and how many hours it takes.
     """
-    device = str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
-    speeds = [tokens_per_second(study, matched, device) for matched in solved]
+    speeds = [tokens_per_second(study, matched, str(device())) for matched in solved]
     seconds_a_token = runs * sum(1 / speed for speed in speeds)
     possible = int(FOR_TRAINING * hours * HOUR / seconds_a_token)
     if possible < LEAST_TOKENS:

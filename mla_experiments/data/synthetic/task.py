@@ -5,7 +5,7 @@ finds it is right every time. Rows are arrays of whole numbers, drawn many at a 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
@@ -155,11 +155,6 @@ class Task(ABC):
         """The name of this corpus, with the fields that are not as usual."""
         changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
         return ":".join(["synthetic", self.name, *([",".join(changed)] if changed else [])])
-
-    @classmethod
-    def usual(cls) -> dict:
-        """Return the fields and their defaults."""
-        return {f.name: f.default for f in fields(cls) if f.default is not MISSING}
 
 
 WORDS = {int: "whole number", float: "number", bool: "truth value"}

@@ -19,12 +19,11 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from ...errors import UserError, reason_of
-from ...run_files import check_files, check_finished
 from ..attention.checks import require
 from ..attention.compress import LATENT_NORM_EPS
 from ..configuration import DecoderConfig
-from ..conversion import read_config, shapes_of
-from ..export import has_rotary_rows, has_scale, interleaved, stock_config, stock_of, with_scale
+from ..conversion import config_to_export, shapes_of
+from ..export import exported_config, has_rotary_rows, has_scale, interleaved, turns, with_scale
 from ..shards import checked_shards
 from .gguf_rope import rope_fields, rope_tensor
 from .gguf_tokenizer import add_tokenizer
@@ -55,15 +54,8 @@ def export_gguf(source: Path, target: Path, kind: str = "f16", overwrite: bool =
 
     source, target = Path(source), Path(target)
     require(kind in TYPES, f"type={kind} is unknown; choose one of {', '.join(TYPES)}")
-    check_finished(source)
-    for pattern in ("config.json", "model*.safetensors*", "tokenizer*"):
-        check_files(source, pattern)
-    config = read_config(source)
-    if not isinstance(config, DecoderConfig):
-        raise UserError(f"model={source} is a {config.model_type}, not a model of ours; llama.cpp converts it itself")
-    stock = stock_config(
-        DecoderConfig.from_dict({**config.to_dict(), "rope_interleave": True}) if turns(config) else config
-    )
+    config = config_to_export(source, "llama.cpp converts it itself")
+    stock = exported_config(config)
     check_held(stock)
     shards = checked_shards(source, shapes_of(config))
     quantisation = gguf.GGMLQuantizationType[kind.upper()]
@@ -82,11 +74,6 @@ def export_gguf(source: Path, target: Path, kind: str = "f16", overwrite: bool =
             writer.write_tensor_data(gguf.quants.quantize(numbers, type_of(name, tensor, quantisation)))
         writer.close()
     return ARCHITECTURES[stock.model_type]
-
-
-def turns(config: DecoderConfig) -> bool:
-    """Return whether rotary rows are moved to DeepSeek's layout, as in any export."""
-    return stock_of(config.attention) == "deepseek_v3" and config.positions == "rope" and not config.rope_interleave
 
 
 def check_held(stock: PreTrainedConfig) -> None:

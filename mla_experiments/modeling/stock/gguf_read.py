@@ -29,7 +29,7 @@ class File:
     """A GGUF file: its fields by name, its tensors by name.
 
     Raises:
-        UserError: it is none, or truncated.
+        UserError: it is truncated.
     """
 
     def __init__(self, path: Path):
@@ -40,13 +40,16 @@ class File:
             reader = gguf.GGUFReader(path)
             self.fields = {name: field.contents() for name, field in reader.fields.items()}
             self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+            self.architecture = self.fields["general.architecture"]
         except Exception as error:  # of NumPy, of whatever kind, where the file ends too early
-            raise UserError(f"{path} cannot be read as GGUF ({reason_of(error)}); copy it again") from None
-        self.architecture = self.fields.get("general.architecture")
-        require(
-            self.architecture in KINDS,
-            f"{path}: general.architecture={self.architecture} is not known here; {', '.join(KINDS)} are",
-        )
+            raise UserError(
+                f"model={path} cannot be read ({reason_of(error)}); fetch it again, or give another"
+            ) from None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its architecture is one that is read here."""
+        return self.architecture in KINDS
 
     def __call__(self, name: str, default: object = None) -> object:
         """Return a field of the architecture."""
@@ -78,17 +81,16 @@ class File:
         return numbers.bfloat16() if found.tensor_type.name == "BF16" else numbers.float()
 
 
-def unpack(path: Path, folder: Path) -> None:
+def unpack(file: File, folder: Path) -> None:
     """Write what a GGUF file holds as a stock checkpoint: config and weights.
 
     Args:
-        path: of the file.
+        file: of an architecture that is known.
         folder: an empty folder to write into.
 
     Raises:
-        UserError: no GGUF, truncated, of another architecture or type, or with what our decoder does not have.
+        UserError: tensors of another type, or what our decoder does not have.
     """
-    file = File(Path(path))
     stock = config_of(file)
     stock.save_pretrained(folder)
     save_file(weights_of(file, stock), Path(folder) / WEIGHTS, {"format": "pt"})

@@ -5,14 +5,16 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU; to be said before they are imported
+import shutil
+
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU; to be said before the import
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands that tests start buffer what they say, as a user's do
 
 import contextlib
 import gc
 import random
-import shutil
 import signal
 from pathlib import Path
 

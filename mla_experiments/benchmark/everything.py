@@ -4,8 +4,10 @@ On a GPU in bf16 at the sizes that such a card is bought for, on a CPU in single
 the machine's own rates, measured in the same run.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +21,14 @@ from ..manifest import write_json
 from ..markdown import table
 from ..modeling import device
 from .costs import training_flops_per_token
-from .decode import cache_bytes, decode_step, timed_steps
-from .measure import ceilings, flag, interleaved, machine, roofline, spread
+from .decode import bytes_per_token, cache_bytes, decode_step, timed_steps
+from .measure import ceilings, flag, interleaved, interleaved_on_the_card, machine, roofline, spread
 from .prefill import timed_prompts
 from .training import MECHANISMS, config_of, contestants, training_step
 
 FIGURE = None
 SUMMARY = "summary.md"
+MEMORY_USED = 0.85  # of what is free on a GPU, at most
 LATENT_SHAPES = {"reference": (16, 128, 16), "DeepSeek-V3": (128, 512, 64)}  # query heads, d_c, d_R
 
 
@@ -121,7 +124,7 @@ def kernels(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]
             exact = latent.load("torch").attend_latents(*few, rank, None, 0.1)
             errors = {name: (run()[:1].double() - exact).abs().max().item() for name, run in served.items()}
             flops = 2 * batch * heads * context * (2 * rank + rotary)
-            for name, seconds in interleaved(served, sizes.rounds).items():
+            for name, seconds in interleaved_on_the_card(served, sizes.rounds).items():
                 row = {"shape": shape, "batch": batch, "context": context, "backend": name, **spread(seconds)}
                 row |= roofline(row["ms"] / 1e3, flops, latents.nbytes, ceiling)
                 yield row | {"error": f"{errors[name]:.1e}"}
@@ -131,9 +134,31 @@ def decoding(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict
     """Yield a decoding step of every mechanism, ours and transformers', and the bytes of its cache."""
     models = on_device(attention, max(context for _, context in sizes.steps) + 8, sizes)
     for batch, context in sizes.steps:
-        made = {name: decode_step(model, batch, context) for name, model in models.items()}
-        steps = {name: (step, cache_bytes(cache)) for name, (step, cache) in made.items()}
-        yield from timed_steps(models, steps, batch, context, sizes.rounds, ceiling)
+        for names in fitting(models, batch, context):
+            made = {name: decode_step(models[name], batch, context) for name in names}
+            steps = {name: (step, cache_bytes(cache)) for name, (step, cache) in made.items()}
+            yield from timed_steps(models, steps, batch, context, sizes.rounds, ceiling)
+
+
+def fitting(models: dict[str, torch.nn.Module], batch: int, context: int) -> Iterator[list[str]]:
+    """Yield names of models whose caches fit into a GPU's memory side by side; who does not even alone is left out.
+
+    transformers' caches are copied, layer by layer, as they grow.
+    """
+    room = torch.cuda.mem_get_info()[0] * MEMORY_USED if device().type == "cuda" else math.inf
+    group, taken = [], 0
+    for name, model in models.items():
+        needed = batch * context * bytes_per_token(model) * (1 + 2 / model.config.num_hidden_layers)
+        if needed > room:
+            print(f"{name} left out at batch {batch}, context {context}: its cache needs {needed / 2**30:,.0f} GiB")
+            continue
+        if taken + needed > room:
+            yield group
+            group, taken = [], 0
+        group.append(name)
+        taken += needed
+    if group:
+        yield group
 
 
 def prompts(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
@@ -147,12 +172,22 @@ def training(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict
     batch, length = sizes.sequences
     for name in attention:
         models = contestants([name], length, device().type)
+        if device().type == "cuda":
+            models |= {f"{one}, compiled": compiled(model) for one, model in models.items()}
         steps = {one: training_step(model, length, batch) for one, model in models.items()}
         flops = training_flops_per_token(config_of(name, length), length)
         for one, seconds in interleaved(steps, sizes.rounds).items():
             row = {"model": one, **spread(seconds)}
             row["tokens/s"] = 1e3 * batch * length / row["ms"]
             yield row | {"MFU, %": 100 * row["tokens/s"] * flops / 1e9 / ceiling["GFLOP/s"]}
+
+
+def compiled(model: torch.nn.Module) -> torch.nn.Module:
+    """Return a copy of a model whose layers are compiled; they are alike, so that it takes the time of one."""
+    copy = deepcopy(model)
+    for layer in copy.model.layers:
+        layer.compile()
+    return copy
 
 
 def caches(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:

@@ -48,7 +48,7 @@ class HeldOut:
     """Held-out documents, and what the original makes of them.
 
     Args:
-        original: the model before conversion.
+        original: the model before conversion; what is measured must be on its device.
         tokenizer: its own.
         texts: documents.
         length: of windows, in tokens.
@@ -57,8 +57,9 @@ class HeldOut:
     @torch.inference_mode()
     def __init__(self, original: DecoderForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int):
         encoded, begin = tokens_of(texts, tokenizer), beginning_of_text(tokenizer)
+        place = original.device
         self.windows = [
-            (number, torch.tensor([inputs]), torch.tensor(labels))
+            (number, torch.tensor([inputs], device=place), torch.tensor(labels, device=place))
             for number, ids in enumerate(encoded)
             for inputs, labels in windows(ids, begin, length)
         ]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import UserError
 from ..evaluation.results import load_with_tokenizer, weights_hash
 from ..manifest import library_versions, read_record, write_record
-from ..modeling import DecoderConfig, DecoderForCausalLM
+from ..modeling import DecoderConfig, DecoderForCausalLM, device
 from ..modeling.conversion import import_checkpoint, output_folder, read_config, save_around_weights
 from ..modeling.gguf_files import is_gguf
 from ..modeling.loading import load_model
@@ -201,11 +201,11 @@ def heal(
             "healed": train_on(target, beside(target, "healed"), windows, healing, model, tokenizer, identity),
             "control": train_on(folder, beside(target, "control"), windows, healing, None, tokenizer, identity),
         }
-        measuring = HeldOut(model, tokenizer, ready.texts(request), length)
+        measuring = HeldOut(model.to(device()), tokenizer, ready.texts(request), length)
         numbers = {"original": cached_numbers(model.config), "control": cached_numbers(model.config)}
         found = [Measured("original", numbers["original"], 0, measuring.original)]
         for name, run in {"converted": target, **runs}.items():
-            other = load_model(run).float()
+            other = load_model(run).to(device(), torch.float32)
             parts = other.model.layers[0].self_attn.cache_parts()
             found.append(Measured(name, sum(parts.values()), parts.get("rotary key", 0), measuring.distance(other)))
         for one in found:

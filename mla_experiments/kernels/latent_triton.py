@@ -8,15 +8,35 @@ are rows of one matrix, and a latent is loaded once as key and as value.
 With TRITON_INTERPRET=1 it runs on a CPU, slowly: that is how it is tested without a GPU.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
+from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.interpreter import InterpretedFunction
 
 from .plain import NOT_PLAIN, is_plain
 
 PROGRAMS_PER_PROCESSOR = 2  # enough to hide a program's waiting behind another's work
 PROCESSORS_INTERPRETED = 4
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What one program of the kernel works on at a time.
+
+    Attributes:
+        rows: of the queries.
+        tokens: of the context.
+        warps: that share the work.
+        stages: of the pipeline that fetches tokens.
+    """
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
 
 
 def why_not_here() -> str | None:
@@ -44,6 +64,19 @@ def why_not(query, latents, value_width, mask) -> str | None:
 
 def attend_latents(query, latents, value_width, mask, scale):
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
+    return torch.ops.mla_experiments.attend_latents_in_triton(query, latents, value_width, mask, scale)
+
+
+def tiles_for(num_rows: int, width: int, value_width: int, element_size: int) -> Tiles:
+    """Return the tiles for so many query rows of a sequence, found by `benchmarks/triton_tiles.py`."""
+    rows = 16 if num_rows <= 16 or value_width > 256 else 32
+    # 40 KiB of latents at a time: two or three stages of the pipeline fit into shared memory
+    tokens = max(16, min(64, 40960 // (element_size * _padded(width, value_width)) // 16 * 16))
+    return Tiles(rows, 1 << (tokens.bit_length() - 1), 8 if rows * _power(value_width) > 4096 else 4, 2)
+
+
+def attend_in_tiles(query, latents, value_width, mask, scale, tiles: Tiles | None = None):
+    """Return what `attend_latents` does, with tiles of one's choice."""
     batch, num_heads, num_new, width = query.shape
     context, num_rows = latents.shape[1], num_heads * num_new
     rows = query.reshape(batch, num_rows, width)
@@ -54,14 +87,9 @@ def attend_latents(query, latents, value_width, mask, scale):
     mask_strides = (0, 0, 0) if mask is None else (mask.stride(0) * (mask.shape[0] > 1), mask.stride(2), mask.stride(3))
 
     rotary = width - value_width
-    rank_block = max(16, triton.next_power_of_2(value_width))
-    rotary_block = max(16, triton.next_power_of_2(rotary)) if rotary else 0
-    row_block = 16 if num_rows <= 16 or rank_block >= 512 else 32
-    # 40 KiB of latents at a time: two or three stages of the pipeline fit into shared memory
-    block = max(16, min(64, 40960 // (query.element_size() * (rank_block + rotary_block)) // 16 * 16))
-    block = 1 << (block.bit_length() - 1)
-    row_blocks = triton.cdiv(num_rows, row_block)
-    num_splits, split_length = splits(context, batch * row_blocks, block, query.device)
+    tiles = tiles or tiles_for(num_rows, width, value_width, query.element_size())
+    row_blocks = triton.cdiv(num_rows, tiles.rows)
+    num_splits, split_length = splits(context, batch * row_blocks, tiles.tokens, query.device)
 
     partial = torch.empty((batch, num_rows, num_splits, value_width), dtype=torch.float32, device=query.device)
     log_sums = torch.empty((batch, num_rows, num_splits), dtype=torch.float32, device=query.device)
@@ -69,13 +97,37 @@ def attend_latents(query, latents, value_width, mask, scale):
         rows, latents, rows if mask is None else mask, partial, log_sums,
         scale, num_rows, num_new, context, split_length, num_splits,
         rows.stride(0), rows.stride(1), latents.stride(0), latents.stride(1), *mask_strides,
-        RANK=value_width, ROTARY=rotary, RANK_BLOCK=rank_block, ROTARY_BLOCK=rotary_block,
-        ROWS=row_block, BLOCK=block, MASK=kind, WIDE=INTERPRETED,
-        num_warps=8 if row_block * rank_block > 4096 else 4, num_stages=2,
+        RANK=value_width, ROTARY=rotary, RANK_BLOCK=_power(value_width), ROTARY_BLOCK=_power(rotary),
+        ROWS=tiles.rows, BLOCK=tiles.tokens, MASK=kind, WIDE=INTERPRETED,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     output = torch.empty((batch, num_rows, value_width), dtype=query.dtype, device=query.device)
-    _join[(batch * num_rows,)](partial, log_sums, output, num_splits, RANK=value_width, RANK_BLOCK=rank_block)
+    _join[(batch * num_rows,)](partial, log_sums, output, num_splits, RANK=value_width, RANK_BLOCK=_power(value_width))
     return output.view(batch, num_heads, num_new, value_width)
+
+
+def _power(width: int) -> int:
+    """The power of two that holds a width, at least 16, which tensor cores want; 0 for nothing."""
+    return max(16, triton.next_power_of_2(width)) if width else 0
+
+
+def _padded(width: int, value_width: int) -> int:
+    return _power(value_width) + _power(width - value_width)
+
+
+# an operator, so that profilers and FLOP counters see it
+_operators = torch.library.Library("mla_experiments", "FRAGMENT")
+_operators.define(
+    "attend_latents_in_triton(Tensor query, Tensor latents, int value_width, Tensor? mask, float scale) -> Tensor"
+)
+for _device in ("CUDA", "CPU"):  # on a CPU interpreted
+    _operators.impl("attend_latents_in_triton", attend_in_tiles, _device)
+
+
+@register_flop_formula(torch.ops.mla_experiments.attend_latents_in_triton)
+def _flops(query_shape, latents_shape, value_width, *_, **__):
+    batch, num_heads, num_new, width = query_shape
+    return 2 * batch * num_heads * num_new * latents_shape[1] * (width + value_width)
 
 
 def splits(context: int, programs: int, block: int, device: torch.device) -> tuple[int, int]:

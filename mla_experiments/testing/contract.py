@@ -41,6 +41,7 @@ class Case:
         reference: what it computes, see `check_attention`.
         hidden_size: width of the decoder.
         num_attention_heads: its query heads.
+        device: where the decoders are.
     """
 
     attention: str
@@ -50,6 +51,7 @@ class Case:
     reference: Reference | None = None
     hidden_size: int = 32
     num_attention_heads: int = 4
+    device: str = "cpu"
 
     def config(self, **changed) -> DecoderConfig:
         """Return the configuration of a small decoder."""
@@ -65,11 +67,12 @@ class Case:
         """Return a small decoder, the same at each call, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return DecoderForCausalLM(self.config(**changed)).to(dtype).eval()
+            return DecoderForCausalLM(self.config(**changed)).to(self.device, dtype).eval()
 
     def tokens(self, length: int = LENGTH) -> torch.Tensor:
         """Return token ids `[B, length]`, none of them padding."""
-        return torch.randint(1, VOCABULARY, (BATCH, length), generator=torch.Generator().manual_seed(1))
+        drawn = torch.randint(1, VOCABULARY, (BATCH, length), generator=torch.Generator().manual_seed(1))
+        return drawn.to(self.device)
 
 
 def check_attention(
@@ -79,6 +82,7 @@ def check_attention(
     positions: tuple[str, ...] = POSITIONS,
     hidden_size: int = 32,
     num_attention_heads: int = 4,
+    device: str = "cpu",
 ) -> None:
     """Hold a mechanism to all that this package takes for granted.
 
@@ -92,6 +96,7 @@ def check_attention(
         positions: the kinds of positions that it must work with.
         hidden_size: width of the decoders that are made.
         num_attention_heads: their query heads.
+        device: where they are, such as `cuda`.
 
     Raises:
         AssertionError: a promise that is not kept, by the name of the check.
@@ -100,7 +105,7 @@ def check_attention(
     with registered(mechanism) as name:
         for kind in positions:
             for common in common_cases(mechanism):
-                case = Case(name, options or {}, common, kind, reference, hidden_size, num_attention_heads)
+                case = Case(name, options or {}, common, kind, reference, hidden_size, num_attention_heads, device)
                 for check in CHECKS.values() if not common else (decoding, gradients, cache_size, operations):
                     run_check(check, case)
 
@@ -172,7 +177,7 @@ def caches(model: DecoderForCausalLM) -> Iterator:
 def cache_changes(case: Case) -> None:
     """Beams may be reordered, and tokens taken back."""
     model, tokens = case.model(), case.tokens()
-    order = torch.tensor([2, 0, 1])
+    order = torch.tensor([2, 0, 1], device=case.device)
     whole = model(tokens[order]).logits
     for cache in caches(model):
         model(tokens[:, :6], cache=cache)
@@ -189,8 +194,8 @@ def padding(case: Case) -> None:
     """Padding on the left changes nothing, in a prompt and in a step after it."""
     model, tokens = case.model(), case.tokens()
     alone = model(tokens).logits
-    padded = torch.cat([torch.zeros(BATCH, 4, dtype=torch.long), tokens], dim=1)
-    mask = torch.cat([torch.zeros(BATCH, 4, dtype=torch.long), torch.ones_like(tokens)], dim=1)
+    nothing = tokens.new_zeros(BATCH, 4)
+    padded, mask = torch.cat([nothing, tokens], dim=1), torch.cat([nothing, torch.ones_like(tokens)], dim=1)
     torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 4:], alone, atol=1e-10, rtol=0)
     cache = DynamicCache(config=model.config)
     model(padded[:, :9], attention_mask=mask[:, :9], cache=cache)
@@ -242,9 +247,10 @@ def saving(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = DecoderForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    loaded = loaded.to(case.device).eval()
     assert loaded.config.to_diff_dict() == model.config.to_diff_dict()
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), atol=0, rtol=0)
-    torch.testing.assert_close(loaded.eval()(tokens).logits, model(tokens).logits, atol=1e-12, rtol=0)
+    torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, atol=1e-12, rtol=0)
 
 
 def cache_size(case: Case) -> None:
@@ -313,7 +319,7 @@ def compilation(case: Case) -> None:
         model(tokens[:, :5], cache=cache)
         for place in (5, 6, 7):
             step = compiled(
-                tokens[:, place : place + 1], cache=cache, position_ids=torch.full((BATCH, 1), place)
+                tokens[:, place : place + 1], cache=cache, position_ids=tokens.new_full((BATCH, 1), place)
             ).logits
             torch.testing.assert_close(step[:, 0], whole[:, place], atol=1e-10, rtol=0)
 
@@ -327,16 +333,18 @@ def reference(case: Case) -> None:
     layer = model.model.layers[0].self_attn
     torch.manual_seed(0)
     for parameter in layer.parameters():  # of norms and biases too, which start where they change nothing
-        parameter.add_(0.1 * torch.randn_like(parameter))
-    hidden_states = torch.randn(2, 7, case.hidden_size, dtype=torch.float64)
-    tables = model.model.rotary_emb(torch.arange(7)[None], torch.float64) if layer.rotary else None
+        parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64).to(case.device))
+    hidden_states = torch.randn(2, 7, case.hidden_size, dtype=torch.float64, device=case.device)
+    places = torch.arange(7, device=case.device)[None]
+    tables = model.model.rotary_emb(places, torch.float64) if layer.rotary else None
     settings = {
         "hidden_size": case.hidden_size, "num_attention_heads": case.num_attention_heads, "rotary": layer.rotary,
         "rope_theta": model.config.rope_parameters["rope_theta"], "rope_interleave": layer.rope_interleave,
         "rms_norm_eps": layer.rms_norm_eps, **layer.resolved(),
     }  # fmt: skip
-    expected = case.reference(dict(layer.named_parameters()), hidden_states, settings)
-    torch.testing.assert_close(layer(hidden_states, tables), expected, atol=1e-6, rtol=1e-6)
+    weights = {name: parameter.cpu() for name, parameter in layer.named_parameters()}
+    expected = case.reference(weights, hidden_states.cpu(), settings)
+    torch.testing.assert_close(layer(hidden_states, tables).cpu(), expected, atol=1e-6, rtol=1e-6)
 
 
 CHECKS = {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mla_experiments.errors import UserError
 from mla_experiments.kernels import attend_latents, latent, sdpa
 from mla_experiments.kernels.paged import PAGE, page_table, paged
+from mla_experiments.modeling import device
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def dense(query, latents, value_width, mask, scale):
     return output
 
 
-def check(batch, heads, new, past, rank, rotary, padded, dtype):
+def check(batch, heads, new, past, rank, rotary, padded, dtype, on="cpu"):
     """Attend with boolean, additive and no mask; rows of unequal lengths, up to rows that see nothing, where padded."""
     total = past + new
     query = torch.randn(batch, heads, new, rank + rotary, dtype=dtype)
@@ -52,9 +53,10 @@ def check(batch, heads, new, past, rank, rotary, padded, dtype):
         masks.append(None)
     tolerance = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 3e-2}[dtype]
     for given_mask in masks:
-        output = attend_latents(query, buffer[:, :total], rank, given_mask, scale)
+        there = given_mask if given_mask is None else given_mask.to(on)
+        output = attend_latents(query.to(on), buffer.to(on)[:, :total], rank, there, scale)
         assert output.dtype is dtype
-        torch.testing.assert_close(output.double(), expected, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(output.double().cpu(), expected, atol=tolerance, rtol=tolerance)
 
 
 @settings(max_examples=60, deadline=None)
@@ -84,7 +86,7 @@ def test_c_equals_the_dense_formula(batch, heads, new, past, rank, rotary, padde
 
 @pytest.mark.skipif(latent.reasons()["triton"] is not None, reason=f"triton {latent.reasons()['triton']}")
 class TestTriton:
-    """On a CPU by Triton's interpreter, which `conftest.py` asks for."""
+    """On a GPU, where there is one; else by Triton's interpreter, which `conftest.py` asks for."""
 
     @settings(max_examples=15, deadline=None)
     @given(
@@ -94,13 +96,13 @@ class TestTriton:
     )  # fmt: skip
     def test_equals_the_dense_formula(self, batch, heads, new, past, rank, rotary, padded, dtype):
         latent.force_backend("triton")
-        check(batch, heads, new, past, rank, rotary, padded, dtype)
+        check(batch, heads, new, past, rank, rotary, padded, dtype, device())
 
     @pytest.mark.parametrize(("heads", "rank", "rotary"), [(128, 512, 64), (128, 32, 0), (1, 512, 0), (1, 32, 64)])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_the_corners_of_its_range(self, heads, rank, rotary, dtype):
         latent.force_backend("triton")
-        check(2, heads, 1, 130, rank, rotary, True, dtype)
+        check(2, heads, 1, 130, rank, rotary, True, dtype, device())
 
     @pytest.mark.parametrize(
         ("change", "reason"),

@@ -159,7 +159,7 @@ def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCac
     if isinstance(model, DecoderForCausalLM):
         cache = growing(cache, model.model.cache_dtype, model.config.num_hidden_layers)
         if model.model.cache_dtype:
-            return filled_with(cache, probe_cache(model), batch, context)
+            return filled_with(cache, probe_cache(model), batch, context, model.dtype)
     for index, parts in enumerate(probe(model)):
         cache.update(*(part[:, :, :1].expand(batch, -1, context, -1) for part in parts), index)
         cache.layers[index].keys.normal_()
@@ -179,13 +179,14 @@ def probe_cache(model: torch.nn.Module) -> DynamicCache:
     return cache_of(model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True))
 
 
-def filled_with(cache: DynamicCache, one: DynamicCache, batch: int, context: int) -> DynamicCache:
+def filled_with(cache: DynamicCache, one: DynamicCache, batch: int, context: int, dtype: torch.dtype) -> DynamicCache:
     """Fill a cache in fewer bits with random numbers, some tokens at a time; `one` is the same of one token."""
     for layer, shown in zip(cache.layers, one.layers, strict=True):
         shapes = [part.shape for part in shown.kept()]
         for begin in range(0, context, SOME_TOKENS):
             count = min(SOME_TOKENS, context - begin)
-            new = (torch.randn(batch, shape[1], count, shape[3], device=shown.keys.device) for shape in shapes)
+            sizes = [(batch, shape[1], count, shape[3]) for shape in shapes]
+            new = (torch.randn(size, device=shown.keys.device, dtype=dtype) for size in sizes)
             layer.update(*new, parts=shown.parts[0], as_kept=True)
     return cache
 

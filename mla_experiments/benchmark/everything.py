@@ -4,6 +4,7 @@ On a GPU in bf16 at the sizes that such a card is bought for, on a CPU in single
 the machine's own rates, measured in the same run.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch
 from ..allocator import keep_freed_memory
 from ..errors import UserError, lacks_memory, reason_of
 from ..kernels import latent
+from ..kernels.stored import STORED
 from ..manifest import write_json
 from ..markdown import table
 from ..modeling import device
@@ -49,14 +51,15 @@ class Sizes:
     steps: tuple[tuple[int, int], ...]  # batch and context of decoding steps
     prompts: tuple[int, ...]
     sequences: tuple[int, int]  # batch and length of a training step
+    caches: tuple[tuple[int, int], ...]  # batch and context of caches whose memory is looked at
     rounds: int
 
 
 GPU = Sizes(
     torch.bfloat16, tuple((batch, context) for context in (1024, 8192, 65_536) for batch in (1, 8, 64)),
-    (2048, 8192, 32_768), (32, 1024), 20,
+    (2048, 8192, 32_768), (32, 1024), ((8, 8192), (8, 65_536)), 10,
 )  # fmt: skip
-CPU = Sizes(torch.float32, ((1, 128), (1, 2048), (8, 2048)), (512, 2048), (2, 256), 3)
+CPU = Sizes(torch.float32, ((1, 128), (1, 2048), (8, 2048)), (512, 2048), (2, 256), ((8, 2048),), 3)
 
 
 def measure(given: Arguments, sizes: Sizes | None = None) -> list[dict]:
@@ -192,17 +195,20 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 def caches(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
     """Yield the bytes of a token in the cache in each dtype, and on a GPU the peak that its allocator saw in a step."""
-    batch, context = sizes.steps[-1]
-    for name in attention:
+    for (batch, context), name in itertools.product(sizes.caches, attention):
         model = on_device([name], context + 8, sizes)[f"{name}, ours"]
-        for kept in (None, "bf16", "int8"):
+        for kept in (None, *(name for name in ("bf16", "int8") if STORED[name] != sizes.dtype)):
             step, cache = decode_step(model, batch, context, cache_dtype=kept)
             row = {"model": name, "batch": batch, "context": context, "cache": kept or str(sizes.dtype)[6:]}
             row |= {"bytes/token": cache_bytes(cache) / batch / context, "cache MiB": cache_bytes(cache) / 2**20}
             if device().type == "cuda":
+                step()  # the first one makes room
                 torch.cuda.reset_peak_memory_stats()
+                held = torch.cuda.memory_allocated()
                 step()
-                row["peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
+                row["held MiB"] = held / 2**20
+                row["peak of a step, MiB"] = (torch.cuda.max_memory_allocated() - held) / 2**20
+            del step, cache
             yield row
 
 

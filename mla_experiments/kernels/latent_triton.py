@@ -8,7 +8,10 @@ are rows of one matrix, and a latent is loaded once as key and as value.
 With TRITON_INTERPRET=1 it runs on a CPU, slowly: that is how it is tested without a GPU.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -16,10 +19,11 @@ import triton.language as tl
 from torch.utils.flop_counter import register_flop_formula
 from triton.runtime.interpreter import InterpretedFunction
 
-from .plain import NOT_PLAIN, is_plain
+from .plain import NOT_PLAIN, is_followed, is_plain
 
 PROGRAMS_PER_PROCESSOR = 2  # enough to hide a program's waiting behind another's work
-PROCESSORS_INTERPRETED = 4
+INTERPRETED_CARD = 4, 227 * 1024  # processors, and bytes of shared memory
+LOG2_E = math.log2(math.e)  # the exponential that a GPU has is of base 2
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,28 @@ def why_not(query, latents, value_width, mask) -> str | None:
 
 def attend_latents(query, latents, value_width, mask, scale):
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
-    return torch.ops.mla_experiments.attend_latents_in_triton(query, latents, value_width, mask, scale)
+    if is_followed() or torch.autograd._profiler_enabled():  # as an operator it has a name, and is counted
+        return torch.ops.mla_experiments.attend_latents_in_triton(query, latents, value_width, mask, scale)
+    return attend_in_tiles(query, latents, value_width, mask, scale)
 
 
-def tiles_for(num_rows: int, width: int, value_width: int, element_size: int) -> Tiles:
-    """Return the tiles for so many query rows of a sequence, found by `benchmarks/triton_tiles.py`."""
-    rows = 16 if num_rows <= 16 or value_width > 256 else 32
-    # 40 KiB of latents at a time: two or three stages of the pipeline fit into shared memory
-    tokens = max(16, min(64, 40960 // (element_size * _padded(width, value_width)) // 16 * 16))
-    return Tiles(rows, 1 << (tokens.bit_length() - 1), 8 if rows * _power(value_width) > 4096 else 4, 2)
+@cache
+def tiles_for(num_rows: int, width: int, value_width: int, element_size: int, shared_memory: int) -> Tiles:
+    """Return the tiles for so many query rows of a sequence: `benchmarks/triton_tiles.py` found what is the quickest.
+
+    Args:
+        num_rows: of queries.
+        width: of latents, the rotary key included.
+        value_width: d_c.
+        element_size: bytes of a number.
+        shared_memory: bytes that a program may use.
+    """
+    padded = element_size * (_power(value_width) + _power(width - value_width))
+    most = min(64, num_rows) if value_width > 256 and element_size == 2 else min(16, num_rows)
+    for rows, (tokens, stages) in itertools.product((64, 32, 16), ((128, 3), (64, 3), (64, 2), (32, 2))):
+        if rows <= max(16, most) and (rows + stages * tokens) * padded <= shared_memory:
+            return Tiles(rows, tokens, 8 if rows > 32 else 4, stages)
+    return Tiles(16, 16, 4, 2)
 
 
 def attend_in_tiles(query, latents, value_width, mask, scale, tiles: Tiles | None = None):
@@ -86,33 +103,44 @@ def attend_in_tiles(query, latents, value_width, mask, scale, tiles: Tiles | Non
     kind = 0 if mask is None else 1 if mask.dtype == torch.bool else 2
     mask_strides = (0, 0, 0) if mask is None else (mask.stride(0) * (mask.shape[0] > 1), mask.stride(2), mask.stride(3))
 
-    rotary = width - value_width
-    tiles = tiles or tiles_for(num_rows, width, value_width, query.element_size())
+    processors, shared_memory = card(query.device)
+    tiles = tiles or tiles_for(num_rows, width, value_width, query.element_size(), shared_memory)
     row_blocks = triton.cdiv(num_rows, tiles.rows)
-    num_splits, split_length = splits(context, batch * row_blocks, tiles.tokens, query.device)
+    num_splits, split_length = splits(context, batch * row_blocks, tiles.tokens, processors)
 
-    partial = torch.empty((batch, num_rows, num_splits, value_width), dtype=torch.float32, device=query.device)
-    log_sums = torch.empty((batch, num_rows, num_splits), dtype=torch.float32, device=query.device)
+    output = torch.empty((batch, num_rows, value_width), dtype=query.dtype, device=query.device)
+    partial, log_sums = output, query  # one split is the whole: it writes the output, and no sums
+    if num_splits > 1:
+        partial = torch.empty((batch, num_rows, num_splits, value_width), dtype=torch.float32, device=query.device)
+        log_sums = torch.empty((batch, num_rows, num_splits), dtype=torch.float32, device=query.device)
     _attend_split[(batch, row_blocks, num_splits)](
         rows, latents, rows if mask is None else mask, partial, log_sums,
-        scale, num_rows, num_new, context, split_length, num_splits,
+        scale * LOG2_E, num_rows, num_new, context, split_length, num_splits,
         rows.stride(0), rows.stride(1), latents.stride(0), latents.stride(1), *mask_strides,
-        RANK=value_width, ROTARY=rotary, RANK_BLOCK=_power(value_width), ROTARY_BLOCK=_power(rotary),
-        ROWS=tiles.rows, BLOCK=tiles.tokens, MASK=kind, WIDE=INTERPRETED,
+        RANK=value_width, ROTARY=width - value_width,
+        RANK_BLOCK=_power(value_width), ROTARY_BLOCK=_power(width - value_width),
+        ROWS=tiles.rows, BLOCK=tiles.tokens, MASK=kind, WHOLE=num_splits == 1, WIDE=INTERPRETED,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    output = torch.empty((batch, num_rows, value_width), dtype=query.dtype, device=query.device)
-    _join[(batch * num_rows,)](partial, log_sums, output, num_splits, RANK=value_width, RANK_BLOCK=_power(value_width))
+    if num_splits > 1:
+        _join[(batch * num_rows,)](
+            partial, log_sums, output, num_splits, RANK=value_width, RANK_BLOCK=_power(value_width)
+        )
     return output.view(batch, num_heads, num_new, value_width)
+
+
+@cache
+def card(device: torch.device) -> tuple[int, int]:
+    """Return how many processors a device has, and the bytes of shared memory of each."""
+    if device.type != "cuda":
+        return INTERPRETED_CARD
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
 
 
 def _power(width: int) -> int:
     """The power of two that holds a width, at least 16, which tensor cores want; 0 for nothing."""
     return max(16, triton.next_power_of_2(width)) if width else 0
-
-
-def _padded(width: int, value_width: int) -> int:
-    return _power(value_width) + _power(width - value_width)
 
 
 # an operator, so that profilers and FLOP counters see it
@@ -130,12 +158,8 @@ def _flops(query_shape, latents_shape, value_width, *_, **__):
     return 2 * batch * num_heads * num_new * latents_shape[1] * (width + value_width)
 
 
-def splits(context: int, programs: int, block: int, device: torch.device) -> tuple[int, int]:
+def splits(context: int, programs: int, block: int, processors: int) -> tuple[int, int]:
     """Return how many splits keep every processor busy, and the tokens of each, whole blocks."""
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    else:
-        processors = PROCESSORS_INTERPRETED
     wanted = max(1, PROGRAMS_PER_PROCESSOR * processors // programs)
     blocks = triton.cdiv(context, block)
     length = block * triton.cdiv(blocks, min(wanted, blocks))
@@ -154,58 +178,95 @@ INTERPRETED = isinstance(_dot, InterpretedFunction)
 
 
 @triton.jit
+def _attend_block(
+    q_latent, q_rotary, at, ranks, turns, tokens, real, m_at, m_token, scale, end, top, total, mixed,
+    RANK: tl.constexpr, ROTARY: tl.constexpr, RANK_BLOCK: tl.constexpr, ROTARY_BLOCK: tl.constexpr,
+    MASK: tl.constexpr, CUT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One block of tokens, CUT at the end of the split or not: the new maximum, sum and mixture."""
+    inside = tokens < end
+    if CUT or RANK < RANK_BLOCK:
+        latent = tl.load(at + ranks[None, :], mask=inside[:, None] & (ranks < RANK)[None, :], other=0.0)
+    else:
+        latent = tl.load(at + ranks[None, :])  # [BLOCK, RANK_BLOCK]
+    scores = _dot(q_latent, tl.trans(latent), WIDE)  # [ROWS, BLOCK]
+    if ROTARY > 0:
+        if CUT or ROTARY < ROTARY_BLOCK:
+            key = tl.load(at + turns[None, :], mask=inside[:, None] & (turns < RANK + ROTARY)[None, :], other=0.0)
+        else:
+            key = tl.load(at + turns[None, :])
+        scores += _dot(q_rotary, tl.trans(key), WIDE)
+    scores = scores * scale
+    if MASK == 1:
+        seen = inside[None, :] & real
+        scores = tl.where(tl.load(m_at + tokens[None, :] * m_token, mask=seen, other=0) != 0, scores, float("-inf"))
+    elif MASK == 2:
+        seen = inside[None, :] & real
+        scores += tl.load(m_at + tokens[None, :] * m_token, mask=seen, other=0.0).to(tl.float32) * 1.4426950408889634
+    if CUT:
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    finite = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet
+    weights = tl.exp2(scores - finite[:, None])
+    shrink = tl.exp2(top - finite)
+    total = total * shrink + tl.sum(weights, axis=1)
+    mixed = mixed * shrink[:, None] + _dot(weights.to(latent.dtype), latent, WIDE)
+    return new_top, total, mixed
+
+
+@triton.jit
 def _attend_split(
     query, latents, mask, partial, log_sums,
     scale, num_rows, num_new, context, split_length, num_splits,
     q_batch, q_row, l_batch, l_token, m_batch, m_new, m_token,
     RANK: tl.constexpr, ROTARY: tl.constexpr, RANK_BLOCK: tl.constexpr, ROTARY_BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr, WIDE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, MASK: tl.constexpr, WHOLE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One block of query rows over one split of the context: its normalised output and the log of its sum."""
+    """One block of query rows over one split of the context: its normalised output and the log of its sum.
+
+    Logarithms and exponentials are of base 2, and `scale` is times log2(e).
+    """
     batch, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     ranks, turns = tl.arange(0, RANK_BLOCK), RANK + tl.arange(0, max(ROTARY_BLOCK, 1))
     real, in_rank, in_width = (rows < num_rows)[:, None], ranks < RANK, turns < RANK + ROTARY
     q_start = query + batch * q_batch + rows[:, None] * q_row
     q_latent = tl.load(q_start + ranks[None, :], mask=real & in_rank[None, :], other=0.0)  # [ROWS, RANK_BLOCK]
+    q_rotary = q_latent
     if ROTARY > 0:
         q_rotary = tl.load(q_start + turns[None, :], mask=real & in_width[None, :], other=0.0)
+    m_at = mask + batch * m_batch + (rows % num_new)[:, None] * m_new
 
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, RANK_BLOCK], tl.float32)
     begin = split * split_length
     end = tl.minimum(begin + split_length, context)
-    for start in range(begin, end, BLOCK):
+    whole_blocks = begin + (end - begin) // BLOCK * BLOCK
+    for start in range(begin, whole_blocks, BLOCK):
         tokens = start + tl.arange(0, BLOCK)
-        inside = tokens < end
         at = latents + batch * l_batch + tokens[:, None].to(tl.int64) * l_token
-        latent = tl.load(at + ranks[None, :], mask=inside[:, None] & in_rank[None, :], other=0.0)
-        scores = _dot(q_latent, tl.trans(latent), WIDE)  # [ROWS, BLOCK]
-        if ROTARY > 0:
-            key = tl.load(at + turns[None, :], mask=inside[:, None] & in_width[None, :], other=0.0)
-            scores += _dot(q_rotary, tl.trans(key), WIDE)
-        scores = scores * scale
-        seen = inside[None, :] & real
-        if MASK > 0:
-            m_at = mask + batch * m_batch + (rows % num_new)[:, None] * m_new + tokens[None, :] * m_token
-            if MASK == 1:
-                seen = seen & (tl.load(m_at, mask=seen, other=0) != 0)
-            else:
-                scores += tl.load(m_at, mask=seen, other=0.0).to(tl.float32)
-        scores = tl.where(seen, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, axis=1))
-        finite = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet
-        weights = tl.exp(scores - finite[:, None])
-        shrink = tl.exp(top - finite)
-        total = total * shrink + tl.sum(weights, axis=1)
-        mixed = mixed * shrink[:, None] + _dot(weights.to(latent.dtype), latent, WIDE)
-        top = new_top
+        top, total, mixed = _attend_block(
+            q_latent, q_rotary, at, ranks, turns, tokens, real, m_at, m_token, scale, end, top, total, mixed,
+            RANK, ROTARY, RANK_BLOCK, ROTARY_BLOCK, MASK, False, WIDE,
+        )  # fmt: skip
+    if whole_blocks < end:
+        tokens = whole_blocks + tl.arange(0, BLOCK)
+        at = latents + batch * l_batch + tokens[:, None].to(tl.int64) * l_token
+        top, total, mixed = _attend_block(
+            q_latent, q_rotary, at, ranks, turns, tokens, real, m_at, m_token, scale, end, top, total, mixed,
+            RANK, ROTARY, RANK_BLOCK, ROTARY_BLOCK, MASK, True, WIDE,
+        )  # fmt: skip
 
-    place = (batch * num_rows + rows) * num_splits + split
     sums = tl.where(total > 0, total, 1.0)
-    tl.store(log_sums + place, tl.where(total > 0, top + tl.log(sums), float("-inf")), mask=rows < num_rows)
-    tl.store(partial + place[:, None] * RANK + ranks[None, :], mixed / sums[:, None], mask=real & in_rank[None, :])
+    mixed = mixed / sums[:, None]
+    if WHOLE:
+        place = (batch * num_rows + rows)[:, None] * RANK + ranks[None, :]
+        tl.store(partial + place, mixed.to(partial.dtype.element_ty), mask=real & in_rank[None, :])
+    else:
+        place = (batch * num_rows + rows) * num_splits + split
+        tl.store(log_sums + place, tl.where(total > 0, top + tl.log2(sums), float("-inf")), mask=rows < num_rows)
+        tl.store(partial + place[:, None] * RANK + ranks[None, :], mixed, mask=real & in_rank[None, :])
 
 
 @triton.jit
@@ -221,8 +282,8 @@ def _join(partial, log_sums, output, num_splits, RANK: tl.constexpr, RANK_BLOCK:
         log_sum = tl.load(log_sums + place)
         new_top = tl.maximum(top, log_sum)
         finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weight = tl.exp(log_sum - finite)
-        shrink = tl.exp(top - finite)
+        weight = tl.exp2(log_sum - finite)
+        shrink = tl.exp2(top - finite)
         part = tl.load(partial + place * RANK + ranks, mask=ranks < RANK, other=0.0)
         mixed = mixed * shrink + part * weight
         total = total * shrink + weight

@@ -10,7 +10,7 @@ from mla_experiments.benchmark.everything import Arguments, Sizes, measure
 from mla_experiments.errors import UserError
 from mla_experiments.kernels import latent
 
-TINY = Sizes(torch.float32, ((1, 16), (2, 32)), (16,), (1, 16), 1)
+TINY = Sizes(torch.float32, ((1, 16), (2, 32)), (16,), (1, 16), ((2, 32),), 1)
 
 
 @pytest.fixture

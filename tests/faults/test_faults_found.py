@@ -30,4 +30,4 @@ def test_a_few_faults_do_no_harm(tool, flags, said, monkeypatch, capsys):
 def test_the_memory_of_a_run_is_read_over_its_life(tmp_path):
     """Whether it grows a short run does not tell; `tests/report/test_curves.py` holds what made it grow."""
     tenths = memory_of_training(tmp_path, 20, pause=0.2)
-    assert len(tenths) == 10 and 50 < tenths[1] <= max(tenths) < 5_000
+    assert len(tenths) == 10 and 50 < max(tenths) < 5_000  # MiB; a busy machine is read before all is imported

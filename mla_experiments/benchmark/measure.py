@@ -47,7 +47,7 @@ def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int
     return seconds
 
 
-REPEATS = 20  # of a task in a graph, beside which launching it is nothing
+REPEATS, LONG = 20, 0.01  # of a task in a graph, beside which launching it is nothing; fewer where one takes long (s)
 
 
 def interleaved_on_the_card(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -65,17 +65,17 @@ def interleaved_on_the_card(tasks: dict[str, Callable[[], object]], rounds: int)
 
 def _recorded(task: Callable[[], object]) -> tuple[Callable[[], object], int]:
     """Return how to run a task, and how often it then runs."""
-    task()
-    torch.cuda.synchronize()
+    (once,) = interleaved({"task": task}, rounds=1)["task"]
+    repeats = max(1, min(REPEATS, round(LONG / once)))
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            for _ in range(REPEATS):
+            for _ in range(repeats):
                 task()
     except RuntimeError:
         torch.cuda.synchronize()
         return task, 1
-    return graph.replay, REPEATS
+    return graph.replay, repeats
 
 
 def rates(seconds: dict[str, list[float]], units: float) -> dict[str, dict[str, float]]:

@@ -31,6 +31,7 @@ from ..training.rows import TrainingStream
 from ..training.settings import trainer_defaults
 from ..training.trainer import StreamTrainer
 from ..training.tried import training_arguments
+from .constant_channel import hold
 
 WARMUP, FLOOR = 0.05, 0.1  # of the steps; of the learning rate at the end
 
@@ -183,8 +184,10 @@ def _trainer(start, folder, windows, healing, teacher, tokenizer, stop) -> Disti
     arguments._n_gpu = min(arguments.n_gpu, 1)
     set_seed(healing.seed)
     tokens = healing.batch * length
+    model = load_model(start).float().train()
+    hold(model)
     trainer = DistillingTrainer(
-        model=load_model(start).float().train(),
+        model=model,
         teacher=teacher,
         distillation=healing.distillation,
         args=arguments,

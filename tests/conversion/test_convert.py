@@ -15,7 +15,7 @@ from mla_experiments.errors import UserError
 from mla_experiments.evaluation.perplexity import score_documents
 from mla_experiments.evaluation.results import load_with_tokenizer
 from mla_experiments.manifest import file_hash
-from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
+from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
 
 SIZE = {
     "vocab_size": 300, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6,
@@ -197,3 +197,16 @@ def test_healing_follows_the_conversion_beside_a_control_and_the_command_goes_on
     said = capsys.readouterr().out
     assert "already holds this conversion" in said and said.count("already trained") == 2
     assert (place / "out/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_no_step_of_healing_reads_the_constant_channel(place):
+    """Of a rate times K, a million, nothing would be left."""
+    assert convert(cache_bytes=ORIGINAL // 2, heal_tokens=8 * 4 * 32, heal_batch=4, heal_distillation=1) == 0
+    before, after = (load_model(place / name).model.layers[0].self_attn for name in ("out", "out-healed"))
+    channel = before.kv_lora_rank - 1
+    assert not after.kv_b_proj.weight[:, channel].any() and not after.kv_a_proj_with_mqa.weight[channel].any()
+    assert after.kv_a_proj_with_mqa.bias[channel] == before.kv_a_proj_with_mqa.bias[channel] > 1000
+    assert not torch.equal(after.kv_b_proj.weight, before.kv_b_proj.weight)
+    rows = json.loads((place / "out-healed/healing.json").read_text())["rows"]
+    apart = {row["step"]: sum(row["divergence"]) for row in rows}
+    assert apart["healed"] < apart["converted"]

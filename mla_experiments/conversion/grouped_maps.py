@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..modeling.attention import Attention
+from ..modeling.attention import MHA
 
 Tensor = torch.Tensor
 
@@ -61,7 +61,7 @@ class GroupedMaps:
         return torch.einsum("gfj,fje->gfe", self.mixing, self.components)
 
 
-def stacked(layer: Attention, attention_factor: float = 1.0) -> GroupedMaps:
+def stacked(layer: MHA, attention_factor: float = 1.0) -> GroupedMaps:
     """Return the maps of a layer of keys and values, its components the keys themselves.
 
     Args:

@@ -147,13 +147,14 @@ def decoding(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict
             yield from timed_steps(models, steps, batch, context, sizes.rounds, ceiling)
 
 
-def fitting(models: dict[str, torch.nn.Module], batch: int, context: int) -> Iterator[list[str]]:
+def fitting(models: dict[str, PreTrainedModel], batch: int, context: int) -> Iterator[list[str]]:
     """Yield names of models whose caches fit into a GPU's memory side by side; who does not even alone is left out.
 
     transformers' caches are copied, layer by layer, as they grow.
     """
     room = torch.cuda.mem_get_info()[0] * MEMORY_USED if device().type == "cuda" else math.inf
-    group, taken = [], 0
+    group: list[str] = []
+    taken = 0.0
     for name, model in models.items():
         needed = batch * context * bytes_per_token(model) * (1 + 2 / model.config.num_hidden_layers)
         if needed > room:
@@ -189,9 +190,9 @@ def training(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict
             yield row | {"MFU, %": 100 * row["tokens/s"] * flops / 1e9 / ceiling["GFLOP/s"]}
 
 
-def compiled(model: torch.nn.Module) -> torch.nn.Module:
+def compiled(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model whose layers are compiled; they are alike, so that it takes the time of one."""
-    copy = deepcopy(model)
+    copy: Any = deepcopy(model)
     for layer in copy.model.layers:
         layer.compile()
     return copy

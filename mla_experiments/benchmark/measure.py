@@ -54,7 +54,7 @@ def interleaved(tasks: Mapping[Name, Callable[[], object]], rounds: int, warmup:
 REPEATS, LONG = 20, 0.01  # of a task in a graph, beside which launching it is nothing; fewer where one takes long (s)
 
 
-def interleaved_on_the_card(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved_on_the_card(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Time what a GPU needs for tasks of a few launches, without what Python and launching them takes.
 
     Each is recorded as a CUDA graph of many repeats; one that cannot be recorded is timed as it is called. Elsewhere

@@ -37,7 +37,7 @@ from .tried import refused
 LOSSES = ("all", "answers")
 
 
-def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
+def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], object]) -> list[Path]:
     """Train every mechanism asked for, one after another, and return their folders.
 
     A streamed corpus is read anew, from its start, for each.
@@ -192,7 +192,7 @@ class Run:
                 f"the same, or {ways}"
             )
 
-    def train(self, tokens, tokenizer, draw: Callable[[Path], None]) -> None:
+    def train(self, tokens, tokenizer, draw: Callable[[Path], object]) -> None:
         """Train from the last whole checkpoint, or from the start, and save the weights."""
         checkpoint = None
         if self.is_main_process:

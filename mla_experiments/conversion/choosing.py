@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..modeling.attention import MHA
-from .grouped_maps import GroupedMaps, stacked
+from .grouped_maps import GroupedMaps, KeysAndValues, stacked
 from .joint_rank import with_rank
 from .latent_maps import LatentMaps, in_single_precision, in_unit_variance, output_of
 from .moments import Moments, moments_of
@@ -76,7 +75,7 @@ class Studied:
 
 @torch.no_grad()
 def study_of(
-    attention: MHA, inputs: Tensor, rotation: tuple[Tensor, ...], frequencies: Tensor, factor: float
+    attention: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...], frequencies: Tensor, factor: float
 ) -> Studied:
     """Return what is to be known of a layer.
 
@@ -94,7 +93,7 @@ def study_of(
     return Studied(maps, energy, moments, mean_rotations(moments, frequencies), extended(attention, probes), outputs)
 
 
-def extended(attention: MHA, inputs: Tensor) -> Tensor:
+def extended(attention: KeysAndValues, inputs: Tensor) -> Tensor:
     """Return inputs `[..., D]` as maps read them: with a one at the end where there are biases."""
     return torch.nn.functional.pad(inputs, (0, 1), value=1.0) if attention.attention_bias else inputs
 

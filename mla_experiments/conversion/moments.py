@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..modeling import DecoderForCausalLM
-from ..modeling.attention import MHA
 from ..modeling.attention.heads import split_heads
 from ..modeling.attention.rope import rotate
-from .grouped_maps import as_numbers, in_pairs
+from .grouped_maps import KeysAndValues, as_numbers, in_pairs
 
 Tensor = torch.Tensor
 EVERY = 4  # queries between those of which the mixed inputs are taken: neighbours mix much the same
@@ -53,7 +52,9 @@ class Moments:
         return turn @ self.queries @ turn.transpose(1, 2)
 
 
-def layer_inputs(model: DecoderForCausalLM, windows: Tensor) -> Iterator[tuple[MHA, Tensor, tuple[Tensor, ...]]]:
+def layer_inputs(
+    model: DecoderForCausalLM, windows: Tensor
+) -> Iterator[tuple[KeysAndValues, Tensor, tuple[Tensor, ...]]]:
     """Yield every layer's attention, its normed inputs `[N, T, D]` and its rotations, from the first to the last.
 
     Args:
@@ -74,7 +75,7 @@ def layer_inputs(model: DecoderForCausalLM, windows: Tensor) -> Iterator[tuple[M
         x = torch.cat([layer(row.unsqueeze(0), rotation) for row in x])
 
 
-def moments_of(layer: MHA, inputs: Tensor, rotation: tuple[Tensor, ...]) -> Moments:
+def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...]) -> Moments:
     """Return the moments of a layer of keys and values over windows of text.
 
     Args:
@@ -106,7 +107,9 @@ def moments_of(layer: MHA, inputs: Tensor, rotation: tuple[Tensor, ...]) -> Mome
     return made
 
 
-def weights_of_scores(layer: MHA, window: Tensor, rotation: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def weights_of_scores(
+    layer: KeysAndValues, window: Tensor, rotation: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, not turned `[H, T, d]`, probabilities `[H, T, T]` and w `[H, T, T]` of a window `[T, D]`."""
     width, each = layer.head_dim, layer.num_heads // layer.num_key_value_heads
     rows = window.unsqueeze(0)

@@ -137,7 +137,8 @@ def card(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda":
         return INTERPRETED_CARD
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's own stub lacks it
+    return properties.multi_processor_count, shared
 
 
 def _power(width: int) -> int:

@@ -14,9 +14,10 @@ demo: $(VENV)/.installed  ## prepare the sample, train and compare four mechanis
 	$(RUN) train $(DEMO) $(if $(wildcard weights/*/run.json),--resume)
 	$(RUN) eval $(DEMO)
 
-test: $(VENV)/.installed-dev  ## lint and the whole test suite
+test: $(VENV)/.installed-dev  ## lint, types and the whole test suite
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/pytest --quiet -n 2 --dist worksteal
 
 test-versions: $(VENV)/.installed-dev  ## contract, generation, training, export at the oldest and newest libraries

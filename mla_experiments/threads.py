@@ -6,7 +6,7 @@ another process has taken a core, they keep the rest from the very thread that t
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what says it; the last is Intel's and LLVM's
 
@@ -18,7 +18,7 @@ def share_cores_with_others() -> None:
 
 
 @contextlib.contextmanager
-def environment_with(values: dict[str, str | None]) -> Iterator[None]:
+def environment_with(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set environment variables, or take them away, for processes started meanwhile: what torch reads as it loads.
 
     Args:

@@ -177,17 +177,20 @@ def as_ours(config: PreTrainedConfig, tied: bool) -> Architecture:
     dense.quantization_config = None  # says how numbers are stored, not how many there are
     dense.tie_word_embeddings = tied
     first = getattr(config, "first_k_dense_replace", layers)
-    require(isinstance(layers, int) and isinstance(first, int), f"first_k_dense_replace={first} is not a number")
+    if not isinstance(layers, int) or not isinstance(first, int):
+        raise UserError(f"first_k_dense_replace={first} is not a number")
     if first >= layers:
         return Architecture(native_config(dense))
     dense.first_k_dense_replace = layers
     native = native_config(dense)
-    shape = {name: getattr(config, name) for name in EXPERT_FIELDS}
-    for name, value in shape.items():
-        require_whole(name, value)
-    routed, _, active, _ = shape.values()
-    require(active <= routed, f"num_experts_per_tok={active} is more than n_routed_experts={routed}")
-    return Architecture(native, Experts(first, *shape.values()))
+    for name in EXPERT_FIELDS:
+        require_whole(name, getattr(config, name))
+    experts = Experts(first, *(getattr(config, name) for name in EXPERT_FIELDS))
+    require(
+        experts.active <= experts.routed,
+        f"num_experts_per_tok={experts.active} is more than n_routed_experts={experts.routed}",
+    )
+    return Architecture(native, experts)
 
 
 def _grouped(vocab_size, hidden_size, intermediate_size, layers, heads, groups, context, tied=False):

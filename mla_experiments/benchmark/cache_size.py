@@ -31,7 +31,7 @@ def measure(given: Arguments) -> list[dict]:
     return [
         in_fresh_process(decode_in_memory, attention, context, given.budget_gib, dtype)
         for attention in given.attention
-        for dtype in given.cache_dtypes or [None]
+        for dtype in (*given.cache_dtypes,) or (None,)
         for context in given.contexts
     ]
 

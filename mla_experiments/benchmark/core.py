@@ -5,6 +5,7 @@ Its ceiling is the slower of two: its matrix products at the machine's best rate
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from .measure import ceilings, flag, interleaved, roofline, spread
 
 FIGURE = None
 # one layer each: the reference shape, and 16 heads of DeepSeek-V2's own widths
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "A": {"hidden_size": 512, "num_attention_heads": 16},
     "B": {"hidden_size": 2048, "num_attention_heads": 16},
 }
@@ -46,7 +47,7 @@ def measure(given: Arguments) -> list[dict]:
             for context in given.contexts:
                 query, latents = inputs(mla, batch, 1, context)
                 seconds = interleaved({"core": partial(absorb, mla, query, latents, None)}, given.rounds)["core"]
-                row = {"shape": shape, "batch": batch, "context": context, **spread(seconds)}
+                row: dict[str, Any] = {"shape": shape, "batch": batch, "context": context, **spread(seconds)}
                 row |= roofline(row["ms"] / 1e3, batch * flops(mla, 1, context), latents.nbytes, ceiling)
                 row["% of ceiling"] = max(row["% of matmul"], row["% of bandwidth"])
                 rows.append(row)

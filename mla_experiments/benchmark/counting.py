@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,7 +114,7 @@ def skeleton_of(config: PreTrainedConfig, nested: bool) -> PreTrainedModel:
     kinds = (AutoModelForCausalLM, AutoModel) if of_text else (AutoModelForCausalLM,)
     kinds = [kind for kind in kinds if type(config) in kind._model_mapping]
     require(
-        kinds and hasattr(config, "vocab_size"),
+        bool(kinds) and hasattr(config, "vocab_size"),
         f"model_type={config.model_type} is no language model of transformers; decoders of text can be planned",
     )
     with torch.device("meta"):  # and of experts, multiply by those of a token only
@@ -124,7 +125,7 @@ def skeleton_of(config: PreTrainedConfig, nested: bool) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def tokens_read(model: PreTrainedModel) -> object:
+def tokens_read(model: PreTrainedModel) -> Any:
     """Return the cache of two tokens, or None where the model keeps none."""
     with torch.device("meta"):
         return model(input_ids=torch.zeros(1, READ, dtype=torch.long), use_cache=True).get("past_key_values")
@@ -138,7 +139,7 @@ def step_flops(model: PreTrainedModel, cache: DynamicCache) -> int:
     return counter.get_total_flops()
 
 
-def check_cache(config: PreTrainedConfig, cache: object) -> None:
+def check_cache(config: PreTrainedConfig, cache: Any) -> None:
     """Refuse a model that keeps nothing, or keeps it in a way whose growth is not known here.
 
     Raises:
@@ -249,7 +250,7 @@ def groups(config: PreTrainedConfig, model: PreTrainedModel, cache: DynamicCache
         cache: of its tokens so far; more enter.
         before: FLOPs of the last step.
     """
-    alike = {}
+    alike: dict[tuple[int | None, bool], list[Any]] = {}  # layers by window, and whether they keep latents
     for layer in cache.layers:
         if type(layer) in GROWING:
             alike.setdefault((window_of(layer), is_latent(config, layer)), []).append(layer)
@@ -291,7 +292,7 @@ def latent_costs(config: PreTrainedConfig, count: int, found: int) -> tuple[int,
     return heads * (2 * rank + rotary), scores, expansion
 
 
-def is_latent(config: PreTrainedConfig, layer: object) -> bool:
+def is_latent(config: PreTrainedConfig, layer: Any) -> bool:
     """Whether a layer of a cache keeps latents of multi-head latent attention in place of keys."""
     return layer.keys.shape[1] == 1 and layer.keys.shape[3] == getattr(config, "kv_lora_rank", None)
 

@@ -6,16 +6,17 @@ all steps are alike. Contestants take turns.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..allocator import keep_freed_memory
 from ..kernels import latent
 from ..modeling import DecoderForCausalLM, set_cache_dtype
 from ..modeling.attention import Attention, set_decode_mode
 from ..modeling.attention.checks import require
-from ..modeling.cache import growing
+from ..modeling.cache import StoredLayer, growing
 from ..modeling.cache_name import by_name, cache_of
 from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
 from .training import MECHANISMS, contestants
@@ -52,7 +53,7 @@ def measure(given: Arguments) -> list[dict]:
             mode == "auto" or any(mode in modes_of(model, [mode]) for model in models.values()),
             f"decode_mode={mode} is unknown to {', '.join(models)}; choose auto, absorb, expand or full",
         )
-    rows = []
+    rows: list[dict] = []
     for batch in given.batch_sizes:
         for context in given.contexts:
             steps = prepared(models, given.modes, batch, context, given.budget_gib, given.cache_dtypes)
@@ -61,7 +62,7 @@ def measure(given: Arguments) -> list[dict]:
 
 
 def timed_steps(
-    models: dict[str, torch.nn.Module],
+    models: dict[str, PreTrainedModel],
     steps: dict[str, tuple[Callable, int]],
     batch: int,
     context: int,
@@ -81,14 +82,14 @@ def timed_steps(
     flops = {name: flops_of(step) for name, (step, _) in steps.items()}
     seconds = interleaved({name: step for name, (step, _) in steps.items()}, rounds)
     for name, times in seconds.items():
-        row = {"model": name, "batch": batch, "context": context, **spread(times)}
+        row: dict[str, Any] = {"model": name, "batch": batch, "context": context, **spread(times)}
         row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": steps[name][1] / 2**20}
         read = weights_read(models[name.split(":")[0]]) + steps[name][1]
         yield row | roofline(row["ms"] / 1e3, flops[name], read, ceiling)
 
 
 def prepared(
-    models: dict[str, torch.nn.Module],
+    models: dict[str, PreTrainedModel],
     modes: list[str],
     batch: int,
     context: int,
@@ -114,19 +115,19 @@ def prepared(
     return steps
 
 
-def dtypes_of(model: torch.nn.Module, asked: list[str]) -> list[str | None]:
+def dtypes_of(model: PreTrainedModel, asked: list[str]) -> list[str | None]:
     """Return in what a model's caches are kept; transformers' own models have no choice."""
-    return asked if asked and isinstance(model, DecoderForCausalLM) else [None]
+    return [*asked] if asked and isinstance(model, DecoderForCausalLM) else [None]
 
 
-def modes_of(model: torch.nn.Module, asked: list[str]) -> list[str | None]:
+def modes_of(model: PreTrainedModel, asked: list[str]) -> list[str | None]:
     """Return the modes among those asked for that a model's layers know; where there is no choice it is left alone."""
     layers = (module for module in model.modules() if isinstance(module, Attention))
     known = {mode for layer in layers for mode in layer.decode_modes}
     return [mode for mode in asked if mode in known] if len(known) > 1 else [None]
 
 
-def choose(model: torch.nn.Module, mode: str | None, cache_dtype: str | None) -> None:
+def choose(model: PreTrainedModel, mode: str | None, cache_dtype: str | None) -> None:
     """Have one of our models attend in a mode, and keep its caches in a dtype."""
     if mode:
         set_decode_mode(model, mode)
@@ -135,7 +136,7 @@ def choose(model: torch.nn.Module, mode: str | None, cache_dtype: str | None) ->
 
 
 def decode_step(
-    model: torch.nn.Module, batch: int, context: int, mode: str | None = None, cache_dtype: str | None = None
+    model: PreTrainedModel, batch: int, context: int, mode: str | None = None, cache_dtype: str | None = None
 ) -> tuple[Callable, DynamicCache]:
     """Return a function that decodes one token a sequence from a filled cache and takes it back, and that cache."""
     choose(model, mode, cache_dtype)
@@ -153,56 +154,64 @@ def decode_step(
 
 
 @torch.inference_mode()
-def filled_cache(model: torch.nn.Module, batch: int, context: int) -> DynamicCache:
+def filled_cache(model: PreTrainedModel, batch: int, context: int) -> DynamicCache:
     """Return a cache of random numbers in the shapes that the model itself caches."""
     cache = DynamicCache(config=model.config)
     if isinstance(model, DecoderForCausalLM):
-        cache = growing(cache, model.model.cache_dtype, model.config.num_hidden_layers)
+        growing(cache, model.model.cache_dtype, model.config.num_hidden_layers)
         if model.model.cache_dtype:
             return filled_with(cache, probe_cache(model), batch, context, model.dtype)
     for index, parts in enumerate(probe(model)):
-        cache.update(*(part[:, :, :1].expand(batch, -1, context, -1) for part in parts), index)
-        cache.layers[index].keys.normal_()
-        cache.layers[index].values.normal_()
+        keys, values = (part[:, :, :1].expand(batch, -1, context, -1) for part in parts)
+        for kept in cache.update(keys, values, index):
+            kept.normal_()
     return cache
 
 
 @torch.inference_mode()
-def probe(model: torch.nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def probe(model: PreTrainedModel) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return what every layer caches of one token."""
-    return [(layer.keys, layer.values) for layer in probe_cache(model).layers]
+    return tensors_of(probe_cache(model))
+
+
+def tensors_of(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the keys and values of every layer, as they lie."""
+    pairs = ((getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers)
+    return [(keys, values) for keys, values in pairs if keys is not None and values is not None]
 
 
 @torch.inference_mode()
-def probe_cache(model: torch.nn.Module) -> DynamicCache:
+def probe_cache(model: PreTrainedModel) -> DynamicCache:
     """Return a cache of one token."""
     return cache_of(model(torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True))
 
 
 def filled_with(cache: DynamicCache, one: DynamicCache, batch: int, context: int, dtype: torch.dtype) -> DynamicCache:
     """Fill a cache in fewer bits with random numbers, some tokens at a time; `one` is the same of one token."""
-    for layer, shown in zip(cache.layers, one.layers, strict=True):
+    for index, shown in enumerate(one.layers):
+        assert isinstance(shown, StoredLayer)
         shapes = [part.shape for part in shown.kept()]
         for begin in range(0, context, SOME_TOKENS):
             count = min(SOME_TOKENS, context - begin)
             sizes = [(batch, shape[1], count, shape[3]) for shape in shapes]
-            new = (torch.randn(size, device=shown.keys.device, dtype=dtype) for size in sizes)
-            layer.update(*new, parts=shown.parts[0], as_kept=True)
+            keys, values = (torch.randn(size, device=shown.keys.device, dtype=dtype) for size in sizes)
+            cache.update(keys, values, index, parts=shown.parts[0], as_kept=True)
     return cache
 
 
-def bytes_per_token(model: torch.nn.Module, mode: str | None = None, cache_dtype: str | None = None) -> int:
+def bytes_per_token(model: PreTrainedModel, mode: str | None = None, cache_dtype: str | None = None) -> int:
     """Return what one token takes in the cache."""
     choose(model, mode, cache_dtype)
     return sum(part.nbytes for layer in probe(model) for part in layer)
 
 
-def cache_bytes(cache: DynamicCache) -> int:
+def cache_bytes(cache: Cache) -> int:
     """Return the bytes of all tokens in a cache, without room to grow."""
-    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
+    return sum(part.nbytes for pair in tensors_of(cache) for part in pair)
 
 
-def weights_read(model: torch.nn.Module) -> int:
+def weights_read(model: PreTrainedModel) -> int:
     """Return the bytes of weights that a step reads: all but an embedding table that is not also the head."""
     total = sum(parameter.nbytes for parameter in model.parameters())
-    return total - (0 if model.config.tie_word_embeddings else model.get_input_embeddings().weight.nbytes)
+    tables = model.get_input_embeddings().parameters()
+    return total - (0 if model.config.tie_word_embeddings else sum(table.nbytes for table in tables))

@@ -12,8 +12,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ..allocator import keep_freed_memory
 from ..errors import UserError, lacks_memory, reason_of
@@ -82,7 +84,8 @@ def measure(given: Arguments, sizes: Sizes | None = None) -> list[dict]:
     begun, summary, texts = time.monotonic(), [], []
     for name, part in PARTS.items():
         start = time.monotonic()
-        rows, why = [], f"{given.minutes:g} minutes were over"
+        rows: list[dict] = []
+        why: str | None = f"{given.minutes:g} minutes were over"
         if start - begun < 60 * given.minutes:
             rows, why = collected(part(given.attention, sizes, ceiling))
         summary.append({"part": name, "rows": len(rows), "seconds": time.monotonic() - start, "ended early": why})
@@ -128,7 +131,8 @@ def kernels(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]
             errors = {name: (run()[:1].double() - exact).abs().max().item() for name, run in served.items()}
             flops = 2 * batch * heads * context * (2 * rank + rotary)
             for name, seconds in interleaved_on_the_card(served, sizes.rounds).items():
-                row = {"shape": shape, "batch": batch, "context": context, "backend": name, **spread(seconds)}
+                row: dict[str, Any] = {"shape": shape, "batch": batch, "context": context, "backend": name}
+                row |= spread(seconds)
                 row |= roofline(row["ms"] / 1e3, flops, latents.nbytes, ceiling)
                 yield row | {"error": f"{errors[name]:.1e}"}
 
@@ -143,13 +147,14 @@ def decoding(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict
             yield from timed_steps(models, steps, batch, context, sizes.rounds, ceiling)
 
 
-def fitting(models: dict[str, torch.nn.Module], batch: int, context: int) -> Iterator[list[str]]:
+def fitting(models: dict[str, PreTrainedModel], batch: int, context: int) -> Iterator[list[str]]:
     """Yield names of models whose caches fit into a GPU's memory side by side; who does not even alone is left out.
 
     transformers' caches are copied, layer by layer, as they grow.
     """
     room = torch.cuda.mem_get_info()[0] * MEMORY_USED if device().type == "cuda" else math.inf
-    group, taken = [], 0
+    group: list[str] = []
+    taken = 0.0
     for name, model in models.items():
         needed = batch * context * bytes_per_token(model) * (1 + 2 / model.config.num_hidden_layers)
         if needed > room:
@@ -180,14 +185,14 @@ def training(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict
         steps = {one: training_step(model, length, batch) for one, model in models.items()}
         flops = training_flops_per_token(config_of(name, length), length)
         for one, seconds in interleaved(steps, sizes.rounds).items():
-            row = {"model": one, **spread(seconds)}
+            row: dict[str, Any] = {"model": one, **spread(seconds)}
             row["tokens/s"] = 1e3 * batch * length / row["ms"]
             yield row | {"MFU, %": 100 * row["tokens/s"] * flops / 1e9 / ceiling["GFLOP/s"]}
 
 
-def compiled(model: torch.nn.Module) -> torch.nn.Module:
+def compiled(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model whose layers are compiled; they are alike, so that it takes the time of one."""
-    copy = deepcopy(model)
+    copy: Any = deepcopy(model)
     for layer in copy.model.layers:
         layer.compile()
     return copy
@@ -212,9 +217,9 @@ def caches(attention: list[str], sizes: Sizes, ceiling: dict) -> Iterator[dict]:
             yield row
 
 
-def on_device(attention: list[str], length: int, sizes: Sizes) -> dict[str, torch.nn.Module]:
+def on_device(attention: list[str], length: int, sizes: Sizes) -> dict[str, PreTrainedModel]:
     """Return ours and transformers' models, for inference on the device at hand."""
-    models = contestants(attention, length, device().type)
+    models: dict[str, Any] = contestants(attention, length, device().type)
     return {name: model.to(sizes.dtype).eval() for name, model in models.items()}
 
 

@@ -3,7 +3,9 @@
 Every model generates greedily, through transformers' own `generate()`, with its cache and without.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,17 +46,17 @@ def measure(given: Arguments) -> list[dict]:
                 seconds |= interleaved(bare, rounds=1, warmup=0)
             for name, times in seconds.items():
                 ms = spread(times)
-                row = {"study": study, "model": name, "tokens": tokens, "s": ms["ms"] / 1e3}
+                row: dict[str, Any] = {"study": study, "model": name, "tokens": tokens, "s": ms["ms"] / 1e3}
                 rows.append(row | {"from": ms["from"] / 1e3, "to": ms["to"] / 1e3, "new tokens/s": new / row["s"]})
     return rows
 
 
-def generating(model: torch.nn.Module, prompt: int, new: int, use_cache: bool):
+def generating(model: Any, prompt: int, new: int, use_cache: bool) -> Callable[[], None]:
     """Return a function that generates `new` tokens after a prompt of random ones."""
     tokens = torch.randint(3, model.config.vocab_size, (1, prompt))
     model.eval()
 
-    def run():
+    def run() -> None:
         model.generate(
             tokens, attention_mask=torch.ones_like(tokens), do_sample=False, use_cache=use_cache, min_new_tokens=new,
             max_new_tokens=new, pad_token_id=0,

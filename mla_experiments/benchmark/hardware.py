@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -43,7 +44,8 @@ def hardware_of(name: str, given: dict[str, float | None]) -> Hardware:
     if name != "this" and name not in HARDWARE:
         raise unknown("hardware", name, ["this", *HARDWARE])
     known = this_machine() if name == "this" else HARDWARE[name]
-    return replace(known, **{field: value for field, value in given.items() if value is not None})
+    stated: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
+    return replace(known, **stated)
 
 
 def this_machine() -> Hardware:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from .measure import flag, in_fresh_process
 from .training import SHAPE, training_step
 
 FIGURE = None
-DEMO = {"vocab_size": 10_000, "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4}
+DEMO: dict[str, Any] = {"vocab_size": 10_000, "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 4}
 SEQUENCES, LENGTH, CONTEXT = 4, 256, 512
 SPINNING = "system's"  # what OpenMP does untold
 

@@ -8,23 +8,27 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import field
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..manifest import library_versions, write_json
 
+Name = TypeVar("Name", str, int)
+Result = TypeVar("Result")
 
-def flag(default, said: str, above: int = 0):
+
+def flag(default: Any, said: str, above: int = 0) -> Any:
     """Return a field of `Arguments`: its default, of which lists are copied, what `--help` says, and its range."""
     return field(default_factory=lambda: copy(default), metadata={"help": said, "above": above})
 
 
-def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def interleaved(tasks: Mapping[Name, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[Name, list[float]]:
     """Time tasks in turns, so that a slow minute of the machine falls on all alike.
 
     Args:
@@ -35,7 +39,7 @@ def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int
     Returns:
         Seconds of every timed turn, by name.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    seconds: dict[Name, list[float]] = {name: [] for name in tasks}
     for turn in range(warmup + rounds):
         for name, task in tasks.items():
             begun = time.perf_counter()
@@ -50,7 +54,7 @@ def interleaved(tasks: dict[str, Callable[[], object]], rounds: int, warmup: int
 REPEATS, LONG = 20, 0.01  # of a task in a graph, beside which launching it is nothing; fewer where one takes long (s)
 
 
-def interleaved_on_the_card(tasks: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved_on_the_card(tasks: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Time what a GPU needs for tasks of a few launches, without what Python and launching them takes.
 
     Each is recorded as a CUDA graph of many repeats; one that cannot be recorded is timed as it is called. Elsewhere
@@ -86,7 +90,7 @@ def rates(seconds: dict[str, list[float]], units: float) -> dict[str, dict[str, 
     }
 
 
-def in_fresh_process(function: Callable, *arguments):
+def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Return what a function gives in a Python process of its own, with the defaults that a process starts with."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
@@ -98,7 +102,9 @@ def ceilings(device: str = "cpu", dtype: torch.dtype = torch.float32) -> dict[st
     left, right = torch.randn(2, width, width, device=device, dtype=dtype)
     buffer = torch.randn(1 << 28, device=device, dtype=dtype)  # at least half a GiB: no cache holds it
     moved = buffer.nbytes
-    tasks = {"matmul": lambda: left @ right, "sum": buffer.sum, "product": lambda: buffer.dot(buffer)}
+    tasks: dict[str, Callable[[], object]] = {
+        "matmul": lambda: left @ right, "sum": buffer.sum, "product": lambda: buffer.dot(buffer)
+    }  # fmt: skip
     if device != "cpu":
         other = torch.empty_like(buffer)
         tasks["copy"] = lambda: other.copy_(buffer)

@@ -6,6 +6,7 @@ From two contexts follow all others, from one layer the model: `mla-experiments 
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from ..modeling.attention import Attention
 from ..modeling.attention.hybrid import names_in
 from ..modeling.cache import growing
 from .costs import layers_of
-from .decode import decode_step
+from .decode import decode_step, tensors_of
 from .measure import interleaved
 
 UNCACHED = 1 << 29  # bytes; no processor cache is as large
@@ -101,17 +102,18 @@ def seconds_per_token(attention: Attention, batch: int) -> float:
     return max(0.0, (times[1] - times[0]) / (CONTEXTS[1] - CONTEXTS[0]))
 
 
-def _step(attention: Attention, batch: int, context: int):
+def _step(attention: Attention, batch: int, context: int) -> Callable[[], None]:
     """A decoding step of a layer from a cache of its own."""
     half = attention.rotary_dim(attention.resolved()) // 2
     new, of_all = ((torch.randn(1, length, half),) * 2 for length in (1, context + 1))
     tables = (new + of_all if attention.turns_when_read else new) if attention.rotary else None
     rows, probed, cache = torch.randn(batch, 1, attention.hidden_size), growing(DynamicCache()), growing(DynamicCache())
     attention(rows, tables, None, probed)
-    one_token = (probed.layers[0].keys, probed.layers[0].values)
-    cache.update(*(torch.randn(*part.shape[:2], context, part.shape[3]) for part in one_token), 0)
+    (one_token,) = tensors_of(probed)
+    keys, values = (torch.randn(*part.shape[:2], context, part.shape[3]) for part in one_token)
+    cache.update(keys, values, 0)
 
-    def step():
+    def step() -> None:
         attention(rows, tables, None, cache)
         cache.crop(-1)
 

@@ -8,12 +8,14 @@ is expected stands beside the bound.
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from transformers import PreTrainedConfig
 
 from ..errors import UserError, unknown
 from ..modeling import DecoderConfig
 from ..modeling.attention import find, mechanisms_of
+from ..modeling.attention.base import Option
 from ..modeling.attention.hybrid import options_for, spread
 from ..modeling.conversion import read_config
 from ..modeling.gguf_files import gguf_config, is_gguf
@@ -23,6 +25,7 @@ from .hardware import Hardware
 from .parts import measure_parts
 from .stock import StockArchitecture
 
+Model = TypeVar("Model", bound=Architecture | StockArchitecture)
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -69,9 +72,7 @@ def part_of(described: dict, config: PreTrainedConfig, inner: PreTrainedConfig) 
     return described
 
 
-def changed(
-    architecture: Architecture | StockArchitecture, attention: str | None, options: dict[str, int]
-) -> Architecture | StockArchitecture:
+def changed(architecture: Model, attention: str | None, options: dict[str, Option]) -> Model:
     """Return the same model with another mechanism, or other options of its own.
 
     Raises:
@@ -99,8 +100,8 @@ def plan(
 
     On the CPU at hand there is also what is expected of a decoder of ours, from its measured parts.
     """
-    measured = hardware.device == "cpu" and isinstance(architecture, Architecture)
-    parts = {batch: measure_parts(architecture.config, batch) for batch in batches if measured}
+    ours = architecture.config if hardware.device == "cpu" and isinstance(architecture, Architecture) else None
+    parts = {batch: measure_parts(ours, batch) for batch in batches} if ours else {}
     size, rows = hardware.bytes_per_number, []
     free = hardware.memory_gib * 2**30 - architecture.parameters * size
     for context in contexts:
@@ -109,7 +110,7 @@ def plan(
             weights = architecture.weights_read(batch)
             moved, flops = weights * size + batch * cache, batch * step
             reading, computing = moved / hardware.gb_per_second / 1e9, flops / hardware.tflop_per_second / 1e12
-            row = {
+            row: dict[str, Any] = {
                 "context": context,
                 "batch": batch,
                 "cache GiB": batch * cache / 2**30,
@@ -119,9 +120,8 @@ def plan(
                 "ms/step at best": 1e3 * max(reading, computing),
                 "tokens/s at best": batch / max(reading, computing),
             }
-            if batch in parts:
-                layers = architecture.config.num_hidden_layers
-                row["ms/step expected"] = 1e3 * parts[batch].step(weights, layers, context)
+            if ours:
+                row["ms/step expected"] = 1e3 * parts[batch].step(weights, ours.num_hidden_layers, context)
             rows.append(row)
     return rows
 
@@ -144,9 +144,8 @@ def facts(architecture: Architecture | StockArchitecture, hardware: Hardware) ->
             f"that is with {size} bytes a number, as models are served; studies count and eval measures {BYTES}, in "
             "single precision"
         )
-    if architecture.longest:
-        gflop = architecture.training_flops() / 1e9
-        said.append(f"training: {gflop:.3g} GFLOP a token at {architecture.longest:,} tokens")
+    if flops := architecture.training_flops():
+        said.append(f"training: {flops / 1e9:.3g} GFLOP a token at {architecture.longest:,} tokens")
     return [
         *said,
         f"the longest context of one sequence in {hardware.memory_gib:.0f} GiB: "

@@ -1,6 +1,7 @@
 """The planner against the clock: what `plan --hardware this` expects of a decoding step and its cache, and what is."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..allocator import keep_freed_memory
 from ..modeling import DecoderForCausalLM
@@ -37,7 +38,7 @@ def measure(given: Arguments) -> list[dict]:
             parts = measure_parts(architecture.config, batch)
             for context in given.contexts:
                 step, cache = decode_step(model, batch, context)
-                row = {"attention": name, "batch": batch, "context": context}
+                row: dict[str, Any] = {"attention": name, "batch": batch, "context": context}
                 row |= spread(interleaved({"step": step}, given.rounds)["step"])
                 weights, layers = architecture.weights_read(batch), architecture.config.num_hidden_layers
                 row["ms expected"] = 1e3 * parts.step(weights, layers, context)

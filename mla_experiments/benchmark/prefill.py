@@ -1,9 +1,11 @@
 """Prefill: how fast a prompt goes through the model and into the cache, beside transformers' models."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ..allocator import keep_freed_memory
 from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
@@ -29,25 +31,25 @@ def measure(given: Arguments) -> list[dict]:
 
 
 def timed_prompts(
-    models: dict[str, torch.nn.Module], prompts: Iterable[int], rounds: int, ceiling: dict[str, float]
+    models: dict[str, PreTrainedModel], prompts: Iterable[int], rounds: int, ceiling: dict[str, float]
 ) -> Iterator[dict]:
     """Yield a row per prompt and model, the models of a prompt taking turns."""
     for length in prompts:
         tasks = {name: prefill(model, length) for name, model in models.items()}
         flops = {name: flops_of(task) for name, task in tasks.items()}
         for name, seconds in interleaved(tasks, rounds, warmup=1).items():
-            row = {"model": name, "prompt": length, **spread(seconds)}
+            row: dict[str, Any] = {"model": name, "prompt": length, **spread(seconds)}
             row["tokens/s"] = 1e3 * length / row["ms"]
             yield row | {"% of matmul": roofline(row["ms"] / 1e3, flops[name], 0, ceiling)["% of matmul"]}
 
 
-def prefill(model: torch.nn.Module, length: int):
+def prefill(model: PreTrainedModel, length: int) -> Callable[[], None]:
     """Return a function that runs a prompt of random tokens through the model."""
     prompt = torch.randint(0, model.config.vocab_size, (1, length), device=model.device)
     model.eval()
 
     @torch.inference_mode()
-    def run():
+    def run() -> None:
         model(prompt, use_cache=True, logits_to_keep=1)
 
     return run

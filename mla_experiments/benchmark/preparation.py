@@ -45,7 +45,7 @@ def measure_packing(characters: int, sequence_length: int) -> dict:
     Memory is what the process itself holds (RssAnon); pages of memory-mapped files belong to the system's cache,
     which it takes back when it needs them.
     """
-    measured = {"characters": characters}
+    measured: dict[str, float] = {"characters": characters}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         synthetic_text(folder / "text.txt", characters)

@@ -4,9 +4,12 @@ Two questions. With the same allocator settings for both sides, taking turns in 
 as a user starts it, each side in a process of its own with its own defaults: what does one get?
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ..allocator import keep_freed_memory
 from ..modeling import DecoderConfig, DecoderForCausalLM
@@ -15,7 +18,7 @@ from ..modeling.export import has_stock, stock_model
 from .measure import flag, in_fresh_process, interleaved, rates
 
 MECHANISMS = list(MISSION)
-SHAPE = {"vocab_size": 10_000, "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8}
+SHAPE: dict[str, Any] = {"vocab_size": 10_000, "hidden_size": 512, "num_attention_heads": 16, "num_hidden_layers": 8}
 FIGURE = None
 
 
@@ -35,20 +38,20 @@ def measure(given: Arguments) -> list[dict]:
     return compare_steps(*shape, given.rounds) + compare_as_started(*shape, max(1, given.rounds // 4))
 
 
-def training_step(model: torch.nn.Module, sequence_length: int, batch_size: int):
+def training_step(model: PreTrainedModel, sequence_length: int, batch_size: int) -> Callable[[], None]:
     """Return a function that trains one step on random tokens, see `step_on_batches`."""
     tokens = torch.randint(0, model.config.vocab_size, (batch_size, sequence_length), device=model.device)
     step = step_on_batches(model)
     return lambda: step({"input_ids": tokens, "labels": tokens})
 
 
-def step_on_batches(model: torch.nn.Module):
+def step_on_batches(model: PreTrainedModel) -> Callable[[dict[str, torch.Tensor]], None]:
     """Return a function that trains one step on a batch with AdamW; on a GPU in bf16, as a run there does."""
     kind = model.device.type
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     model.train()
 
-    def step(batch: dict[str, torch.Tensor]):
+    def step(batch: dict[str, torch.Tensor]) -> None:
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             loss = model(**batch, use_cache=False).loss
         loss.backward()
@@ -63,9 +66,9 @@ def config_of(attention: str, sequence_length: int) -> DecoderConfig:
     return DecoderConfig(**SHAPE, attention=attention, max_position_embeddings=sequence_length)
 
 
-def contestants(attention: list[str], sequence_length: int, device: str = "cpu") -> dict[str, torch.nn.Module]:
+def contestants(attention: list[str], sequence_length: int, device: str = "cpu") -> dict[str, PreTrainedModel]:
     """Return our model, and the stock one with the same weights where there is one, for every mechanism."""
-    models = {}
+    models: dict[str, PreTrainedModel] = {}
     for name in attention:
         ours = DecoderForCausalLM(config_of(name, sequence_length)).to(device)
         models[f"{name}, ours"] = ours

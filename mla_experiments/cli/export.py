@@ -69,9 +69,9 @@ def to_checkpoint(source: Path, target: str, given: dict) -> None:
             model = Path(scratch)
             widen(source, model, *given["widths"])
         stock = export_checkpoint(
-            model, target, given["overwrite"], lambda folder: write_model_card(folder, source, target)
+            model, Path(target), given["overwrite"], lambda folder: write_model_card(folder, source, target)
         )
-    wrote(target, f"{stock.architectures[0]}, with a model card", f"hf upload NAME {target}")
+    wrote(target, f"{' '.join(stock.architectures or ())}, with a model card", f"hf upload NAME {target}")
     for client, how in serving(stock).items():
         print(f"{client} serves it {how}.")
 

@@ -4,7 +4,7 @@ Only the scripts at the root and in `data/` come here, after one sentence that s
 never does.
 """
 
-import importlib
+import importlib.util
 import os
 import shutil
 import subprocess

@@ -15,6 +15,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..yaml_files import read_yaml
@@ -84,7 +85,7 @@ def parser_of(classes: list[type], command: str, description: str | None) -> arg
     def complain(message):
         raise UserError(f"{message}; see mla-experiments {command} --help")
 
-    settings = {"prog": f"mla-experiments {command}", "description": description, "allow_abbrev": False}
+    settings: dict[str, Any] = {"prog": f"mla-experiments {command}", "description": description, "allow_abbrev": False}
     if all(is_ours(cls) for cls in classes):
         settings["formatter_class"] = Short
         parser = argparse.ArgumentParser(**settings)
@@ -93,8 +94,8 @@ def parser_of(classes: list[type], command: str, description: str | None) -> arg
     else:
         from transformers import HfArgumentParser
 
-        parser = HfArgumentParser(classes, **settings)
-    parser.error = complain
+        parser = HfArgumentParser(classes, **settings)  # type: ignore[arg-type]  # dataclasses, as it wants
+    parser.error = complain  # type: ignore[method-assign]  # it does not return either
     return parser
 
 

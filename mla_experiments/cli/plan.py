@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from .needs import STATISTICS, need
@@ -43,7 +44,7 @@ def run(argv: list[str]) -> None:
     from ..study import read_study, study_plan
 
     argv = with_files_of_mechanisms(argv, {"attention"})  # whose options are flags too
-    known = {}  # option: what it may be, and the mechanisms that know it
+    known: dict[str, tuple[Any, list[str]]] = {}  # option: what it may be, and the mechanisms that know it
     for name, mechanism in ATTENTION.items():
         for option, kind in sorted(mechanism.option_types().items()):
             known.setdefault(option, (kind | None, []))[1].append(name)

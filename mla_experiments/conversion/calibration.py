@@ -142,6 +142,6 @@ def beginnings(texts: Texts, tokenizer: PreTrainedTokenizerFast, tokens: int, le
             break
         ids = tokens_of([text], tokenizer)[0][: min(length, tokens)] if text.strip() else []
         if ids:
-            cut.append(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+            cut.append(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)))
             tokens -= len(ids)
     return cut

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..modeling.attention import Attention
-from .grouped_maps import GroupedMaps, stacked
+from .grouped_maps import GroupedMaps, KeysAndValues, stacked
 from .joint_rank import with_rank
 from .latent_maps import LatentMaps, in_single_precision, in_unit_variance, output_of
 from .moments import Moments, moments_of
@@ -76,7 +75,7 @@ class Studied:
 
 @torch.no_grad()
 def study_of(
-    attention: Attention, inputs: Tensor, rotation: tuple[Tensor, ...], frequencies: Tensor, factor: float
+    attention: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...], frequencies: Tensor, factor: float
 ) -> Studied:
     """Return what is to be known of a layer.
 
@@ -94,7 +93,7 @@ def study_of(
     return Studied(maps, energy, moments, mean_rotations(moments, frequencies), extended(attention, probes), outputs)
 
 
-def extended(attention: Attention, inputs: Tensor) -> Tensor:
+def extended(attention: KeysAndValues, inputs: Tensor) -> Tensor:
     """Return inputs `[..., D]` as maps read them: with a one at the end where there are biases."""
     return torch.nn.functional.pad(inputs, (0, 1), value=1.0) if attention.attention_bias else inputs
 
@@ -136,13 +135,13 @@ def best_split(layers: list[Studied], frequencies: Tensor, numbers: int) -> list
     most = len(order)
     tried = sorted({min(most, max(1, round(share * numbers / 2))) for share in SHARES})
     probed = layers[PROBED_EVERY // 2 :: PROBED_EVERY]
-    found = {}
+    found: dict[int, float] = {}
     for pairs in tried:
         kept = kept_of(order[:pairs], count)
         rotation = rotation_of(kept, frequencies, layers[0].inputs.shape[1])
         rank = numbers - 2 * pairs
         found[pairs] = sum(layer.lost(converted(layer, kept, rank), rotation) for layer in probed)
-    return kept_of(order[: min(found, key=found.get)], count)
+    return kept_of(order[: min(found, key=found.__getitem__)], count)
 
 
 def converted(layer: Studied, kept: list[int], rank: int | None, constants: Constants = USUAL) -> LatentMaps:
@@ -165,7 +164,7 @@ def best_constants(layer: Studied, kept: list[int], rank: int, frequencies: Tens
     """Return the constants with which a layer's output loses least at one size: each chosen given the other."""
     rotation = rotation_of(kept, frequencies, layer.inputs.shape[1])
 
-    def lost(constants):
+    def lost(constants: Constants) -> float:
         return layer.lost(converted(layer, kept, rank, constants), rotation)
 
     turned = min(USUAL, replace(USUAL, by_mean=False), key=lost)

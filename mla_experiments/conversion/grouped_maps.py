@@ -14,12 +14,30 @@ identity; `rotary_part.py` chooses it.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-
-from ..modeling.attention import Attention
+from torch import nn
 
 Tensor = torch.Tensor
+
+
+class KeysAndValues(Protocol):
+    """An attention layer of keys and values, its projections as in Llama."""
+
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_interleave: bool
+    attention_bias: bool
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
+    def __call__(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, ...], /) -> Tensor:
+        """`[N, T, D]` to `[N, T, D]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,11 +79,11 @@ class GroupedMaps:
         return torch.einsum("gfj,fje->gfe", self.mixing, self.components)
 
 
-def stacked(layer: Attention, attention_factor: float = 1.0) -> GroupedMaps:
+def stacked(layer: KeysAndValues, attention_factor: float = 1.0) -> GroupedMaps:
     """Return the maps of a layer of keys and values, its components the keys themselves.
 
     Args:
-        layer: has `q_proj`, `k_proj`, `v_proj` and `o_proj` as in Llama.
+        layer: of the original.
         attention_factor: on cosines and sines, see `rope.RotaryEmbedding`: queries and keys each have it.
     """
     groups, width = layer.num_key_value_heads, layer.head_dim

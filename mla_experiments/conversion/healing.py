@@ -14,6 +14,7 @@ the same bits. A folder whose run has not ended says so, and nothing loads it.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -85,12 +86,20 @@ class Windows(torch.utils.data.Dataset):
 class DistillingTrainer(StreamTrainer):
     """Trains on the mixture above; without a teacher on cross-entropy alone."""
 
-    def __init__(self, *, teacher: DecoderForCausalLM | None, distillation: float, **kwargs):
+    model: DecoderForCausalLM
+
+    def __init__(self, *, teacher: DecoderForCausalLM | None, distillation: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.teacher = None if teacher is None else teacher.to(self.args.device)
         self.distillation = distillation
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
         """Return the loss of a batch, the mean over its tokens."""
         logits = model(inputs["input_ids"], use_cache=False).logits.float().flatten(0, 1)  # [B T, vocabulary]
         said = logits.log_softmax(-1)
@@ -163,7 +172,15 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return load_model(folder).dtype
 
 
-def _trainer(start, folder, windows, healing, teacher, tokenizer, stop) -> DistillingTrainer:
+def _trainer(
+    start: Path,
+    folder: Path,
+    windows: torch.Tensor,
+    healing: Healing,
+    teacher: DecoderForCausalLM | None,
+    tokenizer: PreTrainedTokenizerFast,
+    stop: StopInGoodOrder,
+) -> DistillingTrainer:
     """The Trainer of a run, its model as it starts."""
     length = windows.shape[1] - 1
     steps = healing.steps(length)

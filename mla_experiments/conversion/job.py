@@ -81,6 +81,15 @@ class Request:
         """Whether there is a constant channel."""
         return self.latent_norm == "constant"
 
+    @property
+    def size(self) -> int | tuple[int, int]:
+        """The bytes of a token over all layers, or d_c and d_R of a layer."""
+        if self.cache_bytes is not None:
+            return self.cache_bytes
+        if self.kv_lora_rank is None or self.qk_rope_head_dim is None:
+            raise UserError("state one size: --cache_bytes, or both --kv_lora_rank and --qk_rope_head_dim")
+        return self.kv_lora_rank, self.qk_rope_head_dim
+
     def check(self) -> None:
         """Refuse what cannot be asked for.
 
@@ -289,21 +298,21 @@ def numbers_asked(request: Request, config: DecoderConfig, dtype: torch.dtype) -
     Raises:
         UserError: too few or too many, or parts that cannot be.
     """
-    if request.cache_bytes is None:
-        numbers = request.kv_lora_rank + request.qk_rope_head_dim
-        asked = f"kv_lora_rank={request.kv_lora_rank} with qk_rope_head_dim={request.qk_rope_head_dim}"
-        check_parts(config, request.kv_lora_rank, request.qk_rope_head_dim, request.constant)
+    size = request.size
+    if isinstance(size, tuple):
+        numbers, asked = sum(size), f"kv_lora_rank={size[0]} with qk_rope_head_dim={size[1]}"
+        check_parts(config, *size, request.constant)
     else:
-        numbers = request.cache_bytes // (config.num_hidden_layers * dtype.itemsize)
-        asked = f"cache_bytes={request.cache_bytes}, for {config.num_hidden_layers} layers at {dtype.itemsize} bytes,"
+        numbers = size // (config.num_hidden_layers * dtype.itemsize)
+        asked = f"cache_bytes={size}, for {config.num_hidden_layers} layers at {dtype.itemsize} bytes,"
     check_numbers(config, numbers, request.constant, asked)
     return numbers
 
 
 def chosen_size(request: Request, model: DecoderForCausalLM, layers: list[Studied], numbers: int) -> Size:
     """Return the size that was asked for, split between latent and rotary key as was said, or as is best."""
-    if request.cache_bytes is None:
-        return size_of(layers, request.kv_lora_rank, request.qk_rope_head_dim, request.constant)
+    if isinstance(request.size, tuple):
+        return size_of(layers, *request.size, request.constant)
     return size_for(model, layers, numbers, request.constant)
 
 

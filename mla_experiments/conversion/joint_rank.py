@@ -86,9 +86,9 @@ def parts_of(maps: LatentMaps, moments: Moments, stand_in: Tensor, key_weight: f
 def low_rank(keys: Part, values: Part, rank: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return A `[r, E]` and both B by Eckart and Young; C is that of both parts, each of trace 1, in sum."""
     rows = torch.cat((keys.rows, values.rows))
-    covariance = sum(part.covariance / part.covariance.trace() for part in (keys, values) if len(part.rows))
+    first, *others = (part.covariance / part.covariance.trace() for part in (keys, values) if len(part.rows))
     left, left_inverse = roots(torch.block_diag(keys.weight, values.weight))
-    right, right_inverse = roots(covariance)
+    right, right_inverse = roots(sum(others, start=first))
     u, s, v = torch.linalg.svd(left @ rows @ right, full_matrices=False)
     root = s[:rank].sqrt()
     up = left_inverse @ u[:, :rank] * root

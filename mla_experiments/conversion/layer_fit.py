@@ -83,7 +83,7 @@ def mended(output: Tensor, read: Tensor, targets: Tensor) -> Tensor:
     ridge = float(second.diagonal().mean()) * torch.eye(len(second), dtype=second.dtype)
     tried = [output, *(output + torch.linalg.solve(second + size * ridge, missing).T for size in RIDGES)]
 
-    def lost(candidate):
+    def lost(candidate: Tensor) -> float:
         wrong = read[-SET_ASIDE:].double() @ candidate.T - targets[-SET_ASIDE:]
         return float((wrong.square() * importance).sum())
 

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from ..modeling import DecoderForCausalLM
-from ..modeling.attention import Attention
 from ..modeling.attention.heads import split_heads
 from ..modeling.attention.rope import rotate
-from .grouped_maps import as_numbers, in_pairs
+from .grouped_maps import KeysAndValues, as_numbers, in_pairs
 
 Tensor = torch.Tensor
 EVERY = 4  # queries between those of which the mixed inputs are taken: neighbours mix much the same
@@ -53,7 +52,9 @@ class Moments:
         return turn @ self.queries @ turn.transpose(1, 2)
 
 
-def layer_inputs(model: DecoderForCausalLM, windows: Tensor) -> Iterator[tuple[Attention, Tensor, tuple[Tensor, ...]]]:
+def layer_inputs(
+    model: DecoderForCausalLM, windows: Tensor
+) -> Iterator[tuple[KeysAndValues, Tensor, tuple[Tensor, ...]]]:
     """Yield every layer's attention, its normed inputs `[N, T, D]` and its rotations, from the first to the last.
 
     Args:
@@ -74,7 +75,7 @@ def layer_inputs(model: DecoderForCausalLM, windows: Tensor) -> Iterator[tuple[A
         x = torch.cat([layer(row.unsqueeze(0), rotation) for row in x])
 
 
-def moments_of(layer: Attention, inputs: Tensor, rotation: tuple[Tensor, ...]) -> Moments:
+def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...]) -> Moments:
     """Return the moments of a layer of keys and values over windows of text.
 
     Args:
@@ -85,8 +86,9 @@ def moments_of(layer: Attention, inputs: Tensor, rotation: tuple[Tensor, ...]) -
     heads, width, length = layer.num_heads, layer.head_dim, inputs.shape[1]
     has_bias = layer.k_proj.bias is not None
     size = inputs.shape[2] + has_bias
-    made = Moments(*(torch.zeros(*shape, dtype=torch.float64)
-                     for shape in ((size, size), (size, size), (heads, width, width), (heads, length))), 0)  # fmt: skip
+    shapes = ((size, size), (size, size), (heads, width, width), (heads, length))
+    read, attended, queries, distances = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+    made = Moments(read, attended, queries, distances, tokens=0)
     distance = (torch.arange(length).unsqueeze(1) - torch.arange(length)).clamp(min=0).flatten()
     for window in inputs:
         rows = F.pad(window, (0, 1), value=1.0) if has_bias else window  # [T, E]
@@ -105,7 +107,9 @@ def moments_of(layer: Attention, inputs: Tensor, rotation: tuple[Tensor, ...]) -
     return made
 
 
-def weights_of_scores(layer: Attention, window: Tensor, rotation: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def weights_of_scores(
+    layer: KeysAndValues, window: Tensor, rotation: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, not turned `[H, T, d]`, probabilities `[H, T, T]` and w `[H, T, T]` of a window `[T, D]`."""
     width, each = layer.head_dim, layer.num_heads // layer.num_key_value_heads
     rows = window.unsqueeze(0)

@@ -208,7 +208,8 @@ def _hold_out(train: Dataset, missing: list[str], corpus: str) -> dict[str, Data
     order = sorted(groups, reverse=True)
     chosen: dict[str, list[int]] = {}
     for still_needed, split in zip(range(len(missing), 0, -1), missing, strict=True):
-        rows, size = [], 0
+        rows: list[int] = []
+        size = 0
         while not rows or (size < quota and len(order) > still_needed):
             key = order.pop()
             rows += groups[key]

@@ -43,7 +43,8 @@ def files_of(folder: Path) -> tuple[list[DataFile], Skipped]:
 
 def others_in(folder: Path, read: list[str]) -> Skipped:
     """Return what else is in a folder but the files that `datasets` reads there."""
-    itself, skipped = {Path(name).resolve() for name in read}, {}
+    itself = {Path(name).resolve() for name in read}
+    skipped: Skipped = {}
     for path in _walk(folder):
         if path.resolve() not in itself:
             what = _what_else(path, folder) or f"{path.suffix.lower()} not of the split train"

@@ -9,7 +9,6 @@ import io
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -78,7 +77,7 @@ def data_file(path: Path) -> DataFile:
     return DataFile(path, kind, compression, contradiction)
 
 
-def open_binary(file: DataFile) -> BinaryIO:
+def open_binary(file: DataFile) -> io.BufferedReader:
     """Open a file for its bytes, decompressed."""
     if file.compression == "gzip":
         return io.BufferedReader(gzip.open(file.path))

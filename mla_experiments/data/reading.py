@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
@@ -121,7 +122,7 @@ def read_documents(
         group = list(parts)
         kind = group[0].kind
         if kind in TABLES:
-            unit, documents = documents_of_rows(lambda group=group: _rows(group, text_column))
+            unit, documents = documents_of_rows(partial(_rows, group, text_column))
         else:
             unit, documents = _documents_of_text(group[0], passages and path.is_file())
         reading.files[kind, unit] += len(group)

@@ -20,7 +20,8 @@ WIKITEXT_HUB_NAMES = {
 NAMED = ("auto", *WIKITEXT_HUB_NAMES, "wiki-sample")
 SPLITS = ("train", "validation", "test")
 HUB_PATIENCE = 12.0  # seconds to wait for the hub's first answer
-AS_IT_STANDS = {  # builder of `datasets`: what keeps it from making nothing of a text "NA", or lines of a file
+# builder of `datasets`: what keeps it from making nothing of a text "NA", or lines of a file
+AS_IT_STANDS: dict[str, dict] = {
     "csv": {"keep_default_na": False, "na_filter": False},
     "text": {"sample_by": "document"},
 }

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
@@ -56,7 +56,8 @@ class DocumentStream:
         say: Callable[[str], None] | None = None,
     ):
         self.corpus, self.text_column, self.held_out = absolute(corpus), text_column, frozenset(held_out)
-        self.left_out, self._say = Counter(), say  # documents without text, by why
+        self.left_out: Counter[str] = Counter()  # documents without text, by why
+        self._say = say
         with self._explained("cannot be streamed ({}); check its name, the network and the files"):
             builder, self.version, self.files = opened(self.corpus, version)
             self._rows = rows_of(builder, text_column, self.corpus)
@@ -65,7 +66,8 @@ class DocumentStream:
                 f"corpus={self.corpus} is not what it was when the data were prepared; bring it back, or prepare the "
                 "data and train anew"
             )
-        self._start, self._groups = self._rows.state_dict(), None
+        self._start = self._rows.state_dict()
+        self._groups: Generator[tuple[dict, list[str]]] | None = None
 
     @property
     def source(self) -> dict[str, str]:
@@ -85,15 +87,15 @@ class DocumentStream:
             UserError: the stream breaks off.
         """
         self.close()
-        self._groups = self._read(state or self._start)
-        return self._groups
+        groups = self._groups = self._read(state or self._start)
+        return groups
 
     def close(self) -> None:
         """Stop reading; pyarrow's threads would abort a process that ends while they wait."""
         if self._groups is not None:
             self._groups.close()
 
-    def _read(self, state):
+    def _read(self, state: dict) -> Generator[tuple[dict, list[str]]]:
         with self._explained("could not be read on ({}); the same command tries again, training with --resume"):
             self._rows.load_state_dict(state)
             texts, size = [], 0

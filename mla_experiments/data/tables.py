@@ -95,7 +95,8 @@ def _json_rows(file: DataFile) -> Iterator[tuple[str, object]]:
 
 
 def _json_texts(file: DataFile, column: str) -> Iterator[str | None]:
-    seen, absent, names = 0, [], {}
+    seen, absent = 0, list[None]()
+    names: dict[str, None] = {}
     for where, row in _json_rows(file):
         if not isinstance(row, dict):
             raise file.error(f"{where} is {json.dumps(row)[:60]}, not an object; give objects with a field {column}")

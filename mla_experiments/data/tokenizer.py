@@ -46,7 +46,7 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int | str =
     if is_current(folder, request):
         print(f"{folder} already holds this tokenizer of {corpus['corpus']}; nothing to do.")
         return read_manifest(folder, MADE_BY)
-    asked = fitting(corpus["splits"]["train"]["characters"]) if vocab_size == AUTO else vocab_size
+    asked = fitting(corpus["splits"]["train"]["characters"]) if vocab_size == AUTO else int(vocab_size)
     if asked < SMALLEST_VOCABULARY:
         raise UserError(
             f"vocab_size={vocab_size} is below {SMALLEST_VOCABULARY}, the 256 bytes and the end of a document"
@@ -54,7 +54,7 @@ def prepare_tokenizer(folder: Path, corpus_folder: Path, vocab_size: int | str =
     documents = load_corpus(corpus_folder)["train"]
     texts = tqdm(documents.iter(batch_size=100), "training the tokenizer", -(-len(documents) // 100), unit=" batches")
     tokenizer = train_bpe((batch["text"] for batch in texts), asked)
-    if vocab_size != AUTO and tokenizer.get_vocab_size() < vocab_size:
+    if vocab_size != AUTO and tokenizer.get_vocab_size() < asked:
         raise UserError(
             f"vocab_size={vocab_size} is more than the corpus {corpus['corpus']} supports "
             f"({tokenizer.get_vocab_size()} entries); choose vocab_size={tokenizer.get_vocab_size()} or less, or auto"
@@ -119,11 +119,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         read_whole(folder, MADE_BY)
     check_files(folder, "tokenizer*")
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare exceptions
         raise UserError(
             f"the tokenizer in {folder} cannot be read ({reason_of(error)}); make it or copy it again"
         ) from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"the tokenizer in {folder} is a {type(tokenizer).__name__}, not that of its tokenizer.json")
+    return tokenizer
 
 
 def beginning_of_text(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -58,4 +58,4 @@ def scored_twice(
                 said = f"{name} on {split}{f', cache in {kept}' if kept else ''}"
                 scores.append(score_documents(model, tokenizer, texts, description=said))
                 sizes.append(cache_bytes_per_token(model))
-            yield ScoredTwice(name, split, *scores, *sizes)
+            yield ScoredTwice(name, split, scores[0], scores[1], sizes[0], sizes[1])

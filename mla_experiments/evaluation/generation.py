@@ -93,4 +93,4 @@ def continuation(
     )
     inputs = torch.tensor([tokens], device=decoder.device)
     output = decoder.generate(inputs, max_new_tokens=max_new_tokens, streamer=streamer, **sampling)
-    return tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
+    return str(tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True))

@@ -30,6 +30,17 @@ class SplitScores:
     wrong: np.ndarray | None = None
     excess: np.ndarray | None = None
 
+    @property
+    def wrong_answers(self) -> np.ndarray:
+        """How many answers of each drawn row are wrong.
+
+        Raises:
+            UserError: these are scores of text.
+        """
+        if self.wrong is None:
+            raise UserError("these are scores of text, which has no answers; score a run on a synthetic task")
+        return self.wrong
+
 
 def texts_hash(texts: list[str]) -> str:
     """Return a hash of documents and their boundaries."""

@@ -121,8 +121,8 @@ def row_of(task: Task, condition: str, scores: SplitScores) -> dict:
     asked = scores.tokens > 0
     return {
         "split": condition,
-        "accuracy": 1 - int(scores.wrong.sum()) / answers,
-        "rows_right": float(np.mean(scores.wrong[asked] == 0)),
+        "accuracy": 1 - int(scores.wrong_answers.sum()) / answers,
+        "rows_right": float(np.mean(scores.wrong_answers[asked] == 0)),
         "chance": task.chance,
         "nats_above_entropy": None if scores.excess is None else float(scores.excess.sum()) / answers,
         "answers": answers,

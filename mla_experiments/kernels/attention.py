@@ -6,7 +6,7 @@ That is where many query heads share one key (MQA), and where few queries read w
 import torch
 
 from . import eager, sdpa, shared_keys, stored_c
-from .stored import Stored
+from .stored import Stored, plain
 
 
 def attend(
@@ -27,10 +27,15 @@ def attend(
         scale: factor on the scores before the softmax.
         attentions: where given, the probabilities `[B, H, T, S]` are appended to it, and attention is not fused.
     """
-    if isinstance(key, Stored):
-        if attentions is None and are_few(query, mask) and stored_c.why_not(query, key, value, mask) is None:
-            return stored_c.attend(query, key, value, value.width, mask, scale)
-        key, value = key.plain(), value.plain()
+    if (
+        isinstance(key, Stored)
+        and isinstance(value, Stored)
+        and attentions is None
+        and are_few(query, mask)
+        and stored_c.why_not(query, key, value, mask) is None
+    ):
+        return stored_c.attend(query, key, value, value.width, mask, scale)
+    key, value = plain(key), plain(value)
     if attentions is not None:
         output, probabilities = eager.attend(query, key, value, mask, scale)
         attentions.append(probabilities)
@@ -45,7 +50,7 @@ def are_few(query: torch.Tensor, mask: torch.Tensor | None) -> bool:
     return query.shape[2] == 1 or (mask is not None and query.shape[2] <= sdpa.FEW_TOKENS)
 
 
-def _pays_in_c(query, key, value, mask) -> bool:
+def _pays_in_c(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
     num_heads, num_new = query.shape[1:3]
     served = (
         num_heads > 1

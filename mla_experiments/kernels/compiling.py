@@ -30,6 +30,18 @@ def library(name: str) -> ctypes.CDLL | CannotCompile:
         return error
 
 
+def loaded(name: str) -> ctypes.CDLL:
+    """Return the compiled `NAME.c` of this folder, where somebody has asked before whether there is one.
+
+    Raises:
+        CannotCompile: there is none.
+    """
+    found = library(name)
+    if isinstance(found, CannotCompile):
+        raise found
+    return found
+
+
 def compiled(name: str, march: str = "native", folder: Path | None = None) -> ctypes.CDLL:
     """Return `NAME.c` of this folder as a library.
 

@@ -45,7 +45,7 @@ def attend_factors(
     return (rows @ b_v.flatten(1, 2)).unflatten(1, (num_new, num_heads)).transpose(1, 2)
 
 
-def _summed(x, y):
+def _summed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Σ_r x_r ⊙ y_r over the ranks, the last dimension but one: a pass each, and not all products in memory."""
     (first, second), *others = zip(x.unbind(-2), y.unbind(-2), strict=True)
     total = first * second

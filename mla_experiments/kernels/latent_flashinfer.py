@@ -17,7 +17,9 @@ def why_not_here() -> str | None:
     return needs_gpu((8, 0), "Ampere")
 
 
-def attend_latents(query, latents, value_width, mask, scale):
+def attend_latents(
+    query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
     batch, num_heads, num_new, width = query.shape
     pages, apart = paged(latents)
@@ -31,7 +33,10 @@ def attend_latents(query, latents, value_width, mask, scale):
 
 
 @lru_cache(maxsize=1)  # the layers of one step share a plan, and no other step has the same
-def _planned(batch, num_heads, num_new, context, apart, rank, rotary, scale, dtype, device):
+def _planned(
+    batch: int, num_heads: int, num_new: int, context: int, apart: int, rank: int, rotary: int, scale: float,
+    dtype: torch.dtype, device: torch.device,
+) -> flashinfer.mla.BatchMLAPagedAttentionWrapper:  # fmt: skip
     """Return a wrapper that has planned which processor reads which pages."""
     wrapper = flashinfer.mla.BatchMLAPagedAttentionWrapper(_workspace(device))
     numbers = page_table(batch, context, apart, device)
@@ -54,5 +59,5 @@ def _planned(batch, num_heads, num_new, context, apart, rank, rotary, scale, dty
 
 
 @cache
-def _workspace(device):
+def _workspace(device: torch.device) -> torch.Tensor:
     return torch.empty(WORKSPACE, dtype=torch.int8, device=device)

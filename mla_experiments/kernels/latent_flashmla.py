@@ -13,7 +13,9 @@ def why_not_here() -> str | None:
     return needs_gpu((9, 0), "Hopper")
 
 
-def attend_latents(query, latents, value_width, mask, scale):
+def attend_latents(
+    query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
     batch, num_heads, num_new, _ = query.shape
     pages, apart = paged(latents)

@@ -5,6 +5,8 @@ the last d_R as values too is d_R / d_c more work than needed, but fused attenti
 padding the cache would copy it.
 """
 
+import torch
+
 from . import sdpa
 
 
@@ -12,16 +14,18 @@ def why_not_here() -> None:
     """Every machine can run it."""
 
 
-def pays(query) -> bool:
+def pays(query: torch.Tensor) -> bool:
     """Whether it is meant for such queries: it is the last resort for all."""
     return True
 
 
-def why_not(query, latents, value_width, mask) -> None:
+def why_not(query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None) -> None:
     """It serves everything."""
 
 
-def attend_latents(query, latents, value_width, mask, scale):
+def attend_latents(
+    query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
     shared = latents.unsqueeze(1)  # [B, 1, S, W]
     return sdpa.attend(query, shared, shared, mask, scale)[..., :value_width]

@@ -50,12 +50,12 @@ def why_not_here() -> str | None:
     return "needs a CUDA device (or TRITON_INTERPRET=1 in the environment, to test it)"
 
 
-def pays(query) -> bool:
+def pays(query: torch.Tensor) -> bool:
     """Whether it is meant for such queries; on a CPU it is interpreted, for tests alone."""
     return query.device.type == "cuda"
 
 
-def why_not(query, latents, value_width, mask) -> str | None:
+def why_not(query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None) -> str | None:
     """Return what it cannot serve."""
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it knows f32, bf16 and f16, not {query.dtype}"
@@ -66,7 +66,9 @@ def why_not(query, latents, value_width, mask) -> str | None:
     return None
 
 
-def attend_latents(query, latents, value_width, mask, scale):
+def attend_latents(
+    query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
     """Return `[B, H, T, value_width]`: see `latent.attend_latents`."""
     if is_followed() or torch.autograd._profiler_enabled():  # as an operator it has a name, and is counted
         return torch.ops.mla_experiments.attend_latents_in_triton(query, latents, value_width, mask, scale)
@@ -135,7 +137,8 @@ def card(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda":
         return INTERPRETED_CARD
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's own stub lacks it
+    return properties.multi_processor_count, shared
 
 
 def _power(width: int) -> int:

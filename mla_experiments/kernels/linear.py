@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from .compiling import CannotCompile, library
+from .compiling import CannotCompile, library, loaded
 from .plain import is_untouched, may_leave_operators
 
 NAME = "linear"
@@ -25,28 +25,32 @@ def project(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
         module: whatever maps `[..., in]` to `[..., out]`; an `nn.Linear`, or what others have put in its place.
         rows: `[..., in]`.
     """
-    if not torch.compiler.is_compiling() and _is_for_c(module, rows):
-        weight = module._parameters["weight"]
+    weight = None if torch.compiler.is_compiling() else _weight_for_c(module, rows)
+    if weight is not None:
         if torch.autograd._profiler_enabled():  # as an operator it has a name there
             return torch.ops.mla_experiments.few_rows_linear(rows, weight)
         return few_rows_linear(rows, weight)
     return module(rows)
 
 
-def _is_for_c(module, rows):
-    return (
-        is_untouched(module, nn.Linear)
+def _weight_for_c(module: nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
+    """Return the weight of a module that C may stand in for, here, with these rows."""
+    weight = module._parameters.get("weight")
+    served = (
+        weight is not None
+        and is_untouched(module, nn.Linear)
         and module._parameters.get("bias") is None
         and 0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
-        and may_leave_operators(module._parameters["weight"], rows)
+        and may_leave_operators(weight, rows)
         and not isinstance(library(NAME), CannotCompile)
     )
+    return weight if served else None
 
 
 @cache
 def prototyped() -> Callable:
     """Return the C function, its arguments declared."""
-    function = library(NAME).few_rows
+    function = loaded(NAME).few_rows
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_int]
     function.restype = None
     return function

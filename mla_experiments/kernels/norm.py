@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from .compiling import CannotCompile, library
+from .compiling import CannotCompile, library, loaded
 from .plain import is_untouched, may_leave_operators
 
 NAME = "norm"
@@ -25,29 +25,28 @@ def normalise(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
         module: a norm of `[..., D]`, or what others have put in its place.
         rows: `[..., D]`.
     """
-    if not torch.compiler.is_compiling() and _is_for_c(module, rows):
-        weight = module._parameters["weight"]
-        if torch.autograd._profiler_enabled():  # as an operator it has a name there
-            return torch.ops.mla_experiments.rms_norm(rows, weight, module.eps)
-        return rms_norm(rows, weight, module.eps)
-    return module(rows)
+    norm = None if torch.compiler.is_compiling() else _for_c(module, rows)
+    if norm is None:
+        return module(rows)
+    if torch.autograd._profiler_enabled():  # as an operator it has a name there
+        return torch.ops.mla_experiments.rms_norm(rows, *norm)
+    return rms_norm(rows, *norm)
 
 
-def _is_for_c(module, rows):
-    return (
-        is_untouched(module, nn.RMSNorm)
-        and 0 < rows.numel() <= FEW_NUMBERS
-        and module.eps is not None
-        and len(module.normalized_shape) == 1
-        and may_leave_operators(module._parameters["weight"], rows)
-        and not isinstance(library(NAME), CannotCompile)
-    )
+def _for_c(module: nn.Module, rows: torch.Tensor) -> tuple[torch.Tensor, float] | None:
+    """Return the weight and the epsilon of a module that C may stand in for, here, with these rows."""
+    if not is_untouched(module, nn.RMSNorm) or not 0 < rows.numel() <= FEW_NUMBERS:
+        return None
+    weight, eps = module._parameters["weight"], module.eps
+    if weight is None or eps is None or len(module.normalized_shape) != 1 or not may_leave_operators(weight, rows):
+        return None
+    return None if isinstance(library(NAME), CannotCompile) else (weight, eps)
 
 
 @cache
 def prototyped() -> Callable:
     """Return the C function, its arguments declared."""
-    function = library(NAME).rms_norm
+    function = loaded(NAME).rms_norm
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2 + [ctypes.c_float]
     function.restype = None
     return function

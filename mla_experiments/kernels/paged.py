@@ -48,7 +48,7 @@ def pays(query: torch.Tensor) -> bool:
     return query.device.type == "cuda"
 
 
-def why_not(query, latents, value_width, mask) -> str | None:
+def why_not(query: torch.Tensor, latents: torch.Tensor, value_width: int, mask: torch.Tensor | None) -> str | None:
     """Return what serving kernels cannot serve."""
     if (latents.shape[-1], value_width) != (576, 512):
         return f"it knows latents of 512 + 64, not {value_width} + {latents.shape[-1] - value_width}"

@@ -58,7 +58,7 @@ def attend_parts(
     return mixed.diagonal(dim1=1, dim2=4).movedim(-1, 1)
 
 
-def _spread(query, value_width, tail):
+def _spread(query: torch.Tensor, value_width: int, tail: int) -> torch.Tensor:
     """`[B, P, R, T, K + tail]` to `[B, P·R, T, P·V + tail]`, zero where the row holds what another part reads."""
     width = query.shape[-1] - tail
     own, end = query.split((width, tail), dim=-1)
@@ -67,7 +67,7 @@ def _spread(query, value_width, tail):
     return torch.cat((wide, end), dim=-1).flatten(1, 2)
 
 
-def _pays_in_c(query, rows, value_width, mask) -> bool:
+def _pays_in_c(query: torch.Tensor, rows: torch.Tensor, value_width: int, mask: torch.Tensor | None) -> bool:
     """Whether parts in C are served, and cost less than whole rows, whose vectors are fuller."""
     if latent.forced() not in (None, "c") or torch.compiler.is_compiling() or shared_keys.why_not_here():
         return False

@@ -4,13 +4,19 @@ Adapters, quantisers, hooks, offloading, `torch.func`, tracers and counters work
 A fast path that goes past those calls would leave them out; it is taken where there are none.
 """
 
+from collections.abc import Callable
+from typing import TypeGuard, TypeVar
+
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as every_module
 
 NOT_PLAIN = "it reads plain tensors alone: none with gradients, none of a subclass, none that is traced or transformed"
-_FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.RMSNorm)}  # as they were before anybody changed them
+Module = TypeVar("Module", bound=nn.Module)
+_FORWARDS: dict[type[nn.Module], Callable] = {
+    kind: kind.forward for kind in (nn.Linear, nn.RMSNorm)
+}  # as they were before anybody changed them
 _HOOKS_OF_ALL = tuple(
     getattr(every_module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
 )
@@ -57,7 +63,7 @@ def weight_of(module: nn.Module) -> torch.Tensor | None:
     return weight if type(weight) in (torch.Tensor, nn.Parameter) else None
 
 
-def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+def is_untouched(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
     """Return whether a module is of exactly a kind, `nn.Linear` or `nn.RMSNorm`, as PyTorch made it.
 
     Its weight is then a parameter of its own, and its call what its name says, with nothing around it.
@@ -71,7 +77,7 @@ def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def _only_forwards(module) -> bool:
+def _only_forwards(module: nn.Module) -> bool:
     """Whether calling it is its class's forward pass and nothing else."""
     return (
         "forward" not in module.__dict__

@@ -52,7 +52,9 @@ def attend(
     return _fused(query, _repeated(key, shared), _repeated(value, shared), mask, scale, causal)
 
 
-def _few_rows(query, key, value, mask, scale):
+def _few_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
     """One block of rows for each key-value head; on a CPU it shares out a long context where heads are too few."""
     served = mask is None and value.shape[-1] <= key.shape[-1] and query.device.type == "cpu"
     if served and not torch.is_grad_enabled() and is_plain(query, key, value):
@@ -62,7 +64,9 @@ def _few_rows(query, key, value, mask, scale):
     return _fused(query, key, value, mask, scale, False)
 
 
-def _split_context(query, key, value, scale, parts):
+def _split_context(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, parts: int
+) -> torch.Tensor:
     """Attend to parts of the context side by side and weigh their answers (Dao et al. 2023, Flash-Decoding).
 
     With softmax over each part alone, part i has the share exp(lse_i) / Σ exp(lse_j) of the whole; lse is the
@@ -70,17 +74,19 @@ def _split_context(query, key, value, scale, parts):
     """
     batch, length = query.shape[0], key.shape[2] // parts
     query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # [X, R, D], [X, S, D]
-    whole = [part[:, : parts * length].unflatten(1, (parts, length)) for part in (key, value)]  # [X, parts, S', D]
-    outputs = [_fused_with_sums(query.unsqueeze(1).expand(-1, parts, -1, -1), *whole, scale)]
+    keys, values = (part[:, : parts * length].unflatten(1, (parts, length)) for part in (key, value))
+    outputs = [_fused_with_sums(query.unsqueeze(1).expand(-1, parts, -1, -1), keys, values, scale)]  # [X, parts, R, D]
     if parts * length < key.shape[1]:
-        rest = [part[:, None, parts * length :] for part in (key, value)]
-        outputs.append(_fused_with_sums(query.unsqueeze(1), *rest, scale))
+        keys, values = (part[:, None, parts * length :] for part in (key, value))
+        outputs.append(_fused_with_sums(query.unsqueeze(1), keys, values, scale))
     output, sums = (torch.cat(both, dim=1) for both in zip(*outputs, strict=True))  # [X, parts, R, D], [X, parts, R]
     shares = sums.softmax(dim=1).to(output.dtype).unsqueeze(-1)
     return (output * shares).sum(dim=1).unflatten(0, (batch, -1))
 
 
-def _fused_with_sums(query, key, value, scale):
+def _fused_with_sums(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The fused attention of CPUs, which also returns the logarithms of its sums of exponentials."""
     width = value.shape[-1]
     if width < key.shape[-1]:
@@ -89,12 +95,14 @@ def _fused_with_sums(query, key, value, scale):
     return output[..., :width], sums
 
 
-def _repeated(key, shared):
+def _repeated(key: torch.Tensor, shared: int) -> torch.Tensor:
     """`[B, G, S, D]` to `[B, G·shared, S, D]`; a view where G is 1."""
     return key.unsqueeze(2).expand(-1, -1, shared, -1, -1).flatten(1, 2)
 
 
-def _fused(query, key, value, mask, scale, causal):
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float, causal: bool
+) -> torch.Tensor:
     """Pad the values to the keys' width: fused backends silently fall to the slow path when they differ."""
     width = value.shape[-1]
     if width < key.shape[-1] and query.device.type in ("cpu", "cuda"):

@@ -6,9 +6,9 @@ import math
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from .compiling import CannotCompile, library
+from .compiling import CannotCompile, library, loaded
 from .plain import NOT_PLAIN, is_plain
-from .stored import Form, Stored
+from .stored import Form, Sizes, Stored
 
 NAME = "shared_keys"
 SHORTEST_SPLIT = 128  # tokens: a shorter one is done before another thread has begun
@@ -75,7 +75,7 @@ def fills_lanes(num_rows: int) -> bool:
 
 def lanes_for(num_rows: int) -> int:
     """Return how many lanes are computed for so many rows: whole vectors."""
-    lanes = library(NAME).lanes()
+    lanes = loaded(NAME).lanes()
     return -(-num_rows // lanes) * lanes
 
 
@@ -100,7 +100,14 @@ def attend(
     return torch.ops.mla_experiments.attend_shared_keys(query, key, value, mask, scale, tail)
 
 
-def _attend(query, key, value, mask, scale, tail):
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    tail: torch.Tensor | None,
+) -> torch.Tensor:
     parts, context, key_width = key.shape[1:]
     tail = key[:, 0, :, :0] if tail is None else tail
     strides = (*key.stride()[:3], *tail.stride()[:2], *value.stride()[:3])
@@ -149,13 +156,21 @@ def readable(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int,
     return mask, (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
 
 
-def _padded(width):
+def _padded(width: int) -> int:
     """What a row takes once it is unpacked: whole vectors."""
-    lanes = library(NAME).lanes()
+    lanes = loaded(NAME).lanes()
     return -(-width // lanes) * lanes
 
 
-def _run(query, memory, sizes, strides, mask, scale, kept):
+def _run(
+    query: torch.Tensor,
+    memory: tuple[torch.Tensor | None, ...],
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    mask: torch.Tensor | None,
+    scale: float,
+    kept: Kept,
+) -> torch.Tensor:
     (batch, num_heads, num_new, width), (parts, context, *widths) = query.shape, sizes
     threads = torch.get_num_threads()
     rows = query.reshape(batch, num_heads * num_new, width).contiguous()
@@ -168,7 +183,7 @@ def _run(query, memory, sizes, strides, mask, scale, kept):
     read = Sequence(*(None if part is None else part.data_ptr() for part in (rows, *memory, mask)))
     output = torch.empty(batch, num_heads, num_new, widths[-1])
     pointers = (ctypes.byref(shape), ctypes.byref(read), ctypes.byref(kept), ctypes.c_void_p(output.data_ptr()))
-    if library(NAME).attend(*pointers):
+    if loaded(NAME).attend(*pointers):
         raise MemoryError(f"no memory for attention over {context} tokens")
     return output
 
@@ -182,7 +197,7 @@ _operators.impl("attend_shared_keys", _attend, "CPU")
 
 
 @register_flop_formula(torch.ops.mla_experiments.attend_shared_keys)
-def _flops(query, key, value, *_, **__) -> int:
+def _flops(query: Sizes, key: Sizes, value: Sizes, *_: object, **__: object) -> int:
     """Two products of every query: with the keys and with the values of its head."""
     batch, num_heads, num_new, width = query
     return 2 * batch * num_heads * num_new * key[2] * (width + value[-1])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 STORED = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "int8": torch.int8}
+Sizes = tuple[int, ...]  # of a tensor, as a formula of FLOPs is given them
 ALIGNED = 4  # bytes, of a scale
 LARGEST = 127
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # as `vectors.h` numbers them

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from . import shared_keys
-from .compiling import CannotCompile, library
+from .compiling import CannotCompile, library, loaded
 from .plain import NOT_PLAIN, is_plain
-from .stored import MOST_PARTS, Form, Stored
+from .stored import MOST_PARTS, Form, Sizes, Stored
 
 NAME, OF_OCTETS = "stored", "octets"
 WIDEST_PART = 512  # numbers of 8 bits: of more, a sum of products of 16 bits could leave 32
@@ -89,7 +89,10 @@ def pairs_pay() -> bool:
     return not isinstance(found, CannotCompile) and bool(found.pairs_pay())
 
 
-def _attend(query, key_rows, value_rows, key_parts, value_parts, value_width, mask, scale):
+def _attend(
+    query: torch.Tensor, key_rows: torch.Tensor, value_rows: torch.Tensor | None, key_parts: list[int],
+    value_parts: list[int], value_width: int, mask: torch.Tensor | None, scale: float,
+) -> torch.Tensor:  # fmt: skip
     key = Stored(key_rows, tuple(key_parts), query.dtype)
     value = key if value_rows is None else Stored(value_rows, tuple(value_parts), query.dtype)
     (batch, num_heads, num_new, width), (_, groups, context, _) = query.shape, key.shape
@@ -98,7 +101,7 @@ def _attend(query, key_rows, value_rows, key_parts, value_parts, value_width, ma
     if many and groups == 1 and not in_pairs:
         of_values = None if value_rows is None else value
         return shared_keys.attend_kept(query, key, of_values, 1, (width, 0, value_width), mask, scale)
-    lanes, threads = library(NAME).stored_lanes(), torch.get_num_threads()
+    lanes, threads = loaded(NAME).stored_lanes(), torch.get_num_threads()
     rows = F.pad(query * scale, (0, -width % lanes)).contiguous()  # [B, G · R, D], R rows that share a key
     mask, mask_strides = shared_keys.readable(mask)
     splits = 1 if batch * groups % threads == 0 else max(1, min(threads, context // shared_keys.SHORTEST_SPLIT))
@@ -109,7 +112,7 @@ def _attend(query, key_rows, value_rows, key_parts, value_parts, value_width, ma
     output = torch.empty(batch, num_heads, num_new, value_width)
     pointers = (rows, key.rows, value.rows, mask, output)
     read = [ctypes.c_void_p(None if one is None else one.data_ptr()) for one in pointers]
-    code = library(OF_OCTETS).attend_octets if in_pairs else library(NAME).attend_stored
+    code = loaded(OF_OCTETS).attend_octets if in_pairs else loaded(NAME).attend_stored
     if code(ctypes.byref(shape), *read):
         raise MemoryError(f"no memory for attention over {context} tokens")
     return output
@@ -120,7 +123,7 @@ def pack(new: torch.Tensor, parts: tuple[int, ...], into: torch.Tensor) -> None:
     new = new.contiguous()
     form = Stored(into, parts, torch.float32).form()
     numbers = (*new.shape[:3], *into.stride()[:3])
-    library(NAME).pack(
+    loaded(NAME).pack(
         ctypes.byref(form), ctypes.c_void_p(new.data_ptr()), ctypes.c_void_p(into.data_ptr()),
         *(ctypes.c_int64(number) for number in numbers),
     )  # fmt: skip
@@ -136,7 +139,10 @@ _operators.impl("attend_stored", _attend, "CPU")
 
 
 @register_flop_formula(torch.ops.mla_experiments.attend_stored)
-def _flops(query, key, value, key_parts, value_parts, value_width, *_, **__) -> int:
+def _flops(
+    query: Sizes, key: Sizes, value: Sizes, key_parts: object, value_parts: object, value_width: int, *_: object,
+    **__: object,
+) -> int:  # fmt: skip
     """Two products of every query: with the keys and with the values of its head."""
     batch, num_heads, num_new, width = query
     return 2 * batch * num_heads * num_new * key[2] * (width + value_width)

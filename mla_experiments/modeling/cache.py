@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from transformers import cache_utils
@@ -59,6 +60,11 @@ class Buffer:
 class GrowingLayer(DynamicLayer):
     """Keys `[B, G, S, D]` and values `[B, G, S, Dv]` of one layer: the filled parts of buffers of capacity C >= S."""
 
+    keys: torch.Tensor  # from the first tokens on, as all that follows
+    values: torch.Tensor
+    key_buffer: Buffer
+    value_buffer: Buffer
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Start empty, in the shape, dtype and device of the first tokens."""
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -66,7 +72,9 @@ class GrowingLayer(DynamicLayer):
         self.key_buffer, self.value_buffer = Buffer(self.keys), Buffer(self.values)
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append T new tokens and return all S + T as `[B, G, S + T, ...]`; other arguments are for other layers."""
         held = (self.keys, self.values) if self.is_initialized else ()
         if torch.is_grad_enabled() or not is_plain(key_states, value_states, *held):
@@ -77,7 +85,7 @@ class GrowingLayer(DynamicLayer):
         self.values, self.value_buffer = append(self.values, self.value_buffer, value_states)
         return self.keys, self.values
 
-    def crop(self, *args, **kwargs) -> None:
+    def crop(self, *args: Any, **kwargs: Any) -> None:
         """Leave the last tokens out; the next ones are written over them."""
         if not self.is_initialized:
             return  # of a layer that an early exit has left out
@@ -123,7 +131,7 @@ class StoredLayer(GrowingLayer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Start empty, in the shape and device of the first tokens; whole rows have one scale."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.parts = tuple(self._parts(*pair) for pair in zip((key_states, value_states), self.parts, strict=True))
+        self.parts = (self._parts(key_states, self.parts[0]), self._parts(value_states, self.parts[1]))
         self.keys, self.values = (
             new.new_empty((*new.shape[:2], 0, packed_width(parts) if parts else new.shape[-1]), dtype=self.kept_as)
             for new, parts in zip((key_states, value_states), self.parts, strict=True)
@@ -131,25 +139,23 @@ class StoredLayer(GrowingLayer):
         self.key_buffer, self.value_buffer = Buffer(self.keys), Buffer(self.values)
         self.is_initialized = True
 
-    def _parts(self, new, parts):
+    def _parts(self, new: torch.Tensor, parts: tuple[int, ...]) -> tuple[int, ...]:
         whole = (new.shape[-1],) if new.shape[-1] else ()
         return (parts or whole) if self.kept_as is torch.int8 else ()
 
     def kept(self) -> tuple[Stored, Stored]:
         """Return all that is kept, as it lies."""
-        return tuple(
-            Stored(rows, parts, self.dtype) for rows, parts in zip((self.keys, self.values), self.parts, strict=True)
-        )
+        return Stored(self.keys, self.parts[0], self.dtype), Stored(self.values, self.parts[1], self.dtype)
 
     def update(
         self,
         key_states: torch.Tensor,
         value_states: torch.Tensor,
-        *args,
+        *args: Any,
         parts: tuple[int, ...] = (),
         as_kept: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
         """Append T new tokens and return all S + T, as they lie or as they are computed with.
 
         Args:
@@ -181,7 +187,8 @@ class StoredLayer(GrowingLayer):
                 torch.cat(pair, dim=-2) for pair in zip((self.keys, self.values), news, strict=True)
             )
             as_kept = False
-        return self.kept() if as_kept else tuple(one.plain() for one in self.kept())
+        keys, values = self.kept()
+        return (keys, values) if as_kept else (keys.plain(), values.plain())
 
 
 def _write(into: torch.Tensor, new: torch.Tensor, parts: tuple[int, ...]) -> None:
@@ -227,8 +234,9 @@ def storing(cache: Cache, dtype: str, num_layers: int) -> Cache:
     stored = [isinstance(layer, StoredLayer) and layer.kept_as is STORED[dtype] for layer in cache.layers]
     if all(stored) and len(stored) == num_layers:
         return cache
-    empty = all(type(layer) in (DynamicLayer, GrowingLayer) and not layer.is_initialized for layer in cache.layers)
-    if type(cache) is not DynamicCache or cache.offloading or not empty:
+    plain = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    empty = all(type(layer) in (DynamicLayer, GrowingLayer) and not layer.is_initialized for layer in plain)
+    if type(cache) is not DynamicCache or cache.offloading or not empty or len(plain) < len(cache.layers):
         raise UserError(
             f"cache_dtype={dtype} is for a DynamicCache that is still empty, or none, and not for this "
             f"{type(cache).__name__}; pass none, or set_cache_dtype(model, None)"

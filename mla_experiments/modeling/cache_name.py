@@ -7,7 +7,7 @@ version, its outputs answer to both, and what we call of the library is given th
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
@@ -16,10 +16,11 @@ from ..errors import UserError
 
 NAMES = ("cache", "past_key_values")
 LIBRARY_NAME = next(name for name in NAMES if name in inspect.signature(create_causal_mask).parameters)
+Forward = TypeVar("Forward", bound=Callable)
 OTHER_NAME = NAMES[NAMES[0] == LIBRARY_NAME]
 
 
-def either_name(forward: Callable) -> Callable:
+def either_name(forward: Forward) -> Forward:
     """Let a function that takes a cache, by one of the names, take it by the other one too.
 
     Raises:
@@ -44,10 +45,10 @@ def either_name(forward: Callable) -> Callable:
             raise UserError("cache and past_key_values are two names of one argument but differ here; give one of them")
         return forward(*args, **kwargs)
 
-    return renaming
+    return renaming  # type: ignore[return-value]  # it takes what `forward` does, and one name more
 
 
-def by_name(cache: object) -> dict[str, object]:
+def by_name(cache: object) -> dict[str, Any]:
     """Return a cache as the keyword argument that this version of the library knows."""
     return {LIBRARY_NAME: cache}
 
@@ -57,7 +58,7 @@ def cache_of(output: ModelOutput) -> Any:
     return output.get(LIBRARY_NAME)
 
 
-class EitherName:
+class EitherName(ModelOutput):
     """Mixed into an output of the library: it answers to the other name of its cache too, as attribute and as key."""
 
     def __getitem__(self, key: str | int | slice) -> Any:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from functools import cache
+from typing import Any
 
 import transformers
 from packaging.version import Version
@@ -74,22 +75,23 @@ class DecoderConfig(PreTrainedConfig):
     model_type = "mla_experiments"
     keys_to_ignore_at_inference = list(NAMES)  # noqa: RUF012
 
+    # `| Any`: less may be given, or more; what is read of a config is complete, and of the first type
     vocab_size: int = 10_000
     hidden_size: int = 512
-    intermediate_size: int | None = None
+    intermediate_size: int | Any = None
     num_hidden_layers: int = 8
     num_attention_heads: int = 16
     max_position_embeddings: int = 1024
-    attention: str | list[str] = "mla"
-    attention_options: dict | None = None
+    attention: str | Any = "mla"
+    attention_options: dict | Any = None
     attention_source: dict | None = None
     output_gate: str | None = None
     qk_norm: bool = False
     attention_bias: bool = False
     sliding_window: int | None = None
-    layer_types: list[str] | None = None
+    layer_types: list[str] | Any = None
     positions: str = "rope"
-    rope_parameters: dict | None = None
+    rope_parameters: dict | Any = None
     rope_interleave: bool = False
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -100,7 +102,7 @@ class DecoderConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in SIZES:
             require_whole(name, getattr(self, name))
         if self.intermediate_size is None:
@@ -153,7 +155,7 @@ class DecoderConfig(PreTrainedConfig):
         """Return the options of a layer's mechanism, complete."""
         return self.mechanisms[self._name_of(layer)]
 
-    def _name_of(self, layer):
+    def _name_of(self, layer: int) -> str:
         names = names_in(self.attention)
         return names[layer % len(names)]
 
@@ -163,7 +165,7 @@ class DecoderConfig(PreTrainedConfig):
         others = sorted(name for name in fields if name not in _known_fields() and not name.startswith("_"))
         return fields | ({SET_BY_OTHERS: others} if others else {})
 
-    def _validate_longrope_rope_parameters(self, *_, **__) -> None:
+    def _validate_longrope_rope_parameters(self, *_: object, **__: object) -> None:
         """The library's own would warn: it takes whole heads to turn. `check_rope` knows how many numbers do."""
 
     def _check_windows(self) -> None:
@@ -221,8 +223,8 @@ class DecoderConfig(PreTrainedConfig):
         asked, stated = asked_for(self.attention), self.attention_source
         several = isinstance(self.attention, list) or len(asked) > 1
         self._check_layers(asked)
-        by_name = several and isinstance(stated, dict)
-        found = [find_from(name, stated.get(name) if by_name else stated) for name in asked]
+        by_name = stated if several and isinstance(stated, dict) else dict.fromkeys(asked, stated)
+        found = [find_from(name, by_name.get(name)) for name in asked]
         self.attention = pattern_of(found)
         given = {} if self.attention_options is None else self.attention_options
         check_options(given, {})
@@ -266,7 +268,7 @@ class DecoderConfig(PreTrainedConfig):
         return mechanism.resolve(self.hidden_size, self.num_attention_heads, rotary=self.positions == "rope", **given)
 
 
-def find_from(asked: str, stated: object) -> str:
+def find_from(asked: str, stated: Any) -> str:
     """Return a mechanism's name in the registry, or say where it should have come from.
 
     Args:

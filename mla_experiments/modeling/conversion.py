@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -185,7 +186,8 @@ def check_description(path: Path, described: object) -> None:
         UserError: no dictionary, an unknown model_type, a size that is not positive, far too many layers, heads that a
             Llama cannot have.
     """
-    require(isinstance(described, dict), f"{path} holds no dictionary; copy it again")
+    if not isinstance(described, dict):
+        raise UserError(f"{path} holds no dictionary; copy it again")
     kind = described.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         own = "; auto_map names code of its own, which is never run here" if "auto_map" in described else ""
@@ -269,7 +271,7 @@ def save_around_weights(source: Path, target: Path, config: PreTrainedConfig) ->
     tokenizer_for_every_reader(target)
 
 
-def read(path: Path, reader: Callable, *arguments, **options):
+def read(path: Path, reader: Callable, *arguments: Any, **options: Any) -> Any:
     """Return what a reader of transformers gives; whatever else it may raise is said of the file at `path`."""
     try:
         return reader(*arguments, **options)

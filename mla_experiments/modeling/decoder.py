@@ -6,7 +6,7 @@ model *is* a Llama and with MLA a dense DeepSeek-V3; the tests hold it to that.
 """
 
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,13 +21,13 @@ from transformers.modeling_layers import (
     GradientCheckpointingLayer,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from ..errors import UserError
 from ..kernels import normalise, project
 from ..kernels.plain import is_plain
 from .attention.checks import require
-from .attention.rope import RotaryEmbedding
+from .attention.rope import RotaryEmbedding, Rotation
 from .cache import growing
 from .cache_name import NAMES, EitherName, by_name, either_name
 from .configuration import FULL, SLIDING, DecoderConfig
@@ -38,6 +38,8 @@ logger = logging.get_logger(__name__)
 # What the Trainer and our rows tell the loss. In the signature, the Trainer would take whatever has "label" in its name
 # for something that every row must have.
 OF_THE_LOSS = {"shift_labels", "num_items_in_batch"}
+Mask = torch.Tensor | dict[str, torch.Tensor] | None  # one for all layers, or by transformers' types of layers
+Places = bool | int | list[int] | None  # whether to return hidden states, or which
 IMPLEMENTATIONS = ("eager", "sdpa")  # fused is the second's name, whichever kernel serves it
 
 
@@ -89,18 +91,25 @@ class DecoderBlock(GradientCheckpointingLayer):
         """Set the matrices that add to the residual stream, in place, as `initialization` says."""
         if config.initialization == "normal":
             return
-        projection = getattr(self.self_attn, "o_proj", None)
-        require(
-            isinstance(projection, nn.Module),
-            f"initialization={config.initialization!r} needs an output projection by the name of o_proj, which "
-            f"attention={config.attention} lacks; choose normal.",
-        )
+        of_output = getattr(getattr(self.self_attn, "o_proj", None), "weight", None)
+        if not isinstance(of_output, torch.Tensor):
+            raise UserError(
+                f"initialization={config.initialization!r} needs an output projection by the name of o_proj, which "
+                f"attention={config.attention} lacks; choose normal."
+            )
         factor = 0 if config.initialization == "zero" else (2 * config.num_hidden_layers) ** -0.5
-        for module in (projection, self.mlp.down_proj):
-            module.weight.mul_(factor)
+        for weight in (of_output, self.mlp.down_proj.weight):
+            weight.mul_(factor)
 
     @either_name
-    def forward(self, x, position_embeddings, attention_mask=None, attentions=None, cache=None):
+    def forward(
+        self,
+        x: torch.Tensor,
+        position_embeddings: Rotation,
+        attention_mask: torch.Tensor | None = None,
+        attentions: list[torch.Tensor] | None = None,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, D]`; arguments as in `Attention.forward`."""
         normed = normalise(self.input_layernorm, x)
         x = x + self.self_attn(normed, position_embeddings, attention_mask, cache, attentions)
@@ -114,12 +123,18 @@ class DecoderPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ("DecoderBlock",)
-    _skip_keys_device_placement = NAMES
+    _no_split_modules = ["DecoderBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = list(NAMES)  # noqa: RUF012
     _supports_sdpa = True
 
+    if TYPE_CHECKING:  # the library wraps these in what type checkers take for no methods
+        to: Any
+        float: Any
+        half: Any
+        cuda: Any
+
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         """Normal(0, initializer_range) for matrices and embeddings, ones for norms, as Llama and DeepSeek do."""
         super()._init_weights(module)
         if isinstance(module, RotaryEmbedding):  # a model made on the meta device has its buffers filled here
@@ -145,14 +160,15 @@ class DecoderModel(DecoderPreTrainedModel):
             for name, dim in {name: dim for name, dim, _ in self.turning}.items():
                 rotary = RotaryEmbedding(dim, config.rope_parameters, config.max_position_embeddings)
                 self.add_module(name, rotary)
-        self.layers = nn.ModuleList(DecoderBlock(config, i) for i in range(config.num_hidden_layers))
+        blocks = [DecoderBlock(config, i) for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
         with torch.no_grad():
-            for layer in self.layers:  # without memory where weights will be loaded, so that nothing loaded is set anew
-                layer.self_attn.init_weights(config.initializer_range)
-                layer.start_outputs(config)
+            for block in blocks:  # without memory where weights will be loaded, so that nothing loaded is set anew
+                block.self_attn.init_weights(config.initializer_range)
+                block.start_outputs(config)
 
     @either_name
     def forward(
@@ -164,7 +180,7 @@ class DecoderModel(DecoderPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
+        output_hidden_states: Places = None,
         return_dict: bool | None = None,
     ) -> DecoderOutput | tuple:
         """Return the last hidden states `[B, T, D]`, the cache if one is used, and what else is asked for.
@@ -208,7 +224,8 @@ class DecoderModel(DecoderPreTrainedModel):
             x = x + self.embed_positions(position_ids)
         rotations = self._rotations(x, position_ids, past, cache)
         asked = self._asked(output_attentions, output_hidden_states)
-        attentions = [] if asked["attentions"] or self.config._attn_implementation == "eager" else None
+        written_out = asked["attentions"] or self.config._attn_implementation == "eager"
+        attentions: list[torch.Tensor] | None = [] if written_out else None
         hidden_states = []
         layers = islice(self.layers, self.config.num_hidden_layers)  # of which an early exit leaves some out
         for layer, window, rotation in zip(layers, self.config.windows(), rotations, strict=False):
@@ -217,13 +234,15 @@ class DecoderModel(DecoderPreTrainedModel):
         x = normalise(self.norm, x)
         output = DecoderOutput(
             last_hidden_state=x,
-            hidden_states=_selected((*hidden_states, x), asked["hidden_states"]),
-            attentions=tuple(attentions) if asked["attentions"] else None,
+            hidden_states=_selected((*hidden_states, x), asked["hidden_states"]),  # type: ignore[arg-type]  # None in some
+            attentions=tuple(attentions) if attentions is not None and asked["attentions"] else None,
             **by_name(cache),
         )
         return self._returned(output, return_dict)
 
-    def _rotations(self, x, position_ids, past, cache):
+    def _rotations(
+        self, x: torch.Tensor, position_ids: torch.Tensor, past: int | torch.Tensor, cache: Cache | None
+    ) -> list[Rotation]:
         """The tables of each layer, see `Attention.forward`: made once for all that turn alike; without RoPE none."""
         if self.config.positions == "learned":
             return [None] * len(self.layers)
@@ -235,7 +254,9 @@ class DecoderModel(DecoderPreTrainedModel):
                 made[turning] += rotary(positions_kept(position_ids, past, cache, reader), x.dtype)
         return [made[turning] for turning in self.turning]
 
-    def _masks(self, x, attention_mask, position_ids, cache):
+    def _masks(
+        self, x: torch.Tensor, attention_mask: Mask, position_ids: torch.Tensor, cache: Cache | None
+    ) -> dict[int | None, torch.Tensor | None]:
         """A mask for layers that see all, and one for those that see a window, as far as there are such.
 
         `generate` hands them over ready-made, by the types of layers, where it compiles.
@@ -247,7 +268,7 @@ class DecoderModel(DecoderPreTrainedModel):
         makers = {window: create_sliding_window_causal_mask if window else create_causal_mask for window in windows}
         return {window: make(self.config, x, **given) for window, make in makers.items()}
 
-    def _check_changed(self):
+    def _check_changed(self) -> None:
         """What anybody may have set on the configuration since it was made."""
         chosen = self.config._attn_implementation
         require(
@@ -256,24 +277,24 @@ class DecoderModel(DecoderPreTrainedModel):
         )
         require(getattr(self.config, "is_causal", True) is not False, "is_causal=False: all attention here is causal.")
 
-    def _checkpoints(self):
+    def _checkpoints(self) -> bool:
         """Whether blocks are run a second time, which would write a second time to a cache."""
         return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
 
-    def _wants_cache(self, use_cache):
+    def _wants_cache(self, use_cache: bool | None) -> bool:
         return self.config.use_cache and not self.training if use_cache is None else use_cache
 
-    def _asked(self, attentions, hidden_states):
+    def _asked(self, attentions: bool | None, hidden_states: Places) -> dict[str, Any]:
         """What is to be returned beside the last hidden state: as told, or as the configuration says."""
         given = {"attentions": attentions, "hidden_states": hidden_states}
         return {
             name: getattr(self.config, f"output_{name}") if value is None else value for name, value in given.items()
         }
 
-    def _returned(self, output, return_dict):
+    def _returned(self, output: ModelOutput, return_dict: bool | None) -> Any:
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _check_length(self, length, past, attention_mask):
+    def _check_length(self, length: int, past: int | torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         require(length > 0, "input_ids holds no tokens; pass at least one new token.")
         limit = self.config.max_position_embeddings
         if past + length > limit and (attention_mask is None or attention_mask.sum(-1).max() > limit):
@@ -281,7 +302,7 @@ class DecoderModel(DecoderPreTrainedModel):
             require(self.config.positions != "learned", f"{said}, the positions that were learned; shorten the text.")
             logger.warning_once(f"{said}, the longest sequence that this model was made for; it may write nonsense.")
 
-    def _positions(self, x, attention_mask, past):
+    def _positions(self, x: torch.Tensor, attention_mask: Mask, past: int | torch.Tensor) -> torch.Tensor:
         """Count the tokens from the first that is not padding: `[B or 1, T]`."""
         length = x.shape[1]
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
@@ -323,7 +344,7 @@ def positions_kept(
     return (first + torch.arange(kept, device=position_ids.device)).clamp(min=0)
 
 
-def _selected(states, places):
+def _selected(states: tuple[torch.Tensor, ...], places: Places) -> tuple[torch.Tensor | None, ...] | None:
     """All of `states`, none, or those at `places`, as `output_hidden_states` says."""
     if places is None or isinstance(places, bool):
         return states if places else None
@@ -356,7 +377,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
+        output_hidden_states: Places = None,
         **of_the_loss: Any,
     ) -> CausalLMOutput | tuple:
         """Return logits `[B, T, vocabulary]`; with labels `[B, T]` also the mean cross-entropy in nats.
@@ -405,7 +426,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         raise UserError("continuous batching is not served here; generate() takes a batch of padded prompts")
 
 
-def _kept(hidden_states, positions):
+def _kept(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
     """The hidden states whose logits are asked for, as `logits_to_keep` says."""
     if isinstance(positions, int):
         return hidden_states[:, -positions:] if positions else hidden_states

@@ -7,7 +7,6 @@ Names and shapes of all weights are the same on both sides; `docs/interop.md` li
 import contextlib
 import copy
 from dataclasses import fields
-from functools import partial
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,6 +17,7 @@ from .attention import ATTENTION
 from .attention.checks import COMMON, require
 from .attention.hybrid import is_hybrid
 from .configuration import DecoderConfig
+from .decoder import DecoderForCausalLM
 
 SHARED_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -126,10 +126,10 @@ def has_stock(config: DecoderConfig) -> bool:
         return False
 
 
-def stock_model(model: PreTrainedModel) -> PreTrainedModel:
+def stock_model(model: DecoderForCausalLM) -> PreTrainedModel:
     """Return the stock model with a copy of the weights of `model`, on its device and in its dtype."""
     stock, weights = AutoModelForCausalLM.from_config(stock_config(model.config)), model.state_dict()
-    for name in filter(partial(has_scale, config=model.config), weights):
+    for name in [name for name in weights if has_scale(name, model.config)]:
         weights[name] = with_scale(name, weights[name], model.config)
     stock.load_state_dict(stock_biases(weights, model.config))
     return stock.to(device=model.device, dtype=model.dtype)
@@ -194,7 +194,7 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
     window = {"sliding_window": stock.sliding_window} if stock.model_type in WINDOWED else {}
     for name, value in (declared | OF_ANY_MODEL | heads | window).items():
         found = getattr(stock, name, value)
-        if name == "layer_types" and found is not None and set(found) == {"full_attention"}:
+        if name == "layer_types" and isinstance(found, list | tuple) and set(found) == {"full_attention"}:
             continue  # all layers alike, in other words
         shown = "..." if isinstance(found, dict | list) else found
         require(found == value, f"{name}={shown} is not what a decoder here has ({value}); it cannot be imported")

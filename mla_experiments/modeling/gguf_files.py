@@ -7,6 +7,7 @@ transformers. Weights come out in single precision, whatever they were quantised
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +16,9 @@ from transformers.utils import logging
 
 from ..errors import Missing, UserError, reason_of
 from .shards import WEIGHTS
+
+if TYPE_CHECKING:
+    from .stock.gguf_read import File
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -65,7 +69,7 @@ def unpack_gguf(path: Path, folder: Path) -> None:
     _read(path, AutoTokenizer.from_pretrained).save_pretrained(folder)
 
 
-def _opened(path: Path):
+def _opened(path: Path) -> "File | None":
     """Return a file of an architecture that is read here, None of another.
 
     Raises:
@@ -87,7 +91,7 @@ def _check(path: Path) -> None:
             raise UserError(f"model={path} does not begin as a GGUF file does; fetch it again")
 
 
-def _read(path: Path, reader: Callable, **options):
+def _read(path: Path, reader: Callable, **options: Any) -> Any:
     """Return what a reader of transformers makes of a file; its progress bars and reports are not shown."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

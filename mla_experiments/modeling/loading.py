@@ -1,6 +1,7 @@
 """The one way to load a trained model: safetensors only, and every weight in its place."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
@@ -49,15 +50,16 @@ def load_model(folder: Path) -> DecoderForCausalLM:
     return model.eval()
 
 
-def _load_quietly(folder: Path, config: DecoderConfig):
+def _load_quietly(folder: Path, config: DecoderConfig) -> tuple[DecoderForCausalLM, dict[str, Any]]:
     """What does not fit is reported in one sentence above, not in a table of the library."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        return DecoderForCausalLM.from_pretrained(
+        pair: Any = DecoderForCausalLM.from_pretrained(  # with `output_loading_info`
             folder, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
+        return pair
     finally:
         logging.set_verbosity(level)
         if bars:

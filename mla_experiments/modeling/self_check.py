@@ -44,7 +44,7 @@ def check_decoding(attention: str) -> None:
         )
 
 
-def _problem(attention):
+def _problem(attention: str) -> str | None:
     try:
         return None if _agrees(attention) else "writes other tokens from its cache than without one"
     except Exception as error:
@@ -52,7 +52,7 @@ def _problem(attention):
 
 
 @torch.no_grad()
-def _agrees(attention):
+def _agrees(attention: str) -> bool:
     from .configuration import DecoderConfig
     from .decoder import DecoderForCausalLM
 

@@ -40,7 +40,7 @@ def accuracies(row: Row) -> Accuracies:
     """Return the accuracy of a variant under every condition that all its runs were tried under."""
     scores = [scores_of(run) for run in row.runs.values()]
     return {
-        name: estimate([1 - one[name].wrong.sum() / one[name].tokens.sum() for one in scores])
+        name: estimate([1 - one[name].wrong_answers.sum() / one[name].tokens.sum() for one in scores])
         for name in scores[0]
         if all(name in one for one in scores) and name != "validation"
     }
@@ -93,10 +93,10 @@ def reached(row: Row) -> str:
     for run in row.runs.values():
         logged = (point["tokens"] for point in read_metrics(run) if point.get("eval_accuracy", 0) >= HELD)
         first.append(next(logged, None))
-    if None in first:
-        count = sum(tokens is None for tokens in first)
+    known = [tokens for tokens in first if tokens is not None]
+    if count := len(first) - len(known):
         return f"{HELD:.0%} of validation answers are not reached by {count} of {len(first)} seeds"
-    low, high = min(first), max(first)
+    low, high = min(known), max(known)
     between = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"{HELD:.0%} of validation answers are right after {between} tokens"
 

@@ -93,7 +93,7 @@ def sorted_out(pairs: Pairs) -> tuple[Pairs, Pairs, Pairs]:
 
 def room_between(tied: Pairs, best: Row) -> str:
     """Say how large a difference may be that was not told."""
-    room = max(abs(end) for c in tied.values() for end in c.interval)
+    room = max(abs(end) for c in tied.values() for end in c.interval or ())
     return (
         f"Between those not told apart, the intervals leave room for {room:.4f} {unit_of(tied)}{share_of(room, best)}."
     )
@@ -101,7 +101,7 @@ def room_between(tied: Pairs, best: Row) -> str:
 
 def power(tied: Pairs, best: Row) -> str:
     """Say what difference would have been told."""
-    seen = max(c.detectable for c in tied.values())
+    seen = max(c.detectable or 0.0 for c in tied.values())
     return f"A true difference of {seen:.4f} {unit_of(tied)}{share_of(seen, best)} would be told four times in five."
 
 
@@ -115,9 +115,9 @@ def behind(told: Pairs) -> str:
     if len(told) > 3:
         amounts = [abs(c.difference) for c in told.values()]
         return f"{joined(list(told))} are behind by {min(amounts):.4f} to {max(amounts):.4f} {unit_of(told)}"
-    parts = []
+    parts: list[str] = []
     for name, c in told.items():
-        low, high = sorted(abs(end) for end in c.interval)
+        low, high = sorted(abs(end) for end in c.interval or ())
         said = "by" if parts else "is behind by"
         unit = "" if parts else f" {unit_of(told)}"
         parts.append(f"{name} {said} {abs(c.difference):.4f}{unit} (95 % interval {low:.4f} to {high:.4f})")

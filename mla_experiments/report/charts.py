@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ class Grid(Chart):
 def log_ticks(low: float, high: float) -> list[float]:
     """Return round numbers for a log axis: 1, 2 and 5 of each decade, fewer over many, and even steps within a few."""
     if high < 6 * low:
-        candidates = MaxNLocator(5).tick_values(low, high).tolist()
+        candidates = [float(tick) for tick in MaxNLocator(5).tick_values(low, high)]
     else:
         parts = (1, 2, 5) if high < 1e3 * low else (1,)
         candidates = [part * 10.0**power for power in range(-12, 25) for part in parts]
@@ -173,7 +174,7 @@ def _traces(series: Series) -> list[dict]:
         dots = {"dash": "2px,4px", "width": 1.5}
         return [owner | {"mode": "lines", "line": dots, "hoverinfo": "skip", "name": escape(series.name)}]
     look, spread = series.style, series.spread
-    trace = owner | {
+    trace: dict[str, Any] = owner | {
         "name": escape(series.name), "mode": LOOKS[series.look],
         "line": {"dash": look.pixels.replace(",", "px,") + "px" if look.dash else "solid", "width": LINE_WIDTH},
         "marker": {"size": {"star": 15, "points": 10}.get(series.look, 8), "maxdisplayed": 12,

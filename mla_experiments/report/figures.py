@@ -63,8 +63,8 @@ def _draw_line(axes: Axes, points: list[dict], x: str, y: str, name: str, look: 
     where = [point[x] for point in points]
     axes.plot(where, [point[y] for point in points], label=name, markersize=4, linewidth=1.2, **look)
     if y in ("ms", "s"):
-        ranges = ([point[end] for point in points] for end in ("from", "to"))
-        axes.fill_between(where, *ranges, color=look["color"], alpha=0.12, linewidth=0)
+        low, high = ([point[end] for point in points] for end in ("from", "to"))
+        axes.fill_between(where, low, high, color=look["color"], alpha=0.12, linewidth=0)
 
 
 def _set_logarithmic(axes: Axes, ticks: list[float]) -> None:

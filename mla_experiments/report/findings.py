@@ -122,7 +122,8 @@ def read_findings(folder: Path) -> Findings:
     except ValueError:
         raise UserError(f"{path} is damaged; the same `mla-experiments study FILE` writes it anew") from None
     as_now(content)
-    rows, found, scores, weights = [], {}, {}, {}
+    rows, scores, weights = [], {}, {}
+    found: dict[str, Tuned] = {}
     measure = None
     for variant in content["variants"]:
         name, root = variant["name"], Path(folder).parent
@@ -135,7 +136,7 @@ def read_findings(folder: Path) -> Findings:
             scores[name] = {seed: measure.amounts(test) for seed, test in tests.items()}
             weights[name] = measure.weights(first)
             rows.append(row_of(content, variant, runs, list(tests.values())))
-    if not rows:
+    if not rows or measure is None:
         raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
     parts = {variant["name"]: variant["variant"] for variant in content["variants"]}
     compared = compare(scores, weights, lambda a, b: one_apart(parts[a], parts[b]), measure)

@@ -30,7 +30,8 @@ def seeds_needed(study: Study, rows: list[dict], root: Path, difference: float) 
         )
     needed = []
     for pair in pairs:
-        enough = (n for n in range(3, MOST_SEEDS) if pair.with_seeds(n).detectable <= difference)
+        told = ((n, pair.with_seeds(n).detectable) for n in range(3, MOST_SEEDS))
+        enough = (n for n, least in told if least is not None and least <= difference)
         if (count := next(enough, None)) is None:
             return (
                 f"A difference of {difference:g} {pair.unit} between {pair.a} and {pair.b} cannot be told by "

@@ -67,7 +67,8 @@ def fit(compute: np.ndarray, bits: np.ndarray, start: Parameters | None = None) 
     starts = [(bits.min() * share, bits[0] - bits.min() * share, power) for share in (0.5, 0.9) for power in (0.1, 0.5)]
     starts = [start] if start else starts
     found = [least_squares(rest, start, bounds=([0, 0, 0], [np.inf, np.inf, 2])) for start in starts]
-    return tuple(map(float, min(found, key=lambda one: one.cost).x))
+    e, a, alpha = map(float, min(found, key=lambda one: one.cost).x)
+    return e, a, alpha
 
 
 @lru_cache(maxsize=1)  # for the words and for the figure of a report

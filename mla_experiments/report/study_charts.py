@@ -1,5 +1,7 @@
 """The figures of a study's report: quality against cost, the course of training, learning rates, the cache."""
 
+from typing import Any
+
 import numpy as np
 
 from ..run_files import METRICS_FILE, check_files, read_metrics
@@ -13,7 +15,8 @@ from .styles import Style, style
 
 Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
 
-CACHE_CONTEXTS = [512, 2048, 8192, 32768, 131072]
+Point = tuple[Row, dict, float, float]  # a variant and its style, where it stands, what counts as cost
+CACHE_CONTEXTS: list[float] = [512, 2048, 8192, 32768, 131072]
 FRONT = "The dotted line joins those that no other beats in both. Bars are 95 % intervals over seeds."
 
 
@@ -56,13 +59,13 @@ def fronts(rows: list[Owned], axis: str) -> list[Chart]:
         "front-decode", "Quality against decoding speed", f"Lower is better, and further right is faster. {FRONT}",
         f"decode tokens/s at {context:,}", f"{axis}, test",
     )  # fmt: skip
-    caches = [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows]
+    caches: list[Point] = [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows]
     timed = [(row, own, row.decode[context].median) for row, own in rows if context in row.decode]
     speeds = [(row, own, speed, -speed) for row, own, speed in timed]
     return [with_front(cache, caches), *([with_front(speed, speeds)] if speeds else [])]
 
 
-def with_front(chart: Chart, points: list[tuple[Row, dict, float, float]]) -> Chart:
+def with_front(chart: Chart, points: list[Point]) -> Chart:
     """Add variants as points (where they stand, what counts as cost), and the front of those unbeaten in both."""
     ranked = [(cost, row.bits.mean, where) for row, _, where, cost in points]
     best = [p for p in sorted(ranked) if not any(q[:2] != p[:2] and q[0] <= p[0] and q[1] <= p[1] for q in ranked)]
@@ -110,7 +113,7 @@ def loss_curve(row: Row) -> tuple[list[float], list[float], list[float] | None] 
         curves.append({tokens: loss for tokens, loss in logged if np.isfinite(loss)})
     tokens = sorted(set.intersection(*map(set, curves)))
     estimates = [estimate([curve[at] for curve in curves]) for at in tokens]
-    band = [part.half_width for part in estimates] if len(curves) > 1 else None
+    band = [part.half_width or 0.0 for part in estimates] if len(curves) > 1 else None
     return (tokens, [part.mean for part in estimates], band) if tokens else None
 
 
@@ -177,7 +180,7 @@ def laws(found: Findings) -> list[Chart]:
         "training FLOPs", f"{found.measure.axis}, test", log_x=True,
     )  # fmt: skip
     for number, (name, curve) in enumerate(scaling.curves(found).items()):
-        own = {"owner": number, "style": style(number, number)}
+        own: dict[str, Any] = {"owner": number, "style": style(number, number)}
         along = np.geomspace(curve.compute[0], scaling.BEYOND * curve.compute[-1], 40)
         chart.series.append(Series(name, curve.compute.tolist(), curve.bits.tolist(), **own, look="points"))
         chart.series.append(Series(name, along.tolist(), curve.at(along).tolist(), **own, look="curve"))

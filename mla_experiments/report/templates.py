@@ -1,19 +1,25 @@
 """Templates beside this file: what is put into them is escaped, for HTML or for Markdown, unless it is marked safe."""
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..markdown import escaped, table
 
-SETTINGS = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+SETTINGS: dict[str, Any] = {
+    "undefined": StrictUndefined,
+    "trim_blocks": True,
+    "lstrip_blocks": True,
+    "keep_trailing_newline": True,
+}
 
 
 def fill(name: str, **values) -> str:
     """Return a template, `*.html` or `*.md`, with values in it."""
     is_page = name.endswith(".html")
-    own = {"autoescape": True} if is_page else {"finalize": as_markdown}
+    own: dict[str, Any] = {"autoescape": True} if is_page else {"finalize": as_markdown}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **SETTINGS, **own)
     environment.filters |= {"unbroken": unbroken, "spread": spread, "table": as_table, "block": block}
     return environment.get_template(name).render(values)

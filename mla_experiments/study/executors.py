@@ -28,7 +28,9 @@ class Executor(ABC):
 
     def __init__(self, work: Callable, room: float):
         self.work, self.room = work, room
-        self.waiting, self.running, self.attempts = deque(), {}, Counter()
+        self.waiting: deque = deque()
+        self.running: dict = {}
+        self.attempts: Counter = Counter()
 
     def submit(self, tasks: Iterable) -> None:
         """Take tasks in, to be done in this order."""

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def check_of_corpus(of_corpus: dict[str, list], corpus: str) -> None:
             task_named(task.name, asdict(task) | {name.removeprefix(CORPUS): value})
 
 
-def check_options(attention: list[str], options: dict[str, list], match: str) -> None:
+def check_options(attention: list[str], options: Mapping[str, Sequence], match: str) -> None:
     """Refuse options that are none of any mechanism's, that cannot be what they are, or that a match solves for."""
     for option, values in options.items():
         knowing = [name for name in attention if option in options_of(name)]
@@ -230,7 +231,7 @@ def typed(field: str, value: Any) -> Any:
         if can_be(field, type(value)):
             return value
         raise UserError(f"{field}={value} cannot be; give one value, or a list of values to compare")
-    parser = HfArgumentParser(CLASSES, exit_on_error=False)
+    parser = HfArgumentParser(CLASSES, exit_on_error=False)  # type: ignore[arg-type]  # dataclasses, as it wants
     try:
         return vars(parser.parse_args([f"--{field}={value}"]))[field]
     except argparse.ArgumentError as error:

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 
@@ -21,7 +23,7 @@ class Local(Executor):
     def __init__(self, work: Callable, count: int):
         super().__init__(work, room=count)
         self.idle: list[Connection] = []
-        self.processes: dict[Connection, tuple[multiprocessing.Process, int]] = {}  # each with its place
+        self.processes: dict[Connection, tuple[BaseProcess, int]] = {}  # each with its place
 
     def start(self, task) -> None:
         """Give a task to an idle process, or to a new one."""
@@ -42,7 +44,7 @@ class Local(Executor):
 
     def next_end(self) -> tuple:
         """Wait for any process to end its task, or to be lost."""
-        connection = wait(list(self.running))[0]
+        connection: Any = wait(list(self.running))[0]
         task = self.running.pop(connection)
         try:
             result = connection.recv()

@@ -73,9 +73,9 @@ def check_budget(study: Study, solved: list[Matched]) -> None:
     Raises:
         UserError: see there.
     """
-    if study.match != "cache" or any(abs(one.cache_residual) <= NEAR for one in solved):
+    if study.match != "cache" or any(abs(one.cache_residual or 0) <= NEAR for one in solved):
         return
-    nearest = min(solved, key=lambda one: abs(one.cache_residual))
+    nearest = min(solved, key=lambda one: abs(one.cache_residual or 0))
     raise UserError(
         f"cache_bytes_per_token={study.cache_bytes_per_token} is met by no variant to within {100 * NEAR:g} %; the "
         f"nearest is {nearest.variant.name} with {nearest.cache_bytes_per_token:,}"
@@ -188,6 +188,8 @@ def nearest_cache(study: Study, variant: Variant, vocab_size: int) -> dict:
     The cache grows with the option, whatever it is: of the values that the mechanism can have, halving finds the one.
     """
     wanted, name = study.cache_bytes_per_token, cache_option(study, variant.attention)
+    if name is None:
+        return {}
     values = possible_values(name, config_of(study, variant, variant.options, vocab_size), variant.options)
 
     def cached(value):

@@ -1,11 +1,13 @@
 """The runs of a study as tasks of Ray, on this machine or a cluster whose machines all see the folder of studies."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from ..errors import Stopped, UserError, reason_of
 from .executors import Executor
@@ -34,13 +36,13 @@ class OnRay(Executor):
         super().__init__(work, room=float("inf"))
         try:
             check_answer(address)
-            ray.init(address, log_to_driver=False, logging_level="warning", include_dashboard=False)
+            ray.init(address, log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"address={address} is no Ray cluster ({reason_of(error)}); see `ray status` on its head"
             ) from None
         self.kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
-        resources = {"num_gpus": 1} if self.kind == "GPU" else {"num_cpus": 1}
+        resources: dict[str, Any] = {"num_gpus": 1} if self.kind == "GPU" else {"num_cpus": 1}
         self.remote = ray.remote(max_retries=0, **resources)(_work_or_stop)
 
     @property

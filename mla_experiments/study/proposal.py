@@ -6,6 +6,7 @@ latents at the budget, multi-head attention beside them for comparison; equal tu
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -141,13 +142,13 @@ def check_text(data: dict[str, dict], corpus: str) -> None:
         )
 
 
-def shape_for(parameters: int, vocab_size: int) -> dict[str, int]:
+def shape_for(parameters: int, vocab_size: int) -> dict[str, Any]:
     """Return the sizes of the model that is nearest to a number of parameters.
 
     Raises:
         UserError: the smallest model is far larger.
     """
-    shapes = [
+    shapes: list[dict[str, Any]] = [
         {
             "hidden_size": width,
             "num_attention_heads": max(heads for least, heads in HEADS.items() if width >= least),
@@ -192,5 +193,5 @@ def tokens_within(
 
 def of_budget(matched: Matched) -> str:
     """Return a variant with its cache, and whether that is above the budget."""
-    above = " (above it, for comparison)" if matched.cache_residual > NEAR else ""
+    above = " (above it, for comparison)" if (matched.cache_residual or 0) > NEAR else ""
     return f"{matched.variant.name} {matched.cache_bytes_per_token:,}{above}"

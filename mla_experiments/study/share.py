@@ -21,7 +21,8 @@ class Share:
         self.failures: dict[str, str] = {}
         self.sentences: list[str] = []
         self.seconds: list[float] = []  # of the runs trained here
-        self.ended, self.said = 0, None
+        self.ended = 0
+        self.said: Task | None = None
 
     def begin(self, width: int) -> None:
         """Take up the tasks, now that the data are there; `width` of them run at a time."""

@@ -91,8 +91,8 @@ class Comparison:
 
     @property
     def _spreads(self) -> tuple[Spread, ...]:
-        """All three: where by chance three seeds agree, `both` would take them for many."""
-        return self.both, self.seeds, self.documents
+        """Those that there are: where by chance three seeds agree, `both` would take them for many."""
+        return tuple(spread for spread in (self.both, self.seeds, self.documents) if spread is not None)
 
     @property
     def p(self) -> float | None:
@@ -104,7 +104,7 @@ class Comparison:
     @property
     def interval(self) -> Interval | None:
         """Holds the difference together with those of all pairs 95 times in 100: 0 is outside exactly where p < 5 %."""
-        return self._around(*self._spreads, tail=(1 - CONFIDENCE) / 2 / self.pairs)
+        return self._around(self.both, *self._spreads, tail=(1 - CONFIDENCE) / 2 / self.pairs)
 
     @property
     def over_seeds(self) -> Interval | None:
@@ -135,6 +135,8 @@ class Comparison:
 
         What documents alone add stays as it is, however many seeds there are.
         """
+        if self.seeds is None or self.documents is None or self.both is None:
+            raise ValueError(f"{self.b} against {self.a}: {self.lacks} cannot tell")
         seeds = Spread(self.seeds.error * math.sqrt((self.seeds.freedom + 1) / count), count - 1)
         rest = max(0.0, self.both.error**2 - self.seeds.error**2)
         squares = seeds.error**4 / seeds.freedom + rest**2 / self.documents.freedom
@@ -162,7 +164,7 @@ class Comparison:
     def sentence(self) -> str:
         """Say it with its numbers; all are B's minus A's, so that less is better."""
         said = [f"{self.difference:+.4f} {self.unit}"]
-        if self.p is not None:
+        if self.p is not None and self.interval is not None:
             low, high = self.interval
             said += [f"95 % interval {low:+.4f} to {high:+.4f}", shown_p(self.p)]
         return f"{self.verdict} ({'; '.join(said)})."

@@ -15,7 +15,7 @@ from ..data import load_corpus, load_tokens
 from ..data.synthetic import is_synthetic
 from ..errors import UserError
 from ..evaluation.results import HELD_OUT
-from ..evaluation.scores import read_scores
+from ..evaluation.scores import read_scores, scores_of
 from ..training import PRESETS
 from ..training.run import Run
 from .description import Study, Variant
@@ -167,6 +167,7 @@ class Trials:
         return self._made[task]
 
     def _make(self, task: Task) -> Trial:
+        assert task.number is not None  # decided
         settings = self.design(task.variant)[task.number]
         matched = match_trial(self.study, self.variants, task.variant, settings, self.manifest["vocab_size"])
         data = self.data_of(self.study.corpus_of(matched.variant))
@@ -228,7 +229,7 @@ class Trials:
         if not self.has_tried(variant):
             return None
         done = {number: trial for number, trial in enumerate(tries) if trial.is_done}
-        scores = {number: read_scores(trial.run.folder)["validation"] for number, trial in done.items()}
+        scores = {number: scores_of(trial.run.folder)["validation"] for number, trial in done.items()}
         # of synthetic tasks the nats too: they tell settings apart where all answers are right, or all wrong
         losses = {number: part.nats.sum() for number, part in scores.items()}
         return min(losses, key=losses.__getitem__, default=None)

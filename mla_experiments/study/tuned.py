@@ -77,6 +77,8 @@ class RateFit:
 
     def at(self, rate: float) -> float:
         """Return the fitted value at a learning rate."""
+        if self.coefficients is None:
+            raise ValueError(f"{len(self.rates)} learning rates make no parabola")
         return float(np.polyval(self.coefficients, math.log(rate)))
 
 

@@ -12,6 +12,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,7 +54,7 @@ class Case:
     num_attention_heads: int = 4
     device: str = "cpu"
 
-    def config(self, **changed) -> DecoderConfig:
+    def config(self, **changed: Any) -> DecoderConfig:
         """Return the configuration of a small decoder."""
         values = {
             "vocab_size": VOCABULARY, "hidden_size": self.hidden_size, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -63,7 +64,7 @@ class Case:
         }  # fmt: skip
         return DecoderConfig(**values | changed)
 
-    def model(self, dtype: torch.dtype = torch.float64, **changed) -> DecoderForCausalLM:
+    def model(self, dtype: torch.dtype = torch.float64, **changed: Any) -> DecoderForCausalLM:
         """Return a small decoder, the same at each call, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -112,7 +113,9 @@ def check_attention(
 
 def common_cases(mechanism: type[Attention]) -> list[dict[str, Option]]:
     """Return the options that are common to mechanisms as far as one follows them: none, each alone, all together."""
-    followed = [{name: value} for name in COMMON if name in mechanism.takes for value in COMMON[name] if value]
+    followed: list[dict[str, Option]] = [
+        {name: value} for name in COMMON if name in mechanism.takes for value in COMMON[name] if value
+    ]
     return [{}, *followed, {name: value for one in followed for name, value in one.items()}] if followed else [{}]
 
 
@@ -124,6 +127,11 @@ def run_check(check: Callable[[Case], None], case: Case) -> None:
         given = ", ".join(f"{name}={value}" for name, value in (case.options | case.common).items())
         where = f"{case.attention}{f' with {given}' if given else ''}, positions={case.positions}"
         raise AssertionError(f"{check.__name__} of {where}: {type(error).__name__}: {error}") from error
+
+
+def said_of(what: str) -> Callable[[str], str]:
+    """Return what puts before a message of `torch.testing` what it is about."""
+    return lambda text: f"{what}: {text}"
 
 
 @contextlib.contextmanager
@@ -160,9 +168,7 @@ def decoding(case: Case) -> None:
         for cache in caches(model):
             with torch.no_grad():
                 logits = torch.cat([model(part, cache=cache).logits for part in tokens.split(chunks, dim=1)], dim=1)
-            torch.testing.assert_close(
-                logits, full, atol=1e-10, rtol=0, msg=lambda text, c=(chunks, cache): f"chunks {c[0]}, {c[1]}: {text}"
-            )
+            torch.testing.assert_close(logits, full, atol=1e-10, rtol=0, msg=said_of(f"chunks {chunks}, {cache}"))
 
 
 def caches(model: DecoderForCausalLM) -> Iterator:
@@ -293,7 +299,7 @@ def modes(case: Case) -> None:
             block.self_attn.decode_mode = mode
         cache = DynamicCache(config=model.config)
         logits = torch.cat([model(part, cache=cache).logits for part in tokens.split([6, 1, 1, 5], dim=1)], dim=1)
-        torch.testing.assert_close(logits, whole, atol=1e-10, rtol=0, msg=lambda text, m=mode: f"mode {m}: {text}")
+        torch.testing.assert_close(logits, whole, atol=1e-10, rtol=0, msg=said_of(f"mode {mode}"))
 
 
 @torch.no_grad()

@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 Make = Callable[[], nn.Module]
+Wrap = Callable[[nn.Module], nn.Module]
 TOKENS, PROMPT = 13, 4
 
 
@@ -29,7 +31,7 @@ class Wrapper:
         quantises_activations: whether it rounds what flows, so that decoding agrees with the whole pass only roughly.
     """
 
-    wrap: Callable[[nn.Module], nn.Module]
+    wrap: Wrap
     package: str | None = None
     has_effect: bool = True
     quantises_activations: bool = False
@@ -83,13 +85,13 @@ def token_by_token(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat(logits, dim=1)
 
 
-def linears(model: nn.Module) -> list[nn.Linear]:
+def linears(model: Any) -> list[nn.Linear]:
     """Return the linear maps of the blocks."""
     return [module for block in model.model.layers for module in block.modules() if type(module) is nn.Linear]
 
 
-def _each(change: Callable[[nn.Linear], object]) -> Callable[[nn.Module], nn.Module]:
-    def wrap(model):
+def _each(change: Callable[[nn.Linear], object]) -> Wrap:
+    def wrap(model: Any) -> nn.Module:
         for module in linears(model):
             change(module)
         return model
@@ -111,27 +113,27 @@ class _Twice(nn.Linear):
         return 2 * super().forward(rows)
 
 
-def _replace_forward(module):
+def _replace_forward(module: Any) -> None:
     forward = module.forward
     module.forward = lambda rows: 2 * forward(rows)
 
 
-def _replace_class(module):
+def _replace_class(module: nn.Linear) -> None:
     module.__class__ = _Twice
 
 
-def _buffer_for_weight(module):
+def _buffer_for_weight(module: nn.Linear) -> None:
     weight = module.weight.detach() * 2
     del module.weight
     module.register_buffer("weight", weight)
 
 
-def _biased(module):
+def _biased(module: nn.Linear) -> None:
     module.bias = nn.Parameter(torch.full((module.out_features,), 0.3))
 
 
-def _peft(kind: str, **settings):
-    def wrap(model):
+def _peft(kind: str, **settings: Any) -> Wrap:
+    def wrap(model: Any) -> nn.Module:
         import peft
 
         of_blocks = {id(module) for module in linears(model)}
@@ -142,8 +144,8 @@ def _peft(kind: str, **settings):
     return wrap
 
 
-def _torchao(kind: str):
-    def wrap(model):
+def _torchao(kind: str) -> Wrap:
+    def wrap(model: Any) -> nn.Module:
         from torchao import quantization
 
         quantization.quantize_(model, getattr(quantization, kind)())
@@ -152,7 +154,7 @@ def _torchao(kind: str):
     return wrap
 
 
-def _quanto(model):
+def _quanto(model: nn.Module) -> nn.Module:
     from optimum import quanto
 
     quanto.quantize(model, weights=quanto.qint8)
@@ -160,7 +162,7 @@ def _quanto(model):
     return model
 
 
-def _bitsandbytes(model):
+def _bitsandbytes(model: Any) -> nn.Module:
     from transformers import BitsAndBytesConfig
 
     with tempfile.TemporaryDirectory() as folder:
@@ -172,23 +174,23 @@ def _bitsandbytes(model):
     return quantised.eval()
 
 
-def _dynamically_quantised(model):
+def _dynamically_quantised(model: nn.Module) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
 
 
-def _offloaded(model):
+def _offloaded(model: nn.Module) -> nn.Module:
     from accelerate import cpu_offload
 
     cpu_offload(model, execution_device=torch.device("cpu"))
     return model
 
 
-def _functional(model):
+def _functional(model: nn.Module) -> nn.Module:
     """Other parameters than its own, for each call."""
     others = {name: 1.2 * value.detach() for name, value in model.named_parameters()}
 
     class Called(nn.Module):
-        def forward(self, *args, **kwargs):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(model, others, args, kwargs)
 
     return Called()

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from ..errors import UserError
 from ..manifest import library_versions
 from ..modeling import DecoderConfig
-from ..modeling.attention import mechanisms_of
+from ..modeling.attention import Attention, mechanisms_of
 from ..modeling.attention.checks import COMMON
 from .flags import REFUSED, STEERED_BY_VALIDATION
 from .settings import RunArguments, trainer_defaults
@@ -203,7 +204,8 @@ def identity_of(
     also += SPLITTING if arguments.neftune_noise_alpha is not None else ()  # noise is drawn for each part of a batch
     determines |= {name: values[name] for name in (*counting(), *also)}
     said = {name: values[name] for name in SAID if name in values and name not in also}
-    return Identity(*json.loads(json.dumps([determines, said], default=str)), sources_hash(attention))
+    determines, said = json.loads(json.dumps([determines, said], default=str))
+    return Identity(determines, said, sources_hash(attention))
 
 
 def counting() -> list[str]:
@@ -237,11 +239,26 @@ def sources_hash(attention: str) -> str:
     found = [path for name in SOURCES for path in (PACKAGE / name, *(PACKAGE / name).rglob("*")) if path.is_file()]
     files = {path.relative_to(PACKAGE).as_posix(): path for path in found if path.suffix in (".py", ".c")}
     for name, mechanism in mechanisms_of(attention).items():
-        path = Path(inspect.getsourcefile(mechanism)).resolve()
+        path = file_of(name, mechanism)
         if PACKAGE not in path.parents:
             files[f"mechanism {name}"] = path
     content = {name: code_of(files[name]) for name in sorted(files)}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def file_of(name: str, mechanism: type[Attention]) -> Path:
+    """Return the file of a mechanism's source.
+
+    Raises:
+        UserError: there is none, as of what was typed into a notebook.
+    """
+    try:
+        found = inspect.getsourcefile(mechanism)
+    except (OSError, TypeError):
+        found = None
+    if found is None:
+        raise UserError(f"attention={name} stands in no file, so that a run cannot say what it trains; put it into one")
+    return Path(found).resolve()
 
 
 def code_of(path: Path) -> str:
@@ -252,8 +269,9 @@ def code_of(path: Path) -> str:
     tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+        if not isinstance(body, list) or not body:
+            continue
+        if isinstance(body[0], ast.Expr) and isinstance(getattr(body[0].value, "value", None), str):
             body[0] = ast.Pass()
     return ast.unparse(tree)
 

@@ -9,7 +9,7 @@ PyTorch has a Muon, from 2.9 on, that orthogonalises in bfloat16 wherever it run
 whole step on processors without such units; this one computes as torch's where there are GPUs, and in f32 elsewhere.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -39,11 +39,11 @@ def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum with Nesterov's look ahead, orthogonalised, at 0.2 root mean square per learning rate, as AdamW's."""
 
-    def __init__(self, params: list[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, params: Sequence[torch.Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure=None):
         """Take a step."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
@@ -74,7 +74,7 @@ class Together(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure=None):
         """Step all parts."""
         for part in self.parts:
             part.step()

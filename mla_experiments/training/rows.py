@@ -1,13 +1,24 @@
 """Rows as training reads them, packed or drawn: in an order that the seed alone decides, in batches always full."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from datasets import Dataset
 
 from ..data.synthetic import BLOCK, Task
+from ..data.synthetic.task import Rows
 from ..errors import UserError
 
 IGNORED = -100  # label of what is not to be predicted
+
+
+class Sequences(Protocol):
+    """So many sequences, by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]: ...
 
 
 class PackedRows(torch.utils.data.Dataset):
@@ -49,9 +60,9 @@ class TrainingStream(torch.utils.data.Dataset):
     resume see the same sequences in the same order.
     """
 
-    def __init__(self, rows: PackedRows, num_sequences: int, seed: int):
+    def __init__(self, rows: Sequences, num_sequences: int, seed: int):
         self.rows, self.num_sequences, self.seed = rows, num_sequences, seed
-        self.epoch, self.order = -1, None
+        self.epoch, self.order = -1, np.arange(0)
 
     def __len__(self) -> int:
         return self.num_sequences
@@ -81,14 +92,15 @@ class DrawnRows(torch.utils.data.Dataset):
     def __init__(self, task: Task, length: int, count: int, split: str, seed: int = 0, answers_alone: bool = True):
         task.check_length(length)
         self.task, self.length, self.count, self.answers_alone = task, length, count, answers_alone
-        self.stream, self.number, self.drawn = (split, seed), -1, None
+        self.stream, self.number = (split, seed), -1
+        self.drawn: Rows | None = None
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         number, row = divmod(index, BLOCK)
-        if number != self.number:
+        if self.drawn is None or number != self.number:
             self.number, self.drawn = number, self.task.block(self.length, *self.stream, number)
         symbols = torch.from_numpy(self.drawn.symbols[row].astype(np.int64))
         labels = symbols[1:]

@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers.trainer_utils import SchedulerType
 
 from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
 from ..data.synthetic import task_of
@@ -36,7 +37,7 @@ from .tried import refused
 LOSSES = ("all", "answers")
 
 
-def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], None]) -> list[Path]:
+def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], object]) -> list[Path]:
     """Train every mechanism asked for, one after another, and return their folders.
 
     A streamed corpus is read anew, from its start, for each.
@@ -191,7 +192,7 @@ class Run:
                 f"the same, or {ways}"
             )
 
-    def train(self, tokens, tokenizer, draw: Callable[[Path], None]) -> None:
+    def train(self, tokens, tokenizer, draw: Callable[[Path], object]) -> None:
         """Train from the last whole checkpoint, or from the start, and save the weights."""
         checkpoint = None
         if self.is_main_process:
@@ -201,8 +202,9 @@ class Run:
             checkpoint = self._checkpoint() if self.arguments.resume else None
             self.before = self._before() if checkpoint else []
             self.record(status="running")
-            if self.trainer_arguments.warmup_steps and self.trainer_arguments.lr_scheduler_type in WITHOUT_WARMUP:
-                print(f"{self.trainer_arguments.lr_scheduler_type.value} has no warm-up; warmup_tokens is not used.")
+            schedule = SchedulerType(self.trainer_arguments.lr_scheduler_type)
+            if self.trainer_arguments.warmup_steps and schedule in WITHOUT_WARMUP:
+                print(f"{schedule.value} has no warm-up; warmup_tokens is not used.")
         (checkpoint,) = broadcast_object_list([checkpoint])
         trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw)
         if checkpoint:

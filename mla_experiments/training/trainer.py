@@ -9,14 +9,14 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from ..errors import UserError
 from ..manifest import write_json
 from . import checkpoints
 from .callbacks import StopAskedFor
 from .muon import muon
-from .rows import IGNORED, DrawnRows
+from .rows import IGNORED, DrawnRows, PackedRows
 from .streamed import StreamedSequences
 from .tried import refused
 
@@ -25,6 +25,9 @@ SINCE_LOG = "loss-since-log-{}.json"
 
 class StreamTrainer(Trainer):
     """A Trainer over a `TrainingStream` or `StreamedSequences`, which hold sequences in the order to train on them."""
+
+    model: PreTrainedModel
+    eval_dataset: PackedRows | DrawnRows
 
     def __init__(self, *, args, optimizer="adamw", **kwargs):
         self._uses_muon = optimizer == "muon"
@@ -87,7 +90,7 @@ class StreamTrainer(Trainer):
 
     def validation_losses(self) -> dict[int, float]:
         """Return the validation losses so far, by step."""
-        return {entry["step"]: entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
+        return {int(entry["step"]): entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry}
 
     def training_step(self, model, inputs, *args, **kwargs):
         """Train on a micro-batch, and remember it until its step is done."""
@@ -175,7 +178,7 @@ class StreamTrainer(Trainer):
         return metrics
 
 
-def weight_and_right(rows: torch.utils.data.Dataset, outputs, inputs: dict) -> tuple[int, int]:
+def weight_and_right(rows: PackedRows | DrawnRows, outputs, inputs: dict) -> tuple[int, int]:
     """Return what the loss of a batch counts for, and how many answers of drawn rows are right.
 
     Rows of text have as many tokens each; drawn ones may not have as many answers.

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from ..errors import UserError, reason_of, unknown
 from .flags import STEERED_BY_VALIDATION
@@ -113,7 +115,7 @@ def refused(what: str) -> Iterator[None]:
 
 def try_reports(arguments: TrainingArguments) -> None:
     """Refuse to report to what is unknown, or not installed."""
-    for name in arguments.report_to:
+    for name in arguments.report_to or ():
         if name not in INTEGRATION_TO_CALLBACK:
             raise unknown("report_to", name, ["none", "all", *INTEGRATION_TO_CALLBACK])
         if name not in get_available_reporting_integrations():
@@ -122,7 +124,7 @@ def try_reports(arguments: TrainingArguments) -> None:
 
 def try_optimizer(arguments: TrainingArguments) -> None:
     """Make the optimizer for a stand-in, and refuse options of which it takes no notice."""
-    named, options = arguments.optim.value, arguments.optim_args or ""
+    named, options = OptimizerNames(arguments.optim).value, arguments.optim_args or ""
     if arguments.optim_target_modules is not None and not named.startswith(CHOOSE_LAYERS):
         raise UserError(f"optim_target_modules={arguments.optim_target_modules} has no effect on optim={named}")
     parts = [part for part in options.replace(" ", "").split(",") if part]
@@ -154,11 +156,12 @@ def optimizer_with(arguments: TrainingArguments, options: str | None) -> tuple |
 
 def try_schedule(arguments: TrainingArguments) -> None:
     """Make the schedule of the learning rate for a stand-in, and look at some of its rates."""
-    kind, steps, options = arguments.lr_scheduler_type.value, arguments.max_steps, arguments.lr_scheduler_kwargs
+    kind, steps = SchedulerType(arguments.lr_scheduler_type).value, arguments.max_steps
+    options = arguments.lr_scheduler_kwargs
     warmup = arguments.get_warmup_steps(steps)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
     with refused(f"lr_scheduler_type={kind}" + f" with lr_scheduler_kwargs={options}" * bool(options)):
-        schedule = get_scheduler(kind, optimizer, warmup, steps, dict(options or {}))
+        schedule = get_scheduler(kind, optimizer, warmup, steps, dict(options) if isinstance(options, dict) else {})
         if kind in STEERED_BY_VALIDATION:
             return
         (factor,) = schedule.lr_lambdas

@@ -80,3 +80,10 @@ def test_auto_takes_as_many_entries_as_the_text_is_enough_for(tmp_path):
     characters = corpus["splits"]["train"]["characters"]
     assert 514 < characters // 400 < 10_000 and made["request"]["vocab_size"] == "auto"
     assert made["vocab_size"] == len(load_tokenizer(tmp_path / "tokenizer")) == characters // 400
+
+
+def test_a_tokenizer_of_another_kind_than_its_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: object())
+    with pytest.raises(UserError, match="is a object, not that of"):
+        load_tokenizer(tmp_path)

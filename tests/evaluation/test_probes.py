@@ -12,6 +12,7 @@ from mla_experiments.data.synthetic import TASKS, task_named
 from mla_experiments.data.tokenizer import as_transformers_tokenizer, train_bpe
 from mla_experiments.errors import UserError
 from mla_experiments.evaluation.recall import probe, words_of
+from mla_experiments.evaluation.scores import SplitScores
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
 
 
@@ -93,3 +94,9 @@ def test_the_command_writes_probes_and_does_not_mix_them_with_the_harness(tokeni
     assert "induction is synthetic and documents is not" in capsys.readouterr().err
     assert main(["eval", "own", "--tasks", "induction", "--limit", "3"]) == 2
     assert "limit=3 has no effect" in capsys.readouterr().err
+
+
+def test_scores_of_text_have_no_answers():
+    scores = SplitScores("", np.ones(2), np.ones(2))
+    with pytest.raises(UserError, match="scores of text, which has no answers"):
+        _ = scores.wrong_answers

@@ -1,9 +1,11 @@
 """Values that cannot work are refused when the config is made, naming the field."""
 
 import pytest
+import torch
 
 from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig
+from mla_experiments.modeling.attention import ATTENTION
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,10 @@ def test_a_value_that_cannot_work_is_named(arguments, field):
 def test_the_reference_mla_caches_what_the_design_says():
     options = DecoderConfig(attention="mla").attention_options
     assert options["kv_lora_rank"] == 128 and options["qk_rope_head_dim"] == 16
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla", "keqv"])
+def test_a_rotary_layer_without_cosines_and_sines_is_refused(attention):
+    layer = ATTENTION[attention](32, 4)
+    with pytest.raises(UserError, match="position_embeddings=None"):
+        layer(torch.zeros(1, 3, 32), None)

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from mla_experiments.cli import main
 from mla_experiments.data.tokenizer import as_transformers_tokenizer, train_bpe
+from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
+from mla_experiments.modeling.export import stock_config
+from mla_experiments.modeling.stock.gguf import named
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -274,3 +277,9 @@ def test_a_file_that_cannot_be_read_is_one_sentence_and_leaves_nothing(tmp_path,
     harm(out)
     assert main(["import", str(out), str(tmp_path / "back")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "back").exists()
+
+
+def test_a_weight_that_llama_cpp_has_no_name_for_is_refused():
+    config = DecoderConfig(**SIZE, attention="mha")
+    with pytest.raises(UserError, match=r"model\.sidecar\.weight has no name in llama\.cpp's llama"):
+        list(named([("model.sidecar.weight", torch.zeros(2))], config, stock_config(config)))

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from mla_experiments.data import load_tokenizer, load_tokens
+from mla_experiments.errors import UserError
 from mla_experiments.manifest import write_record
 from mla_experiments.modeling import DecoderForCausalLM
+from mla_experiments.modeling.attention import MHA
 from mla_experiments.run_files import read_metrics, read_run
 from mla_experiments.training import PRESETS, RunArguments, identity, trainer_defaults
 from mla_experiments.training.flags import REFUSED
@@ -251,3 +255,10 @@ def test_a_study_finds_the_folders_of_runs_that_recorded_less(make):
         {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 1},
     )}  # fmt: skip
     assert len(digests) == 6
+
+
+def test_a_mechanism_that_stands_in_no_file_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "notebook_cells", ModuleType("notebook_cells"))
+    typed_in = type("TypedIn", (MHA,), {"__module__": "notebook_cells"})
+    with pytest.raises(UserError, match="attention=typed stands in no file"):
+        identity.file_of("typed", typed_in)

@@ -157,7 +157,7 @@ class Task(ABC):
         return ":".join(["synthetic", self.name, *([",".join(changed)] if changed else [])])
 
 
-WORDS = {int: "whole number", float: "number", bool: "truth value"}
+WORDS: dict[object, str] = {int: "whole number", float: "number", bool: "truth value"}
 
 
 def distinct(generator: np.random.Generator, count: int, among: int, rows: int) -> np.ndarray:

@@ -10,16 +10,16 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ...kernels import attend_latents, attend_parts, weight_of
-from .base import Attention
-from .checks import require
+from ...errors import UserError
+from ...kernels import Stored, attend_latents, attend_parts, weight_of
+from .compress import LatentAttention
 
 Ups = tuple[torch.Tensor, torch.Tensor]
 
 
 def absorbed(
     query: torch.Tensor,
-    latents: torch.Tensor,
+    latents: torch.Tensor | Stored,
     w_uk: torch.Tensor,
     w_uv: torch.Tensor,
     mask: torch.Tensor | None,
@@ -46,7 +46,7 @@ def absorbed(
 
 def absorbed_in_parts(
     query: torch.Tensor,
-    latents: torch.Tensor,
+    latents: torch.Tensor | Stored,
     ups: list[Ups],
     mask: torch.Tensor | None,
     scale: float,
@@ -83,23 +83,23 @@ def up_projections(kv_b_proj: nn.Module, num_heads: int, content: int) -> Ups:
         UserError: `kv_b_proj` is no longer a plain matrix.
     """
     weight = weight_of(kv_b_proj)
-    require(
-        weight is not None,
-        f"decode_mode=absorb needs kv_b_proj as a plain matrix, but it is a {type(kv_b_proj).__name__} that "
-        "something stands around; merge the adapter, or use decode_mode=auto",
-    )
+    if weight is None:
+        raise UserError(
+            f"decode_mode=absorb needs kv_b_proj as a plain matrix, but it is a {type(kv_b_proj).__name__} that "
+            "something stands around; merge the adapter, or use decode_mode=auto"
+        )
     per_head = weight.unflatten(0, (num_heads, -1))
     return per_head[:, :content], per_head[:, content:]
 
 
-def _per_head(rows, weight):
+def _per_head(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """`[B, H, T, D]` times `[H, D, E]`: one product a head, since broadcasting would copy the weights per sequence."""
     batch, _, num_new, _ = rows.shape
     product = rows.transpose(0, 1).flatten(1, 2) @ weight  # [H, B·T, E]
     return product.unflatten(1, (batch, num_new)).transpose(0, 1)
 
 
-def absorbs(layer: Attention, num_new: int, context: int, rank: int, ups: Iterable[nn.Module]) -> bool:
+def absorbs(layer: LatentAttention, num_new: int, context: int, rank: int, ups: Iterable[nn.Module]) -> bool:
     """Return whether a layer is to attend in the latent space: as told, or where that is cheaper and can be done.
 
     What the up-projections multiply with must be known: not where they are quantised, or an adapter stands around one.

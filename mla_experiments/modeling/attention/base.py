@@ -17,9 +17,10 @@ from ..cache_name import either_name
 from .checks import COMMON, check_common, check_options
 from .common import CommonOptions
 from .remember import Kept, remember
+from .rope import Rotation
 
 Option = int | float | bool | str | None
-Rotation = tuple[torch.Tensor, ...] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
+Options = dict[str, Any]  # complete: of which type each is says the mechanism's own `resolve`
 
 
 class Attention(CommonOptions, nn.Module, ABC):
@@ -65,7 +66,7 @@ class Attention(CommonOptions, nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "forward" in cls.__dict__:
-            cls.forward = either_name(cls.forward)
+            cls.forward = either_name(cls.forward)  # type: ignore[method-assign]  # what it takes is as before
 
     def __init__(
         self,
@@ -98,13 +99,11 @@ class Attention(CommonOptions, nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def resolve(
-        cls, hidden_size: int, num_attention_heads: int, *, rotary: bool = True, **options: Any
-    ) -> dict[str, Option]:
+    def resolve(cls, hidden_size: int, num_attention_heads: int, *_: Any, **options: Any) -> Options:
         """Return the mechanism's own hyper-parameters, complete: what is not given derives from the size.
 
-        The keyword arguments of an implementation are the options that the mechanism knows, and their annotations
-        (`int | None`, `bool`, `float`) what each may be.
+        The keyword arguments of an implementation are `rotary`, and the options that the mechanism knows; their
+        annotations (`int | None`, `bool`, `float`) say what each may be.
 
         Raises:
             UserError: a value that cannot work, with its field.
@@ -130,13 +129,13 @@ class Attention(CommonOptions, nn.Module, ABC):
         """Return the names of those hyper-parameters that its definition leaves to choose."""
         return cls.option_names() - cls.fixed_options
 
-    def resolved(self) -> dict[str, Option]:
+    def resolved(self) -> Options:
         """Return the layer's own hyper-parameters, complete."""
         return {name: getattr(self, name) for name in self.option_names()}
 
     @classmethod
     @abstractmethod
-    def rotary_dim(cls, options: dict[str, Option]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """Return how many dimensions of a key RoPE turns, given resolved options."""
 
     @abstractmethod

@@ -3,9 +3,12 @@
 import math
 import sys
 from types import NoneType
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ...errors import UserError
+
+if TYPE_CHECKING:
+    from .base import Attention
 
 COMMON = {"output_gate": (None, "element", "head"), "qk_norm": (False, True), "attention_bias": (False, True)}
 KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
@@ -19,14 +22,14 @@ def require(condition: bool, message: str) -> None:
 
 def require_whole(name: str, value: object) -> None:
     """Raise `UserError` unless `value` is a whole number of at least 1."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= 1, f"{name}={value!r} must be a positive integer.")
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    require(whole, f"{name}={value!r} must be a positive integer.")
 
 
 def require_number(name: str, value: object, above: float = 0) -> None:
     """Raise `UserError` unless `value` is a finite number greater than `above`."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(number and above < value <= sys.float_info.max, f"{name}={value!r} must be a number above {above}.")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and above < value <= sys.float_info.max
+    require(number, f"{name}={value!r} must be a number above {above}.")
 
 
 def check_options(options: object, types: dict[str, type]) -> None:
@@ -36,7 +39,8 @@ def check_options(options: object, types: dict[str, type]) -> None:
         options: to be checked; those of other names are another function's affair.
         types: what the value of a name may be, such as `int | None`.
     """
-    require(isinstance(options, dict), f"attention_options={options!r} must be a dictionary.")
+    if not isinstance(options, dict):
+        raise UserError(f"attention_options={options!r} must be a dictionary.")
     for name, value in options.items():
         require(isinstance(name, str), f"attention_options has {name!r}, which is no name of an option.")
         if name in types:
@@ -54,7 +58,7 @@ def check_option(name: str, value: object, declared: type) -> None:
     require(fits, f"{name}={value!r} must be {said}.")
 
 
-def check_common(mechanism: type, given: dict[str, object]) -> None:
+def check_common(mechanism: "type[Attention]", given: dict[str, object]) -> None:
     """Raise `UserError` where an option that is common to mechanisms cannot be, or is not followed by this one.
 
     Args:

@@ -13,6 +13,15 @@ from .heads import merge_heads, split_heads
 class CommonOptions:
     """The part of `base.Attention` that follows `output_gate`, `qk_norm` and `attention_bias`."""
 
+    hidden_size: int
+    num_heads: int
+    rms_norm_eps: float
+    output_gate: str | None
+    qk_norm: bool
+    attention_bias: bool
+    q_norm: nn.Module
+    k_norm: nn.Module
+
     def linear(self, in_features: int, out_features: int) -> nn.Linear:
         """Return a projection of the hidden states, with a bias where `attention_bias` says so (as in Qwen2)."""
         return nn.Linear(in_features, out_features, bias=self.attention_bias)

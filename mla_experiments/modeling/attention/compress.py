@@ -8,14 +8,30 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import normalise, project
-from .base import Attention, Rotation
+from .base import Attention, Options, Rotation
 from .checks import head_width, require
 from .heads import split_heads
 from .remember import Kept, remember_state
 from .rope import rotate
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's norms use
-Options = dict[str, int | None]
+
+
+class LatentAttention(Attention):
+    """What MLA, GLA and MLRA have in common for the functions below: widths, queries and the way to the latent."""
+
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    latent_scale: bool = False
+    latent_norm: bool = True
+    q_proj: nn.Linear
+    q_a_proj: nn.Linear
+    q_a_layernorm: nn.Module | None
+    q_b_proj: nn.Linear
+    kv_a_proj_with_mqa: nn.Linear
 
 
 def latent_options(hidden_size: int, num_attention_heads: int, rotary: bool, options: Options) -> Options:
@@ -49,7 +65,7 @@ def latent_options(hidden_size: int, num_attention_heads: int, rotary: bool, opt
     return options
 
 
-def add_queries(layer: Attention) -> None:
+def add_queries(layer: LatentAttention) -> None:
     """Give a layer the projections of its queries: one, or two around a normed latent of `q_lora_rank` numbers."""
     query_width = layer.num_heads * (layer.qk_nope_head_dim + layer.qk_rope_head_dim)
     if layer.q_lora_rank is None:
@@ -60,12 +76,12 @@ def add_queries(layer: Attention) -> None:
         layer.q_b_proj = nn.Linear(layer.q_lora_rank, query_width, bias=False)
 
 
-def latent_norm(layer: Attention, width: int) -> nn.Module | None:
+def latent_norm(layer: LatentAttention, width: int) -> nn.Module | None:
     """Return the norm of a latent, or of a part of it, where `latent_norm` says so."""
     return nn.RMSNorm(width, eps=LATENT_NORM_EPS) if layer.latent_norm else None
 
 
-def latent_of(layer: Attention, compressed: torch.Tensor, norm: nn.Module | None, rank: int) -> torch.Tensor:
+def latent_of(layer: LatentAttention, compressed: torch.Tensor, norm: nn.Module | None, rank: int) -> torch.Tensor:
     """Return what was compressed, normed and scaled as far as the layer's options say.
 
     The scale is √(width / rank), as in LongCat-Flash (Meituan 2025, arXiv 2509.01322, scale correction of MLA).
@@ -80,7 +96,7 @@ def latent_of(layer: Attention, compressed: torch.Tensor, norm: nn.Module | None
     return latent * (layer.hidden_size / rank) ** 0.5 if layer.latent_scale else latent
 
 
-def queries(layer: Attention, hidden_states: torch.Tensor, position_embeddings: Rotation) -> torch.Tensor:
+def queries(layer: LatentAttention, hidden_states: torch.Tensor, position_embeddings: Rotation) -> torch.Tensor:
     """Return `[B, H, T, d_nope + d_R]`: content, then the rotated part (DeepSeek-V2, eq. 12-14)."""
     if layer.q_lora_rank is None:
         flat = project(layer.q_proj, hidden_states)
@@ -94,7 +110,7 @@ def queries(layer: Attention, hidden_states: torch.Tensor, position_embeddings: 
     return torch.cat((q_nope, rotate(q_rope, position_embeddings, layer.rope_interleave)), dim=-1)
 
 
-def query_flops(layer: Attention) -> int:
+def query_flops(layer: LatentAttention) -> int:
     """Return the multiply-adds of a token's queries."""
     query_width = layer.num_heads * (layer.qk_nope_head_dim + layer.qk_rope_head_dim)
     if layer.q_lora_rank is None:
@@ -103,7 +119,7 @@ def query_flops(layer: Attention) -> int:
 
 
 def latent_rows(
-    layer: Attention, hidden_states: torch.Tensor, position_embeddings: Rotation, norms: list[nn.Module | None]
+    layer: LatentAttention, hidden_states: torch.Tensor, position_embeddings: Rotation, norms: list[nn.Module | None]
 ) -> torch.Tensor:
     """Return what is cached, `[B, 1, T, d_c + d_R]`: the latent, normed in as many parts as norms, and the rotated key.
 
@@ -122,21 +138,26 @@ def latent_rows(
     return torch.cat(parts, dim=-1)
 
 
-def remember_latents(layer: Attention, cache: Cache | None, rows: torch.Tensor, mask: torch.Tensor | None) -> Kept:
+def remember_latents(
+    layer: LatentAttention, cache: Cache | None, rows: torch.Tensor, mask: torch.Tensor | None
+) -> Kept:
     """Append what `latent_rows` made to a layer's cache, and return all that is kept; see `remember.remember_state`."""
     parts = (layer.kv_lora_rank, layer.qk_rope_head_dim) if layer.rotary else ()
     return remember_state(cache, layer.layer_idx, rows, mask, parts, as_kept=True)
 
 
-def expanded_in_parts(layer: Attention, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def expanded_in_parts(
+    layer: LatentAttention, ups: nn.ModuleList, latents: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the keys `[B, X, S, d_nope + d_R]` and values `[B, X, S, d_v]` of all heads, part by part of the latent.
 
     Args:
-        layer: its `kv_b_proj` has a projection for each part.
+        layer: of MLA's widths.
+        ups: a projection for each part.
         latents: `[B, 1, S, d_c + d_R]`.
     """
     c_kv, k_rope = latents.split((layer.kv_lora_rank, layer.qk_rope_head_dim), dim=-1)
-    parts = zip(layer.kv_b_proj, c_kv.chunk(len(layer.kv_b_proj), dim=-1), strict=True)
+    parts = zip(ups, c_kv.chunk(len(ups), dim=-1), strict=True)
     widths = (layer.qk_nope_head_dim, layer.v_head_dim)
     keys, values = zip(*(expanded(up, part, k_rope, *widths) for up, part in parts), strict=True)
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)

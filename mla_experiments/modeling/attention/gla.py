@@ -19,22 +19,24 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, plain
 from .absorb import absorbed_in_parts, absorbs, up_projections
-from .base import Attention, Rotation
+from .base import Options, Rotation
 from .checks import require
 from .compress import (
+    LATENT_NORM_EPS,
+    LatentAttention,
     add_queries,
     expanded_in_parts,
-    latent_norm,
     latent_options,
     latent_rows,
     queries,
     query_flops,
     remember_latents,
 )
+from .remember import Kept
 from .rope import score_factor
 
 
-class GLA(Attention):
+class GLA(LatentAttention):
     """Grouped latent attention: n parts of the latent, each read by its own H / n heads."""
 
     description = "grouped latent attention"
@@ -43,12 +45,6 @@ class GLA(Attention):
     takes: ClassVar = frozenset({"output_gate", "attention_bias"})
     decode_modes = ("auto", "expand", "absorb")
     num_latent_groups: int
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    latent_scale, latent_norm = False, True  # as MLA's by default
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
@@ -58,7 +54,7 @@ class GLA(Attention):
         self.scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5 * score_factor(self.rope_parameters)
         add_queries(self)
         self.kv_a_proj_with_mqa = self.linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim)
-        self.kv_a_layernorm = nn.ModuleList(latent_norm(self, self.part_rank) for _ in groups)
+        self.kv_a_layernorm = nn.ModuleList(nn.RMSNorm(self.part_rank, eps=LATENT_NORM_EPS) for _ in groups)
         expanded_width = self.part_heads * (self.qk_nope_head_dim + self.v_head_dim)
         self.kv_b_proj = nn.ModuleList(nn.Linear(self.part_rank, expanded_width, bias=False) for _ in groups)
         self.make_output(self.v_head_dim)
@@ -76,9 +72,9 @@ class GLA(Attention):
         qk_nope_head_dim: int | None = None,
         qk_rope_head_dim: int | None = None,
         v_head_dim: int | None = None,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """`num_latent_groups` is n (default: 2 where that divides the heads, else 1); others are MLA's."""
-        options = {
+        options: Options = {
             "q_lora_rank": q_lora_rank, "kv_lora_rank": kv_lora_rank, "qk_nope_head_dim": qk_nope_head_dim,
             "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
         }  # fmt: skip
@@ -94,7 +90,7 @@ class GLA(Attention):
         return {"num_latent_groups": groups, **options}
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns only the shared rotary key."""
         return options["qk_rope_head_dim"]
 
@@ -108,7 +104,7 @@ class GLA(Attention):
     ) -> torch.Tensor:
         """Compress, remember, expand or absorb, attend, project: see `Attention.forward`."""
         query = queries(self, hidden_states, position_embeddings)  # [B, H, T, d_nope + d_R]
-        latent = latent_rows(self, hidden_states, position_embeddings, self.kv_a_layernorm)  # [B, 1, T, d_c + d_R]
+        latent = latent_rows(self, hidden_states, position_embeddings, [*self.kv_a_layernorm])  # [B, 1, T, d_c + d_R]
         latents = remember_latents(self, cache, latent, attention_mask)  # [B, 1, S, d_c + d_R]
         if self.absorbs(latent.shape[2], latents.shape[2]):
             grouped = query.unflatten(1, (self.num_latent_groups, self.part_heads))  # [B, n, H/n, T, d_nope + d_R]
@@ -124,9 +120,9 @@ class GLA(Attention):
         """Return whether to attend in the latent space, see `absorb.absorbs`."""
         return absorbs(self, num_new, context, self.part_rank, self.kv_b_proj)
 
-    def expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def expand(self, latents: Kept) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every head's key `[B, H, S, d_nope + d_R]` and value `[B, H, S, d_v]`, each from its own part."""
-        return expanded_in_parts(self, plain(latents))
+        return expanded_in_parts(self, self.kv_b_proj, plain(latents))
 
     def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the parts of the latent and one rotary key for all heads."""

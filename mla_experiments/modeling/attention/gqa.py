@@ -14,7 +14,7 @@ class GQA(MHA):
 
     description = "grouped-query attention"
     equation = "o_i = Σ_s softmax_s(q_i · k_g,s / √d_h) v_g,s,  g = ⌊i · G / H⌋"
-    cache_option = "num_key_value_heads"
+    cache_option: ClassVar[str | None] = "num_key_value_heads"
     fixed_options: ClassVar = frozenset()
 
     @classmethod

@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, attend_parts, plain, project
-from .base import Attention, Rotation
+from .base import Attention, Options, Rotation
 from .checks import head_width, require, require_groups
 from .gqa import GQA
 from .heads import split_heads
@@ -59,7 +59,7 @@ class GTA(Attention):
         rotary: bool = True,
         head_dim: int | None = None,
         num_key_value_heads: int | None = None,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """`head_dim` d (default: width / heads) and `num_key_value_heads` G (default: as GQA's)."""
         groups = GQA.groups(num_attention_heads, num_key_value_heads)
         if head_dim is None:
@@ -73,7 +73,7 @@ class GTA(Attention):
         return {"head_dim": head_dim, "num_key_value_heads": groups}
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns the shared half of a key."""
         return options["head_dim"] // 2
 

@@ -16,13 +16,14 @@ from .plugins import FROM_A_FILE
 SEPARATOR = "+"
 
 
-def asked_for(attention: str | list[str]) -> list[str]:
+def asked_for(attention: str | list[str]) -> list:
     """Return the mechanisms that a list or a pattern asks for, as it names them; of any other name, that alone."""
     if isinstance(attention, list) and attention:
         return attention
-    in_file = FROM_A_FILE.fullmatch(attention) if isinstance(attention, str) else None
-    is_one = not isinstance(attention, str) or (in_file and Path(in_file[1]).is_file())  # whose path may have a +
-    return [attention] if is_one else attention.split(SEPARATOR)
+    if not isinstance(attention, str):
+        return [attention]  # which others refuse
+    in_file = FROM_A_FILE.fullmatch(attention)
+    return [attention] if in_file and Path(in_file[1]).is_file() else attention.split(SEPARATOR)  # a path may have a +
 
 
 def pattern_of(names: list[str]) -> str:

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, normalise, project
-from .base import Attention, Rotation
+from ...kernels import attend, normalise, plain, project
+from .base import Attention, Options, Rotation
 from .checks import head_width, require_groups, require_turnable
 from .gqa import GQA
 from .heads import split_heads
@@ -68,7 +68,7 @@ class KEqV(Attention):
         rotary: bool = True,
         head_dim: int | None = None,
         num_key_value_heads: int | None = None,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """`head_dim` d (default: width / heads) and `num_key_value_heads` G (default: as GQA's)."""
         groups = GQA.groups(num_attention_heads, num_key_value_heads)
         require_groups(groups, num_attention_heads)
@@ -77,7 +77,7 @@ class KEqV(Attention):
         return {"head_dim": head_dim, "num_key_value_heads": groups}
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns whole keys."""
         return options["head_dim"]
 
@@ -93,7 +93,7 @@ class KEqV(Attention):
         query = normalise(self.q_norm, split_heads(project(self.q_proj, hidden_states), self.head_dim))  # [B, H, T, d]
         state = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, d]
         state = nn.functional.rms_norm(state, (self.head_dim,), eps=self.rms_norm_eps)
-        kept = remember_state(cache, self.layer_idx, state, attention_mask)  # [B, G, S, d]
+        kept = plain(remember_state(cache, self.layer_idx, state, attention_mask))  # [B, G, S, d]
         key = normalise(self.k_norm, kept)
         if self.rotary:
             query, key = rotate_as_read(query, key, position_embeddings, self.rope_interleave)

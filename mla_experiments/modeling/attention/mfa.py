@@ -18,7 +18,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, normalise, project
-from .base import Attention, Rotation
+from .base import Attention, Options, Rotation
 from .checks import head_width, require, require_turnable
 from .heads import split_heads
 from .rope import rotate
@@ -57,7 +57,7 @@ class MFA(Attention):
         rotary: bool = True,
         head_dim: int | None = None,
         q_lora_rank: int | None = None,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """`head_dim` is C (default: twice width / heads), `q_lora_rank` the rank of the queries (default: width / 2).
 
         With these defaults, of 16 heads, a layer has 3.75 · width² weights, about the 4 · width² of MHA.
@@ -69,7 +69,7 @@ class MFA(Attention):
         return {"head_dim": head_dim, "q_lora_rank": q_lora_rank}
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns whole keys."""
         return options["head_dim"]
 

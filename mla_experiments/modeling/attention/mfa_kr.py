@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, project
+from ...kernels import attend, plain, project
 from .base import Rotation
 from .mfa import MFA
 from .remember import remember_state
@@ -53,7 +53,7 @@ class MFAKR(MFA):
     ) -> torch.Tensor:
         """Project, remember, rotate what is read, attend, map, project: see `Attention.forward`."""
         state = project(self.k_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]
-        kept = remember_state(cache, self.layer_idx, state, attention_mask)  # [B, 1, S, C]
+        kept = plain(remember_state(cache, self.layer_idx, state, attention_mask))  # [B, 1, S, C]
         query, key = self.normed(self.queries(hidden_states), kept)  # [B, H, T, C], [B, 1, S, C]
         if self.rotary:
             query, key = rotate_as_read(query, key, position_embeddings, self.rope_interleave)

@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from ...kernels import attend, project
-from .base import Attention, Rotation
+from .base import Attention, Options, Rotation
 from .checks import head_width, require, require_groups, require_turnable
 from .heads import split_heads
 from .rope import rotate
@@ -50,7 +50,7 @@ class MHA(Attention):
         rotary: bool = True,
         head_dim: int | None = None,
         num_key_value_heads: int | None = None,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """`head_dim` (default: width / heads) and `num_key_value_heads` G (see `groups`)."""
         num_key_value_heads = cls.groups(num_attention_heads, num_key_value_heads)
         if head_dim is None:
@@ -74,7 +74,7 @@ class MHA(Attention):
         return num_attention_heads
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns whole keys."""
         return options["head_dim"]
 

@@ -21,8 +21,9 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, plain
 from .absorb import absorbed, absorbs, up_projections
-from .base import Attention, Rotation
+from .base import Options, Rotation
 from .compress import (
+    LatentAttention,
     add_queries,
     expanded,
     latent_norm,
@@ -35,16 +36,9 @@ from .compress import (
 from .rope import score_factor
 
 
-class MLA(Attention):
+class MLA(LatentAttention):
     """Multi-head latent attention with decoupled RoPE and full or low-rank queries."""
 
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    latent_scale: bool = False
-    latent_norm: bool = True
     full_variance: bool = False
     description = "multi-head latent attention"
     equation = "o_i = Σ_s softmax_s(q_i · [W_i^UK c_s; k_s^R] / √(d_nope + d_R)) W_i^UV c_s"
@@ -79,7 +73,7 @@ class MLA(Attention):
         latent_scale: bool = False,
         latent_norm: bool = True,
         full_variance: bool = False,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """All derive from the size, see `compress.latent_options`; the last three change the latents, of queries too.
 
         These are returned only where they are not the default, as if they were not there: `latent_scale` and
@@ -94,7 +88,7 @@ class MLA(Attention):
         return latent_options(hidden_size, num_attention_heads, rotary, options) | changed
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns only the shared rotary key."""
         return options["qk_rope_head_dim"]
 

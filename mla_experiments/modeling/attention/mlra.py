@@ -21,9 +21,10 @@ from transformers.cache_utils import Cache
 
 from ...kernels import attend, plain
 from .absorb import absorbed_in_parts, absorbs, up_projections
-from .base import Attention, Rotation
+from .base import Options, Rotation
 from .checks import require
 from .compress import (
+    LatentAttention,
     add_queries,
     expanded_in_parts,
     latent_norm,
@@ -33,10 +34,11 @@ from .compress import (
     query_flops,
     remember_latents,
 )
+from .remember import Kept
 from .rope import score_factor
 
 
-class MLRA(Attention):
+class MLRA(LatentAttention):
     """Multi-head low-rank attention: b branches of the latent, each read by all heads, their outputs summed."""
 
     description = "multi-head low-rank attention"
@@ -45,12 +47,6 @@ class MLRA(Attention):
     takes: ClassVar = frozenset({"output_gate", "attention_bias"})
     decode_modes = ("auto", "expand", "absorb")
     num_branches: int
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    latent_scale, latent_norm = False, True  # as MLA's by default
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
@@ -77,9 +73,9 @@ class MLRA(Attention):
         qk_nope_head_dim: int | None = None,
         qk_rope_head_dim: int | None = None,
         v_head_dim: int | None = None,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """`num_branches` is b (default: 2); others are MLA's."""
-        options = {
+        options: Options = {
             "q_lora_rank": q_lora_rank, "kv_lora_rank": kv_lora_rank, "qk_nope_head_dim": qk_nope_head_dim,
             "qk_rope_head_dim": qk_rope_head_dim, "v_head_dim": v_head_dim,
         }  # fmt: skip
@@ -93,7 +89,7 @@ class MLRA(Attention):
         return {"num_branches": num_branches, **options}
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns only the shared rotary key."""
         return options["qk_rope_head_dim"]
 
@@ -126,9 +122,9 @@ class MLRA(Attention):
         """Return whether to attend in the latent space, see `absorb.absorbs`."""
         return absorbs(self, num_new, context, self.branch_rank, self.kv_b_proj)
 
-    def expand(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def expand(self, latents: Kept) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys `[B, b·H, S, d_nope + d_R]` and values `[B, b·H, S, d_v]` of all heads, branch by branch."""
-        return expanded_in_parts(self, plain(latents))
+        return expanded_in_parts(self, self.kv_b_proj, plain(latents))
 
     def cache_parts(self) -> dict[str, int]:
         """d_c + d_R: the branches of the latent and one rotary key for all heads."""

@@ -38,14 +38,12 @@ def check_mechanism(mechanism: object, name: str) -> None:
         UserError: no class, none of `Attention`, abstract methods, no description, or a name that is no identifier.
     """
     said = f"attention={name}"
-    require(
-        inspect.isclass(mechanism) and issubclass(mechanism, Attention),
-        f"{said} is no class of mla_experiments.Attention, but {mechanism!r}; see docs/plugins.md",
-    )
+    if not (inspect.isclass(mechanism) and issubclass(mechanism, Attention)):
+        raise UserError(f"{said} is no class of mla_experiments.Attention, but {mechanism!r}; see docs/plugins.md")
     lacking = sorted(mechanism.__abstractmethods__)
     lacking += [what for what in ("description", "equation") if not isinstance(getattr(mechanism, what, None), str)]
     require(not lacking, f"{said}: the class {mechanism.__name__} lacks {', '.join(lacking)}; see docs/plugins.md")
-    require(NAME.fullmatch(name), f"{said} is no name; choose small letters, digits, - and _, a letter first")
+    require(bool(NAME.fullmatch(name)), f"{said} is no name; choose small letters, digits, - and _, a letter first")
 
 
 def class_from_file(path: Path, name: str) -> type[Attention]:
@@ -62,10 +60,12 @@ def class_from_file(path: Path, name: str) -> type[Attention]:
 _modules: dict[Path, ModuleType] = {}
 
 
-def _imported(path):
+def _imported(path: Path) -> ModuleType:
     require(path.is_file(), f"attention={path} is no file; give path/to/file.py:Class")
     name = f"{OWN}_from_{path.stem}_{file_hash(path)[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:  # for no file that ends in .py
+        raise UserError(f"attention={path} is no file of Python; give path/to/file.py:Class")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -97,7 +97,7 @@ def announced(name: str) -> type[Attention] | None:
     found = [point for point in metadata.entry_points(group=GROUP) if point.name == name]
     if not found:
         return None
-    packages = sorted({point.dist.name for point in found})
+    packages = sorted({point.dist.name for point in found if point.dist is not None})
     require(len(packages) == 1, f"attention={name} is announced by {' and '.join(packages)}; uninstall all but one")
     try:
         return found[0].load()

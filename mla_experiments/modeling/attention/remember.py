@@ -3,7 +3,7 @@
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from ...kernels import Stored
+from ...kernels import Stored, plain
 from ..cache import StoredLayer, quantised_in
 from .checks import require
 from .heads import merge_heads, split_heads
@@ -39,7 +39,8 @@ def remember(
         return key, value
     if value.shape[-1] == 0 and (group := quantised_in(held_by(cache, layer))):
         last = min(group, key.shape[-1] // 2)  # quantisers want values too, both in whole groups
-        whole = torch.cat(remember(cache, layer, key[..., :-last], key[..., -last:]), dim=-1)
+        both = remember(cache, layer, key[..., :-last], key[..., -last:])
+        whole = torch.cat([plain(part) for part in both], dim=-1)
         return whole, whole[..., :0]
     if key.shape[1] == value.shape[1]:
         check_held(cache, layer, key, value)
@@ -48,8 +49,8 @@ def remember(
         return cache.update(key, value, layer)
     widths, (key, value) = (key.shape[-1], value.shape[-1]), (merge_heads(x).unsqueeze(1) for x in (key, value))
     check_held(cache, layer, key, value)
-    kept = cache.update(key, value, layer)
-    return tuple(split_heads(x.squeeze(1), width) for x, width in zip(kept, widths, strict=True))
+    keys, values = cache.update(key, value, layer)
+    return split_heads(keys.squeeze(1), widths[0]), split_heads(values.squeeze(1), widths[1])
 
 
 def remember_state(
@@ -84,7 +85,8 @@ def remember_state(
 
 def held_by(cache: Cache, layer: int) -> CacheLayerMixin | None:
     """Return what a cache holds of a layer, None where it has not come to that layer."""
-    return cache.layers[layer] if layer < len(cache.layers) else None
+    held = cache.layers[layer] if layer < len(cache.layers) else None
+    return held if isinstance(held, CacheLayerMixin) else None
 
 
 def check_held(cache: Cache, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -94,6 +96,8 @@ def check_held(cache: Cache, layer: int, key: torch.Tensor, value: torch.Tensor)
     if held is not None and held.is_initialized and not compiling and held.get_seq_length() > 0:
         olds = held.kept() if isinstance(held, StoredLayer) else (held.keys, held.values)
         for name, new, old in zip(("keys", "values"), (key, value), olds, strict=True):
+            if old is None:
+                continue
             fits = new.shape[:2] + new.shape[3:] == old.shape[:2] + old.shape[3:] and new.dtype == old.dtype
             require(
                 fits or len(old.shape) < 4,  # of what is quantised, a cache shows no tensor

@@ -6,17 +6,20 @@ DeepSeek) pairs 2i with 2i + 1. Scores depend on the layout, so a checkpoint mus
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from ...errors import UserError
 from .checks import require, require_number, require_whole
 
-DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+Rotation = tuple[torch.Tensor, ...] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
+DEFAULT_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10_000.0}
 LLAMA3, LONGROPE = ("low_freq_factor", "high_freq_factor"), ("short_factor", "long_factor")
-NEEDED = {
+NEEDED: dict[str, tuple[str, ...]] = {
     "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",), "llama3": ("factor", *LLAMA3),
     "longrope": (*LONGROPE, "original_max_position_embeddings"),
 }  # fmt: skip
@@ -63,18 +66,19 @@ class RotaryEmbedding(nn.Module):
         if self.kind == "default":
             exponents = torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim
             return self.rope_parameters["rope_theta"] ** -exponents, 1.0
-        described = PreTrainedConfig(hidden_size=self.dim, num_attention_heads=1, head_dim=self.dim)
+        of_one_head: dict[str, Any] = {"hidden_size": self.dim, "num_attention_heads": 1, "head_dim": self.dim}
+        described = PreTrainedConfig(**of_one_head)
         described.max_position_embeddings = self.max_position_embeddings
         described.rope_parameters = self.rope_parameters
         return ROPE_INIT_FUNCTIONS[self.kind](described, self._device(), seq_len=length)
 
-    def _device(self):
+    def _device(self) -> torch.device | None:
         return self.inv_freq.device if hasattr(self, "inv_freq") else None
 
-    def _long_frequencies(self):
+    def _long_frequencies(self) -> torch.Tensor:
         return self.frequencies(self.rope_parameters["original_max_position_embeddings"] + 1)[0]
 
-    def _frequencies_for(self, position_ids):
+    def _frequencies_for(self, position_ids: torch.Tensor) -> torch.Tensor:
         """Those of the longest sequence at hand: as in transformers, cached keys keep the angles of their own time."""
         if self.kind == "dynamic":
             return self.frequencies(position_ids.max() + 1)[0]
@@ -128,7 +132,7 @@ def check_rope(described: dict, dim: int, max_position_embeddings: int | None) -
     require(part == 1, f"partial_rotary_factor={part!r} is not known here; only heads that turn whole are.")
 
 
-def _check_factors(name, factors, count):
+def _check_factors(name: str, factors: list | tuple, count: int) -> None:
     fits = isinstance(factors, list | tuple) and len(factors) == count
     require(fits, f"{name} must be a list of {count} numbers, one for each rotary pair.")
     for factor in factors:
@@ -146,18 +150,21 @@ def score_factor(rope_parameters: dict | None) -> float:
     return (0.1 * described["mscale_all_dim"] * math.log(described["factor"]) + 1.0) ** 2
 
 
-def rotate(x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], interleaved: bool) -> torch.Tensor:
+def rotate(x: torch.Tensor, position_embeddings: Rotation, interleaved: bool) -> torch.Tensor:
     """Turn every pair of `x` `[B, H, T, D]` by its angle; cosines and sines are `[B or 1, T, D / 2]`.
 
     The result is half-split in either layout: queries and keys are permuted alike, so their products are the same.
+
+    Raises:
+        UserError: there are none.
     """
-    cos, sin = (table.unsqueeze(1) for table in position_embeddings)  # [B, 1, T, D / 2]
+    cos, sin = (table.unsqueeze(1) for table in _tables(position_embeddings))  # [B, 1, T, D / 2]
     first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def rotate_as_read(
-    query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...], interleaved: bool
+    query: torch.Tensor, key: torch.Tensor, position_embeddings: Rotation, interleaved: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn new queries `[B, H, T, D]`, and all keys that are kept `[B, G, S, D]`, where they are kept as they are.
 
@@ -168,5 +175,12 @@ def rotate_as_read(
             ones; where there are but two tables, all are new.
         interleaved: see `rotate`.
     """
-    of_kept = tuple(table[:, : key.shape[2]] for table in position_embeddings[-2:])
-    return rotate(query, position_embeddings[:2], interleaved), rotate(key, of_kept, interleaved)
+    tables = _tables(position_embeddings)
+    of_kept = tuple(table[:, : key.shape[2]] for table in tables[-2:])
+    return rotate(query, tables[:2], interleaved), rotate(key, of_kept, interleaved)
+
+
+def _tables(position_embeddings: Rotation) -> tuple[torch.Tensor, ...]:
+    if position_embeddings is None:
+        raise UserError("position_embeddings=None, but this attention turns keys; give it cosines and sines")
+    return position_embeddings

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, attend_factors, project
-from .base import Attention, Rotation
+from ...kernels import attend, attend_factors, plain, project
+from .base import Attention, Options, Rotation
 from .checks import head_width, require, require_turnable
 from .rope import rotate
 
@@ -57,7 +57,7 @@ class TPA(Attention):
         head_dim: int | None = None,
         q_rank: int | None = None,
         kv_rank: int | None = None,
-    ) -> dict[str, int | None]:
+    ) -> Options:
         """`head_dim` is d_h (default: width / heads), `q_rank` R_Q and `kv_rank` R = R_K = R_V; the paper's 6 and 2."""
         head_dim = head_width(hidden_size, num_attention_heads) if head_dim is None else head_dim
         require_turnable(head_dim, rotary)
@@ -67,7 +67,7 @@ class TPA(Attention):
         return {"head_dim": head_dim, **ranks}
 
     @classmethod
-    def rotary_dim(cls, options: dict[str, int | None]) -> int:
+    def rotary_dim(cls, options: Options) -> int:
         """RoPE turns every b of queries and keys, and so whole queries and keys (§3.2, theorem 3.1)."""
         return options["head_dim"]
 
@@ -84,9 +84,11 @@ class TPA(Attention):
         query, num_new = self.factors(self.q_proj, hidden_states, tables), hidden_states.shape[1]
         key, value = self.factors(self.k_proj, hidden_states, tables), self.factors(self.v_proj, hidden_states, None)
         rows = [torch.cat(pair, dim=-1).flatten(2).unsqueeze(1) for pair in (key, value)]  # [B, 1, T, R·(H + D)]
-        kept = self.remember(cache, *rows, parts=(self.num_heads, self.head_dim) * self.kv_rank)
+        kept = [
+            plain(part) for part in self.remember(cache, *rows, parts=(self.num_heads, self.head_dim) * self.kv_rank)
+        ]
         if attention_mask is None and num_new > 1:
-            kept = (part[:, :, :num_new] for part in kept)  # a prompt: the rest of a static cache is still empty
+            kept = [part[:, :, :num_new] for part in kept]  # a prompt: the rest of a static cache is still empty
         key, value = (self.split(part.squeeze(1)) for part in kept)  # a [B, S, R, H] and b [B, S, R, D] of each
         scale = self.head_dim**-0.5
         if reads_factors(num_new, key[0].shape[1], attention_mask):
@@ -124,7 +126,7 @@ class TPA(Attention):
         attention = context * self.kv_rank * (scores + self.num_heads * self.head_dim)
         return 2 * (self._factors() + attention) + self.output_flops(1)
 
-    def _factors(self):
+    def _factors(self) -> int:
         """Multiply-adds of the three projections of a token to its factors."""
         return self.hidden_size * (self.q_rank + 2 * self.kv_rank) * (self.num_heads + self.head_dim)
 

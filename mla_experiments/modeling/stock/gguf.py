@@ -11,8 +11,9 @@ known to it. Names of tensors are those of the `gguf` package. What changes, bes
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -27,6 +28,9 @@ from ..export import exported_config, has_rotary_rows, has_scale, interleaved, t
 from ..shards import checked_shards
 from .gguf_rope import rope_fields, rope_tensor
 from .gguf_tokenizer import add_tokenizer
+
+if TYPE_CHECKING:
+    import gguf
 
 TYPES = ("f32", "f16", "bf16", "q8_0")
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "deepseek_v3": "deepseek2"}
@@ -114,7 +118,7 @@ def head_width(stock: PreTrainedConfig) -> int:
     return getattr(stock, "head_dim", None) or stock.hidden_size // stock.num_attention_heads
 
 
-def add_fields(writer, stock: PreTrainedConfig, name: str, kind: str) -> None:
+def add_fields(writer: "gguf.GGUFWriter", stock: PreTrainedConfig, name: str, kind: str) -> None:
     """Say all that is no tensor and no tokenizer: sizes, norms, heads, rotations."""
     import gguf
 
@@ -140,7 +144,7 @@ def add_fields(writer, stock: PreTrainedConfig, name: str, kind: str) -> None:
         getattr(writer, f"add_rope_{field}")(value)
 
 
-def add_latents(writer, stock: PreTrainedConfig) -> None:
+def add_latents(writer: "gguf.GGUFWriter", stock: PreTrainedConfig) -> None:
     """Say the widths of a DeepSeek whose layers are all dense: one key-value head of latents, see the top."""
     width = stock.kv_lora_rank + stock.qk_rope_head_dim
     writer.add_head_count_kv(1)
@@ -156,7 +160,9 @@ def add_latents(writer, stock: PreTrainedConfig) -> None:
     writer.add_expert_shared_count(0)
 
 
-def named(weights, config: DecoderConfig, stock: PreTrainedConfig) -> Iterator[tuple[str, torch.Tensor]]:
+def named(
+    weights: Iterable[tuple[str, torch.Tensor]], config: DecoderConfig, stock: PreTrainedConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and numbers of every tensor of the file.
 
     Args:
@@ -177,7 +183,10 @@ def named(weights, config: DecoderConfig, stock: PreTrainedConfig) -> Iterator[t
         if has_scale(name, config):
             weight = with_scale(name, weight, config)
         for part, tensor in parts_of(name, weight, stock):
-            yield names.get_name(part, try_suffixes=(".weight", ".bias")), tensor
+            found = names.get_name(part, try_suffixes=(".weight", ".bias"))
+            if found is None:
+                raise UserError(f"{part} has no name in llama.cpp's {architecture}; it cannot be written as GGUF")
+            yield found, tensor
 
 
 def parts_of(name: str, weight: torch.Tensor, stock: PreTrainedConfig) -> Iterator[tuple[str, torch.Tensor]]:
@@ -194,7 +203,7 @@ def parts_of(name: str, weight: torch.Tensor, stock: PreTrainedConfig) -> Iterat
         yield name, weight
 
 
-def type_of(name: str, tensor: torch.Tensor, quantisation):
+def type_of(name: str, tensor: torch.Tensor, quantisation: "gguf.GGMLQuantizationType") -> "gguf.GGMLQuantizationType":
     """Return the type of a tensor in the file: f32 for vectors.
 
     Raises:
@@ -212,7 +221,9 @@ def type_of(name: str, tensor: torch.Tensor, quantisation):
     return quantisation
 
 
-def add_shape(writer, name: str, tensor: torch.Tensor, quantisation) -> None:
+def add_shape(
+    writer: "gguf.GGUFWriter", name: str, tensor: torch.Tensor, quantisation: "gguf.GGMLQuantizationType"
+) -> None:
     """Announce a tensor, whose numbers are written later."""
     import gguf
     import numpy as np
@@ -227,7 +238,7 @@ def add_shape(writer, name: str, tensor: torch.Tensor, quantisation) -> None:
         writer.add_tensor_info(name, shape, np.dtype(plain), num_bytes)
 
 
-def in_order(shards: list[Path], names) -> Iterator[tuple[str, torch.Tensor]]:
+def in_order(shards: list[Path], names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield weights by their names, one in memory at a time.
 
     Args:
@@ -235,7 +246,7 @@ def in_order(shards: list[Path], names) -> Iterator[tuple[str, torch.Tensor]]:
         names: of the weights, in the order that is wanted.
     """
     with contextlib.ExitStack() as opened:
-        places = {}
+        places: dict[str, Any] = {}  # the open file that holds a weight
         for shard in shards:
             file = opened.enter_context(safe_open(shard, "pt"))
             places |= dict.fromkeys(file.keys(), file)

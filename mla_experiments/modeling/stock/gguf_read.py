@@ -6,11 +6,12 @@ is that of every other.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex as Pattern
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedTokenizerFast
 
 from ...errors import UserError, reason_of
@@ -51,11 +52,11 @@ class File:
         """Whether its architecture is one that is read here."""
         return self.architecture in KINDS
 
-    def __call__(self, name: str, default: object = None) -> object:
+    def __call__(self, name: str, default: Any = None) -> Any:
         """Return a field of the architecture."""
         return self.fields.get(f"{self.architecture}.{name}", default)
 
-    def needed(self, name: str) -> object:
+    def needed(self, name: str) -> Any:
         """Return a field that there must be."""
         value = self(name)
         require(value is not None, f"{self.path} lacks {self.architecture}.{name}; write it with a newer llama.cpp")
@@ -105,7 +106,7 @@ def config_of(file: File) -> PreTrainedConfig:
     for name in ("expert_count", "attention.sliding_window"):
         require(not file(name), f"{file.path}: {name}={file(name)}: there are neither experts nor such windows here")
     kind, layers = KINDS[file.architecture], file.needed("block_count")
-    values = {
+    values: dict[str, Any] = {
         "vocab_size": file.tensors["token_embd.weight"].shape[1].item(),
         "max_position_embeddings": file.needed("context_length"),
         "hidden_size": file.needed("embedding_length"),
@@ -133,7 +134,7 @@ def config_of(file: File) -> PreTrainedConfig:
         width = file("attention.key_length", values["hidden_size"] // values["num_attention_heads"])
         values |= {"num_key_value_heads": file("attention.head_count_kv", values["num_attention_heads"])}
         values |= {} if kind == "qwen2" else {"head_dim": width}
-    return CONFIG_MAPPING[kind](**values, rope_parameters=rotation_of(file))
+    return CONFIG_MAPPING[kind](**values | {"rope_parameters": rotation_of(file)})
 
 
 def rotation_of(file: File) -> dict:
@@ -181,8 +182,10 @@ def weights_of(file: File, stock: PreTrainedConfig) -> dict[str, torch.Tensor]:
     names = gguf.get_tensor_name_map(number, stock.num_hidden_layers)
     unused, weights = set(file.tensors), {}
 
-    def read(name):
+    def read(name: str) -> torch.Tensor:
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise UserError(f"{name} has no name in llama.cpp's {file.architecture}; {file.path} cannot be imported")
         unused.discard(found)
         return file.tensor(found)
 
@@ -208,14 +211,14 @@ def save_tokenizer(file: File, folder: Path) -> bool:
         UserError: a way of splitting that is not among `SPLITTING`: another would give other tokens.
     """
     fields = {name.removeprefix("tokenizer.ggml."): value for name, value in file.fields.items()}
-    steps = {name: steps for steps, name in SPLITTING.items()}.get(fields.get("pre"))
     if fields.get("model") != "gpt2" or fields.get("pre") in (None, "default"):
         return False
-    require(
-        steps is not None,
-        f"model={file.path}: tokenizer gpt2, {fields.get('pre')} is not known here; gpt2 with "
-        f"{', '.join(SPLITTING.values())} is",
-    )
+    steps = {name: steps for steps, name in SPLITTING.items()}.get(fields["pre"])
+    if steps is None:
+        raise UserError(
+            f"model={file.path}: tokenizer gpt2, {fields['pre']} is not known here; gpt2 with "
+            f"{', '.join(SPLITTING.values())} is"
+        )
     words, kinds = fields["tokens"], fields["token_type"]
     used = {word: number for number, (word, kind) in enumerate(zip(words, kinds, strict=True)) if kind != 5}
     merges = [tuple(merge.split(" ")) for merge in fields["merges"]]
@@ -252,15 +255,13 @@ def bytes_after(steps: tuple[str, ...]) -> list[pre_tokenizers.PreTokenizer]:
     return [] if BYTE_LEVEL in steps else [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
-def around(named: dict[str, str], fields: dict):
+def around(named: dict[str, str], fields: dict) -> processors.TemplateProcessing:
     """Return what puts tokens before and after a text."""
-    from tokenizers.processors import TemplateProcessing
-
     begin = f"{named['bos_token']} " if fields.get("add_bos_token") else ""
     end = f" {named['eos_token']}" if fields.get("add_eos_token") else ""
     special = {
         (named[f"{name}_token"], fields[f"{name}_token_id"]) for name in ("bos", "eos") if f"{name}_token" in named
     }
-    return TemplateProcessing(
+    return processors.TemplateProcessing(
         single=f"{begin}$A{end}", pair=f"{begin}$A{end} {begin}$B{end}", special_tokens=list(special)
     )

@@ -6,10 +6,15 @@ not know could be written under a wrong name, and would give other tokens; it is
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ...errors import UserError
 from ..attention.checks import require
+
+if TYPE_CHECKING:
+    import gguf
 
 BYTE_LEVEL, DIGITS = "ByteLevel", "Digits"
 LLAMA_3 = (
@@ -26,11 +31,11 @@ TAKES_WHOLE_WORDS = ("llama-bpe",)  # which are entries, whatever the merges say
 SPECIAL = ("bos", "eos", "unk", "pad")
 
 
-def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
+def add_tokenizer(writer: "gguf.GGUFWriter", folder: Path, vocab_size: int) -> None:
     """Write the tokenizer of a model.
 
     Args:
-        writer: a `GGUFWriter`.
+        writer: of the file.
         folder: of the model.
         vocab_size: of the model; entries beyond the tokenizer's are said to be unused.
 
@@ -62,7 +67,7 @@ def add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
     add_special(writer, tokenizer)
 
 
-def add_special(writer, tokenizer: PreTrainedTokenizerBase) -> None:
+def add_special(writer: "gguf.GGUFWriter", tokenizer: PreTrainedTokenizerBase) -> None:
     """Say which tokens begin, end and fill a text, and whether they stand around every one."""
     for name in SPECIAL:
         number = getattr(tokenizer, f"{name}_token_id", None)
@@ -97,7 +102,8 @@ def name_of_splitting(described: dict, path: Path) -> str:
     )
     steps = steps_of(described.get("pre_tokenizer") or {})
     name = SPLITTING.get(steps)
-    require(name is not None, f"{path} splits text in a way ({' '.join(steps)[:60]!r}) that llama.cpp has no name for")
+    if name is None:
+        raise UserError(f"{path} splits text in a way ({' '.join(steps)[:60]!r}) that llama.cpp has no name for")
     unchanged = normalizer is None or (normalizer["type"] == "NFC" and name == "qwen2")  # as llama.cpp takes Qwen's
     require(unchanged, f"{path} changes text before it splits it (normalizer), which llama.cpp does not")
     require(

@@ -35,10 +35,8 @@ def widen(source: Path, target: Path, rank: int, rotary: int) -> None:
     """
     config = read_config(source)
     name = getattr(config, "attention", config.model_type)
-    require(
-        isinstance(config, DecoderConfig) and stock_of(name) == "deepseek_v3",
-        f"widths={rank} {rotary} are of latents, which {name} has not; leave them out",
-    )
+    if not isinstance(config, DecoderConfig) or stock_of(name) != "deepseek_v3":
+        raise UserError(f"widths={rank} {rotary} are of latents, which {name} has not; leave them out")
     options = config.attention_options
     check_widths(config, rank, rotary)
     widened = DecoderConfig.from_dict(

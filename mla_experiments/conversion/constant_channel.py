@@ -5,14 +5,15 @@ one more channel that always holds K, K² ≫ Σ c², the root is K / √r to a 
 single precision for K² > 2²⁴ Σ c²; with w = K / √r the norm then changes nothing. The channel costs one number of the
 cache and a bias (`attention_bias`), and no head reads it.
 
-Nor may training have a head read it. Zeros stand where K would be read; one step of Adam moves each by its rate, and the
-rate times K is the end of the model: so `hold` takes their gradients away.
+Nor may training have a head read it. Zeros stand where K would be read; one step of Adam moves each by its rate, and
+the rate times K is the end of the model: so `hold` takes their gradients away.
 """
 
 import dataclasses
 import math
 
 import torch
+from torch import nn
 
 from ..modeling import DecoderForCausalLM
 from .latent_maps import LatentMaps
@@ -49,33 +50,24 @@ def with_constant(maps: LatentMaps, inputs: Tensor) -> tuple[LatentMaps, float]:
 
 def with_bias(rows: Tensor, width: int) -> Tensor:
     """Return maps of the input `[..., E]` with a column of biases, zeros where there was none."""
-    return rows if rows.shape[-1] > width else torch.nn.functional.pad(rows, (0, 1))
+    return rows if rows.shape[-1] > width else nn.functional.pad(rows, (0, 1))
 
 
 def hold(model: DecoderForCausalLM) -> None:
     """Have training leave constant channels as they are, and unread; a model without them is left alone."""
     for layer in model.model.layers:
-        attention = layer.self_attn
-        if not has_constant(attention):
+        compress = getattr(layer.self_attn, "kv_a_proj_with_mqa", None)
+        up = getattr(layer.self_attn, "kv_b_proj", None)
+        if not (isinstance(compress, nn.Linear) and isinstance(up, nn.Linear)) or compress.bias is None:
             continue
-        channel = attention.kv_lora_rank - 1
-        compress, up = attention.kv_a_proj_with_mqa, attention.kv_b_proj
-        hold_rows(compress.weight, channel)
-        hold_rows(compress.bias, channel)
-        hold_rows(up.weight, (slice(None), channel))
-        hold_rows(attention.kv_a_layernorm.weight, slice(None))
+        channel = up.in_features - 1  # the last of the latent
+        if not compress.weight[channel].any() and not up.weight[:, channel].any():
+            hold_rows(compress.weight, channel)
+            hold_rows(compress.bias, channel)
+            hold_rows(up.weight, (slice(None), channel))
 
 
-def has_constant(attention: torch.nn.Module) -> bool:
-    """Return whether the last channel of a layer's latent is constant and unread."""
-    compress = getattr(attention, "kv_a_proj_with_mqa", None)
-    if compress is None or compress.bias is None:
-        return False
-    channel = attention.kv_lora_rank - 1
-    return not compress.weight[channel].any() and not attention.kv_b_proj.weight[:, channel].any()
-
-
-def hold_rows(parameter: torch.nn.Parameter, rows: int | slice | tuple) -> None:
+def hold_rows(parameter: nn.Parameter, rows: int | slice | tuple) -> None:
     """Take the gradient of some rows of a parameter away, before anything adds it up or measures its norm."""
     moves = torch.ones_like(parameter)
     moves[rows] = 0

@@ -129,17 +129,31 @@ def roofline(seconds: float, flops: float, num_bytes: float, ceiling: dict[str, 
 
 
 def flops_of(task: Callable[[], object]) -> int:
-    """Return the floating-point operations that a task really does, by torch's counter."""
-    # the counter knows the fused attention of GPUs, and silently leaves out that of CPUs
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops}
+    """Return the floating-point operations that a task really does, by torch's counter.
+
+    The counter knows the fused attention of GPUs for as many key heads as query heads alone, and half of whose scores
+    are masked it counts whole; that of CPUs it leaves out silently.
+    """
+    operators = torch.ops.aten
+    fused = {
+        operators._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops,
+        operators._scaled_dot_product_flash_attention: _fused_attention_flops,
+        operators._scaled_dot_product_efficient_attention: _biased_attention_flops,
+        operators._scaled_dot_product_cudnn_attention: _biased_attention_flops,
+    }
     with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         task()
     return counter.get_total_flops()
 
 
-def _fused_attention_flops(query, key, value, dropout=0.0, causal=False, **_):
-    """Two products over all scores; half of those in a causal mask are never made."""
-    return sdpa_flop_count(query, key, value) // (2 if causal else 1)
+def _fused_attention_flops(query, key, value, dropout=0.0, is_causal=False, *_, **__):
+    """Two products over all scores, of shapes `[B, H, T, D]`; half of those in a causal mask are never made."""
+    heads = query[1]  # each group of them reads one key
+    return sdpa_flop_count(query, (key[0], heads, *key[2:]), (value[0], heads, *value[2:])) // (2 if is_causal else 1)
+
+
+def _biased_attention_flops(query, key, value, bias, log_sums, dropout=0.0, is_causal=False, *_, **__):
+    return _fused_attention_flops(query, key, value, dropout, is_causal)
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

@@ -67,7 +67,7 @@ def hold(model: DecoderForCausalLM) -> None:
             hold_rows(up.weight, (slice(None), channel))
 
 
-def hold_rows(parameter: nn.Parameter, rows: int | slice | tuple) -> None:
+def hold_rows(parameter: torch.Tensor, rows: int | slice | tuple) -> None:
     """Take the gradient of some rows of a parameter away, before anything adds it up or measures its norm."""
     moves = torch.ones_like(parameter)
     moves[rows] = 0

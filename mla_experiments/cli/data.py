@@ -86,10 +86,19 @@ def run(argv: list[str]) -> None:
     if "tokens" in chosen:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
         rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
-        streaming = " --streaming" if "stream" in manifest else ""
-        following = next_step(f"train_model.py{streaming}", f"train{streaming}")
+        flags = (" --streaming" if "stream" in manifest else "") + shorter_rows(given)
+        following = next_step(f"train_model.py{flags}", f"train{flags}")
         said = f"rows of {manifest['sequence_length']} tokens: {rows}" if rows else "nothing to pack"
         wrote(tokens, said, following)
+
+
+def shorter_rows(given: dict) -> str:
+    """Return what `train` must be told of rows that the sequences of a preset do not divide."""
+    from ..training.settings import PRESETS
+
+    length = given["sequence_length"]
+    fits = all(length % preset["sequence_length"] == 0 for preset in PRESETS.values())
+    return "" if fits else f" --sequence_length {length}"
 
 
 def check_drawn(given: dict) -> None:

@@ -194,25 +194,15 @@ class Run:
 
     def train(self, tokens, tokenizer, draw: Callable[[Path], object]) -> None:
         """Train from the last whole checkpoint, or from the start, and save the weights."""
+        trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw)  # what it refuses costs nothing on disk
         checkpoint = None
-        if self.is_main_process:
-            if self.arguments.overwrite:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            checkpoint = self._checkpoint() if self.arguments.resume else None
-            self.before = self._before() if checkpoint else []
-            self.record(status="running")
-            schedule = SchedulerType(self.trainer_arguments.lr_scheduler_type)
-            if self.trainer_arguments.warmup_steps and schedule in WITHOUT_WARMUP:
-                print(f"{schedule.value} has no warm-up; warmup_tokens is not used.")
-        (checkpoint,) = broadcast_object_list([checkpoint])
-        trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw)
-        if checkpoint:
-            trainer.add_callback(RestoreLoss(trainer, checkpoint))
-            if isinstance(trainer.train_dataset, StreamedSequences):
-                trainer.train_dataset.restore(checkpoint)
-            trainer.args.eval_on_start = trainer.makes_up_for_validation = lacks_validation(checkpoint)
         try:
+            checkpoint = self._begin()
+            if checkpoint:
+                trainer.add_callback(RestoreLoss(trainer, checkpoint))
+                if isinstance(trainer.train_dataset, StreamedSequences):
+                    trainer.train_dataset.restore(checkpoint)
+                trainer.args.eval_on_start = trainer.makes_up_for_validation = lacks_validation(checkpoint)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except UnpicklingError:  # torch opens nothing that could run code
             raise UserError(
@@ -236,6 +226,21 @@ class Run:
             draw(self.folder.parent)
         if any(gather_object([stop.asked])):  # in the last step, or while what belongs to it was saved
             raise Stopped(f"Stopped; {self.folder} is finished. Go on with the same command and --resume.")
+
+    def _begin(self) -> Path | None:
+        """Make the folder, replace what may be replaced, and record the run; return the checkpoint to go on from."""
+        checkpoint = None
+        if self.is_main_process:
+            if self.arguments.overwrite:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint = self._checkpoint() if self.arguments.resume else None
+            self.before = self._before() if checkpoint else []
+            self.record(status="running")
+            schedule = SchedulerType(self.trainer_arguments.lr_scheduler_type)
+            if self.trainer_arguments.warmup_steps and schedule in WITHOUT_WARMUP:
+                print(f"{schedule.value} has no warm-up; warmup_tokens is not used.")
+        return broadcast_object_list([checkpoint])[0]
 
     def _finish(self, model: DecoderForCausalLM, weights: dict, tokenizer, clock: Clock) -> None:
         """Save what the run was for, and record that it stands here, whole."""

@@ -115,6 +115,17 @@ def test_another_configuration_never_overwrites(train, capsys):
     assert any(not torch.equal(before[name], tensor) for name, tensor in weights().items())
 
 
+@pytest.mark.parametrize("flags", [{"sequence_length": 7}, {"optim": "adamw_bnb_8bit"}])
+def test_what_is_refused_leaves_no_record_and_costs_no_run_that_it_was_to_replace(train, capsys, flags):
+    assert train(run="new", **flags) == 2
+    assert not read_run(Path("weights/new"))
+    train()
+    before = weights()
+    assert train(overwrite=True, **flags) == 2
+    assert_same_weights(before, weights())
+    assert read_run(Path("weights/mla"))["status"] == "finished"
+
+
 def test_files_that_no_run_made_are_not_overwritten(train, capsys):
     Path("weights/mla").mkdir(parents=True)
     Path("weights/mla/thesis.tex").write_text("years of work")

@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import QuantizedLayer
 
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import ATTENTION, Attention, plugins
 from ..modeling.attention.base import Option
 from ..modeling.attention.checks import COMMON
 from ..modeling.cache import growing
+from ..modeling.cache_dtype import set_cache_dtype
 
 VOCABULARY, BATCH, LENGTH = 41, 3, 13
 POSITIONS = ("rope", "learned")
@@ -177,6 +179,34 @@ def caches(model: DecoderForCausalLM) -> Iterator:
     yield DynamicCache()
     yield growing(DynamicCache())
     yield StaticCache(config=model.config, max_cache_len=LENGTH + 3)
+    yield Cache(layers=[Unrounded(residual_length=3) for _ in model.model.layers])
+    if model.device.type == "cuda":
+        yield DynamicCache(config=model.config, offloading=True)
+
+
+class Unrounded(QuantizedLayer):
+    """A layer of the library's quantised caches, whose quantiser leaves numbers as they are and wants some."""
+
+    def _quantize(self, tensor: torch.Tensor, axis: int | None = None) -> torch.Tensor:
+        assert tensor.numel() > 0, "nothing is given to the quantiser"
+        return tensor.clone()
+
+    def _dequantize(self, q_tensor: torch.Tensor) -> torch.Tensor:
+        return q_tensor
+
+
+@torch.no_grad()
+def fewer_bits(case: Case) -> None:
+    """Kept in 16 and in 8 bits, a sequence token by token is what it is in one pass, and near what it is unrounded."""
+    model, tokens = case.model(), case.tokens()
+    exact = model(tokens).logits
+    for kind, error in (("bf16", 0.1), ("int8", 0.3)):
+        set_cache_dtype(model, kind)
+        whole, cache = model(tokens, use_cache=True).logits, DynamicCache()
+        parts = [model(part, cache=cache).logits for part in tokens.split([6, 3, 1, 1, 2], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-10, rtol=0)
+        found = ((whole - exact).abs().max() / exact.std()).item()
+        assert found < error, f"in {kind} logits are off by {found:.2g} of their deviation"
 
 
 @torch.no_grad()
@@ -356,7 +386,7 @@ def reference(case: Case) -> None:
 CHECKS = {
     check.__name__: check
     for check in (
-        causality, decoding, cache_changes, padding, generation, gradients, rounding, saving, cache_size, operations,
-        modes, probabilities, compilation, reference,
+        causality, decoding, fewer_bits, cache_changes, padding, generation, gradients, rounding, saving, cache_size,
+        operations, modes, probabilities, compilation, reference,
     )
 }  # fmt: skip

@@ -50,9 +50,6 @@ def text_of(found: Findings) -> Text:
     """Put a study's findings into words."""
     content = found.content
     name, stated = content["name"], content["stated"]
-    tuned = {field for design in stated["designs"].values() for settings in design for field in settings}
-    swept = {"seed"} | tuned | {field for v in content["variants"] for field in v["variant"]["changed"]}
-    same = {field: value for field, value in (stated["data"] | stated["settings"]).items() if field not in swept}
     return Text(
         title=name,
         notice=" ".join(notices(found)),
@@ -73,8 +70,16 @@ def text_of(found: Findings) -> Text:
         made=made(content),
         rerun=[f"mla-experiments study {name}.yaml", f"mla-experiments report studies/{name}"],
         source=stated["source"],
-        settings=yaml.safe_dump(same, allow_unicode=True),
+        settings=yaml.safe_dump(shared_settings(content), allow_unicode=True),
     )
+
+
+def shared_settings(content: dict) -> dict:
+    """Return what all variants and trials have in common, presets and defaults included."""
+    stated = content["stated"]
+    tuned = {field for design in stated["designs"].values() for settings in design for field in settings}
+    swept = {"seed"} | tuned | {field for v in content["variants"] for field in v["variant"]["changed"]}
+    return {field: value for field, value in (stated["data"] | stated["settings"]).items() if field not in swept}
 
 
 def notices(found: Findings) -> list[str]:

@@ -34,7 +34,10 @@ class Series:
 
 @dataclass
 class Chart:
-    """Series on common axes, and in a caption how to read them; `x_ticks` are the values to name on a log axis."""
+    """Series on common axes, and in a caption how to read them; `x_ticks` are the values to name on a log axis.
+
+    `limit` is a value on the horizontal axis beyond which is too much, a line.
+    """
 
     key: str
     title: str
@@ -45,6 +48,7 @@ class Chart:
     log_x: bool = False
     log_y: bool = False
     x_ticks: list[float] | None = None
+    limit: float | None = None
 
     def ticks(self, axis: str) -> list[float]:
         """Return the values to name on an axis when it is logarithmic."""
@@ -92,6 +96,8 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
         elif name == "x":
             axis.set_major_formatter(EngFormatter(sep=" "))
     axes.grid(alpha=0.3)
+    if chart.limit:
+        axes.axvline(chart.limit, label="budget", **{"color": "0.35", "linestyle": "--", "linewidth": 1.2, "zorder": 1})
     handles, labels = axes.get_legend_handles_labels()
     columns = len(labels) if len(labels) < 6 else 3
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
@@ -150,6 +156,12 @@ def to_plotly(chart: Chart) -> dict:
             "tickvals": values, "ticktext": [named(value) for value in values], "zeroline": False,
             "tickmode": "array" if log else "auto",
         }  # fmt: skip
+    if chart.limit:
+        layout["margin"]["t"] = 22  # room for the word above the line
+        dashes = {"color": "#888", "dash": "8px,5px", "width": 1.5}
+        layout["shapes"] = [{"type": "line", "x0": chart.limit, "x1": chart.limit, "yref": "paper", "y0": 0, "y1": 1,
+                             "line": dashes, "label": {"text": "budget", "textposition": "end", "textangle": 0,
+                                                       "xanchor": "left"}}]  # fmt: skip
     return {"data": traces, "layout": layout}
 
 

@@ -26,10 +26,11 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
         (row, {"owner": number, "style": look})
         for number, (row, look) in enumerate(zip(found.rows, looks(found.rows), strict=True))
     ]
-    cost = [*fronts(rows, found.measure.axis), cache_size(rows)]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
     return {
-        "cost": cost,
+        "lead": [cache_front(rows, found)],
+        "speed": speed_front(rows, found),
+        "cache": [cache_size(rows)],
         "training": training,
         "tuned": tuning_charts(found, rows),
         "recipes": recipes(found, rows),
@@ -47,22 +48,27 @@ def looks(rows: list[Row]) -> list[Style]:
     return [style(hue, mark + len(settings) * (hue // 10)) for hue, mark in numbers]
 
 
-def fronts(rows: list[Owned], axis: str) -> list[Chart]:
-    """Return quality against the cache, and against the speed of decoding a long context where it was measured."""
-    context = DECODE_CONTEXTS[-1]
-    cache = Chart(
-        "front-cache", "Quality against cache", f"Lower is better, and further left is cheaper. {FRONT}",
-        "cache bytes per token", f"{axis}, test", log_x=True,
+def cache_front(rows: list[Owned], found: Findings) -> Chart:
+    """Return quality against the cache, with the study's budget where it has one."""
+    budget = found.content["stated"].get("cache_bytes_per_token")
+    caption = f"Lower is better, and further left is cheaper. {FRONT}"
+    chart = Chart(
+        "front-cache", "Quality against cache", f"{caption} The dashed line is the budget." if budget else caption,
+        "cache bytes per token", f"{found.measure.axis}, test", log_x=True, limit=budget,
         x_ticks=spaced(sorted({row.cache_bytes for row, _ in rows})),
     )  # fmt: skip
-    speed = Chart(
+    return with_front(chart, [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows])
+
+
+def speed_front(rows: list[Owned], found: Findings) -> list[Chart]:
+    """Return quality against the speed of decoding a long context; none where it was not measured."""
+    context = DECODE_CONTEXTS[-1]
+    chart = Chart(
         "front-decode", "Quality against decoding speed", f"Lower is better, and further right is faster. {FRONT}",
-        f"decode tokens/s at {context:,}", f"{axis}, test",
+        f"decode tokens/s at {context:,}", f"{found.measure.axis}, test",
     )  # fmt: skip
-    caches: list[Point] = [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows]
     timed = [(row, own, row.decode[context].median) for row, own in rows if context in row.decode]
-    speeds = [(row, own, speed, -speed) for row, own, speed in timed]
-    return [with_front(cache, caches), *([with_front(speed, speeds)] if speeds else [])]
+    return [with_front(chart, [(row, own, speed, -speed) for row, own, speed in timed])] if timed else []
 
 
 def with_front(chart: Chart, points: list[Point]) -> Chart:

@@ -29,7 +29,7 @@ def summary(found: Findings) -> dict:
         "corpus": content["corpus"],
         "machine": content["machine"]["gpu"] or content["machine"]["cpu"],
         "date": content["machine"]["date"],
-        "headline": answer(found)[0],
+        "headline": answer(found).headline,
         "turned_by": nuisance.sentences(found),
         "settings": shared_settings(content),
         "rows": [row_of(found, row) | recall_of(accuracies.get(row.name, {})) for row in found.rows],

@@ -41,8 +41,9 @@ def answer(found: Findings) -> Answer:
     is_budget_met = bool(first) and len(settings) == 1
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
-        first.append(f"With {setting}: {verdict}" if setting else verdict)
         sure += more
+        if not (is_budget_met and len(level_with_best(found, rows)) == len(rows)):  # which has been said
+            first.append(f"With {setting}: {verdict}" if setting else verdict)
         if not setting:
             first += [] if is_budget_met else smallest_cache(found, rows)
             speed += fastest(found, rows)
@@ -65,13 +66,13 @@ def at_the_budget(found: Findings) -> list[str]:
     best, *others = sorted(within, key=lambda row: row.bits.mean)
     told, tied, untested = sorted_out({row.name: pair(found, best.name, row.name) for row in others})
     level = [row for row in within if row.name not in told]
-    taken = min(level, key=lambda row: (row.cache_bytes, -row.decode[DECODE_CONTEXTS[-1]].median if row.decode else 0))
+    taken, merit = cheapest(level)
     start = f"At {budget:,} bytes of cache a token, take {taken.name}"
     if untested:
         why = f", which came out {'lowest' if taken is best else 'near the lowest'}: {only(untested)} cannot tell more"
     elif tied:
         names = joined([row.name for row in level])
-        why = f": {names} are not told apart, and it keeps the smallest cache of them ({taken.cache_bytes:,} bytes)"
+        why = f": {names} are not told apart, and it {merit}"
     else:
         why = ", which is better than the others there" if told else ", the only one that fits"
     said = [f"{start}{why}."]
@@ -79,6 +80,18 @@ def at_the_budget(found: Findings) -> list[str]:
         kept = joined([f"{row.name} ({row.cache_bytes:,} bytes)" for row in over])
         said.append(f"Above the budget, and here for comparison alone: {kept}.")
     return said
+
+
+def cheapest(level: list[Row]) -> tuple[Row, str]:
+    """Return which of some variants to take for its costs alone, and for which: caches nearly alike do not decide."""
+    small = min(level, key=lambda row: row.cache_bytes)
+    alike = [row for row in level if row.cache_bytes <= small.cache_bytes * (1 + NEAR)]
+    if len(alike) == 1 or not all(row.decode for row in alike):
+        return small, f"keeps the smallest cache of them ({small.cache_bytes:,} bytes)"
+    fast = max(alike, key=lambda row: row.decode[DECODE_CONTEXTS[-1]].median)
+    if len(alike) == len(level):
+        return fast, "decodes fastest; their caches are alike"
+    return fast, f"decodes fastest of {joined([row.name for row in alike])}, which keep the smallest caches"
 
 
 def edges(found: Findings) -> list[str]:

@@ -304,3 +304,23 @@ def test_the_budget_is_a_line_in_the_first_figure_where_there_is_one(tmp_path):
     (front,) = charts(found := read_findings(folder))["lead"]
     assert to_plotly(front)["layout"]["shapes"][0]["x0"] == 1000 and "budget" in front.caption
     assert len(text_of(found).answer.lead) <= 3 and "At 1,000 bytes" in text_of(found).answer.headline
+
+
+@pytest.mark.parametrize(
+    ("caches", "said"),
+    [
+        ((1000, 1004), "take mla: mha and mla are not told apart, and it decodes fastest; their caches are alike."),
+        ((1000, 500), "take mla: mha and mla are not told apart, and it keeps the smallest cache of them (500 bytes)."),
+        ((500, 1000), "take mha: mha and mla are not told apart, and it keeps the smallest cache of them (500 bytes)."),
+    ],
+)
+def test_of_those_level_at_the_budget_the_cheapest_is_taken_and_nearly_equal_caches_do_not_decide(
+    tmp_path, caches, said
+):
+    folder = fake_study(tmp_path, variants=[(Variant("mha"), 0.0), (Variant("mla"), 0.0)])
+    variants = read_record(folder / "study.json")["variants"]
+    for variant, cache in zip(variants, caches, strict=True):
+        variant["cache_bytes_per_token"] = cache
+    change(folder, variants=variants, stated={"cache_bytes_per_token": 1024})
+    answer = text_of(read_findings(folder)).answer
+    assert answer.lead == [f"At 1,024 bytes of cache a token, {said}"], "the same is not said twice"

@@ -89,9 +89,11 @@ def cheapest(level: list[Row]) -> tuple[Row, str]:
     if len(alike) == 1 or not all(row.decode for row in alike):
         return small, f"keeps the smallest cache of them ({small.cache_bytes:,} bytes)"
     fast = max(alike, key=lambda row: row.decode[DECODE_CONTEXTS[-1]].median)
+    speeds = [row.decode[DECODE_CONTEXTS[-1]] for row in alike if row is not fast]
+    spread = " (within the spread of speeds)" if any(s.high >= fast.decode[DECODE_CONTEXTS[-1]].low for s in speeds) else ""
     if len(alike) == len(level):
-        return fast, "decodes fastest; their caches are alike"
-    return fast, f"decodes fastest of {joined([row.name for row in alike])}, which keep the smallest caches"
+        return fast, f"decodes fastest{spread}; their caches are alike"
+    return fast, f"decodes fastest{spread} of {joined([row.name for row in alike])}, which keep the smallest caches"
 
 
 def edges(found: Findings) -> list[str]:

@@ -1,5 +1,6 @@
 """A chart as data, drawn twice: by matplotlib for files, by plotly for the page."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from .figures import new_figure, save
 from .styles import LINE_WIDTH, Style
 
 LOOKS = {"line": "lines+markers", "points": "markers", "curve": "lines", "star": "markers"}  # plotly's modes
-POINTED_AT = Markup("<b>{}</b><br>%{{x:.4~s}}, %{{y:.4~f}}<extra></extra>")
+POINTED_AT = Markup("<b>{}</b><br>%{{text}}, %{{y:.4~f}}<extra></extra>")
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Series:
     """One line or set of points; `spread` is a band around a line, and error bars of points, of so much on both sides.
 
     Looks: a "line" with marks, "points" alone, a "curve" without marks, or a "star" for a single point to be noticed.
+    `named` are the values of x to tell where points were set a little aside, so as not to lie on one another.
     `owner` is the number of the variant that it belongs to and with whose style it is drawn; None for neither.
     """
 
@@ -30,6 +32,7 @@ class Series:
     owner: int | None = None
     style: Style | None = None
     look: str = "line"
+    named: list[float] | None = None
 
 
 @dataclass
@@ -55,6 +58,14 @@ class Chart:
         values = [value for series in self.series for value in getattr(series, axis) if value > 0]
         given = self.x_ticks if axis == "x" else None
         return given or log_ticks(min(values), max(values)) if values else []
+
+    def widened(self) -> tuple[float, float] | None:
+        """Return a range of a logarithmic horizontal axis whose values lie close together, or are one; else None."""
+        values = [value for series in self.series for value in series.x if value > 0] + (
+            [self.limit] * bool(self.limit)
+        )
+        is_narrow = self.log_x and values and max(values) < 2 * min(values)
+        return (min(values) / 1.5, max(values) * 1.5) if is_narrow else None
 
 
 @dataclass
@@ -95,6 +106,8 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
             axis.set_major_formatter(lambda value, _: named(value))
         elif name == "x":
             axis.set_major_formatter(EngFormatter(sep=" "))
+    if widened := chart.widened():
+        axes.set_xlim(*widened)
     axes.grid(alpha=0.3)
     if chart.limit:
         axes.axvline(chart.limit, label="budget", **{"color": "0.35", "linestyle": "--", "linewidth": 1.2, "zorder": 1})
@@ -156,6 +169,8 @@ def to_plotly(chart: Chart) -> dict:
             "tickvals": values, "ticktext": [named(value) for value in values], "zeroline": False,
             "tickmode": "array" if log else "auto",
         }  # fmt: skip
+    if widened := chart.widened():
+        layout["xaxis"]["range"] = [math.log10(end) for end in widened]
     if chart.limit:
         layout["margin"]["t"] = 22  # room for the word above the line
         dashes = {"color": "#888", "dash": "8px,5px", "width": 1.5}
@@ -191,7 +206,7 @@ def _traces(series: Series) -> list[dict]:
         "line": {"dash": look.pixels.replace(",", "px,") + "px" if look.dash else "solid", "width": LINE_WIDTH},
         "marker": {"size": {"star": 15, "points": 10}.get(series.look, 8), "maxdisplayed": 12,
                    "symbol": "star" if series.look == "star" else look.mark[1]},
-        "hovertemplate": POINTED_AT.format(series.name),
+        "text": [named(value) for value in series.named or series.x], "hovertemplate": POINTED_AT.format(series.name),
     }  # fmt: skip
     if spread:
         trace |= {

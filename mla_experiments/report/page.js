@@ -61,6 +61,7 @@ document.querySelectorAll(".axes button").forEach(button => button.addEventListe
   const {chart, axis} = button.dataset, own = page.charts[chart].layout[axis], log = own.type !== "log";
   own.type = log ? "log" : "linear";
   own.tickmode = log ? "array" : "auto";
+  own.autorange = !log || !own.range;  // a range is of the logarithm
   button.setAttribute("aria-pressed", log);
   draw(chart);
 }));

@@ -303,6 +303,7 @@ def test_the_budget_is_a_line_in_the_first_figure_where_there_is_one(tmp_path):
     change(folder, stated={"cache_bytes_per_token": 1000})
     (front,) = charts(found := read_findings(folder))["lead"]
     assert to_plotly(front)["layout"]["shapes"][0]["x0"] == 1000 and "budget" in front.caption
+    assert front.widened() is None, "caches of 512 to 4,096 span the axis"
     assert len(text_of(found).answer.lead) <= 3 and "At 1,000 bytes" in text_of(found).answer.headline
 
 
@@ -324,3 +325,21 @@ def test_of_those_level_at_the_budget_the_cheapest_is_taken_and_nearly_equal_cac
     change(folder, variants=variants, stated={"cache_bytes_per_token": 1024})
     answer = text_of(read_findings(folder)).answer
     assert answer.lead == [f"At 1,024 bytes of cache a token, {said}"], "the same is not said twice"
+
+
+def test_caches_that_are_all_alike_are_drawn_in_the_middle_of_an_axis(tmp_path):
+    folder = fake_study(tmp_path, variants=[(Variant("mha"), 0.0)])
+    (front,) = charts(read_findings(folder))["lead"]
+    assert front.series[1].x == [4096]
+    low, high = to_plotly(front)["layout"]["xaxis"]["range"]
+    assert low < np.log10(4096) - 0.1 and high > np.log10(4096) + 0.1
+
+
+def test_points_of_equal_caches_stand_side_by_side_and_are_named_by_what_they_keep(tmp_path):
+    folder = fake_study(tmp_path, variants=[(Variant("mha"), 0.0), (Variant("mla"), 0.1)])
+    variants = read_record(folder / "study.json")["variants"]
+    change(folder, variants=[variant | {"cache_bytes_per_token": 1000} for variant in variants])
+    (front,) = charts(read_findings(folder))["lead"]
+    _, mha, mla = front.series
+    assert 900 < mha.x[0] < 1000 < mla.x[0] < 1100 and "side by side" in front.caption
+    assert [trace["text"] for trace in to_plotly(front)["data"][1:]] == [["1,000"], ["1,000"]]

@@ -39,6 +39,20 @@ def test_the_atlas_has_every_mechanism_and_every_committed_study_and_asks_no_oth
     assert (site / "assets/plotly.min.js").stat().st_size > 1e6
 
 
+def test_the_atlas_shows_what_fits_a_budget_and_draws_what_is_asked_for(site, browser):
+    browser.get((site / "atlas/index.html").as_uri())
+    place = "document.getElementById('atlas-front')"
+    choose = "const it = document.getElementById('atlas-%s'); it.value = '%s'; it.dispatchEvent(new Event('input'))"
+    rows = "return [...document.querySelector('.atlas-points').tBodies[0].rows].filter(row => !row.hidden).length"
+    every, drawn = browser.execute_script(rows), browser.execute_script(f"return {place}.data.length")
+    assert every > drawn > 0, "recall has no bits per byte"
+    browser.execute_script(choose % ("what", "recall"))
+    assert browser.execute_script(f"return {place}.data.length") == every - drawn
+    browser.execute_script(choose % ("budget", "0"))
+    assert 0 < browser.execute_script(rows) < every
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_the_data_of_a_committed_study_are_what_its_report_says():
     for path in (REPOSITORY / "docs/results").glob("*/*.json"):
         said, rows = path.with_suffix(".md").read_text(encoding="utf-8").replace("\\", ""), {}

@@ -88,9 +88,10 @@ def cheapest(level: list[Row]) -> tuple[Row, str]:
     alike = [row for row in level if row.cache_bytes <= small.cache_bytes * (1 + NEAR)]
     if len(alike) == 1 or not all(row.decode for row in alike):
         return small, f"keeps the smallest cache of them ({small.cache_bytes:,} bytes)"
-    fast = max(alike, key=lambda row: row.decode[DECODE_CONTEXTS[-1]].median)
-    speeds = [row.decode[DECODE_CONTEXTS[-1]] for row in alike if row is not fast]
-    spread = " (within the spread of speeds)" if any(s.high >= fast.decode[DECODE_CONTEXTS[-1]].low for s in speeds) else ""
+    speeds = {row.name: row.decode[DECODE_CONTEXTS[-1]] for row in alike}
+    fast = max(alike, key=lambda row: speeds[row.name].median)
+    low = speeds.pop(fast.name).low
+    spread = " (within the spread of speeds)" if any(speed.high >= low for speed in speeds.values()) else ""
     if len(alike) == len(level):
         return fast, f"decodes fastest{spread}; their caches are alike"
     return fast, f"decodes fastest{spread} of {joined([row.name for row in alike])}, which keep the smallest caches"

@@ -1,7 +1,6 @@
 """The report's page in a real browser: it draws, toggles, sorts and prints, and runs nothing that it was not given."""
 
 import re
-import shutil
 
 import pytest
 from fake_studies import fake_study
@@ -14,31 +13,6 @@ def page(tmp_path_factory):
     folder = fake_study(tmp_path_factory.mktemp("studies"))
     write_report(folder)
     return (folder / "report.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def started():
-    """A headless Chromium, or skip."""
-    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not (program and driver):
-        pytest.skip("chromium and chromedriver are not installed")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture
-def browser(started):
-    """The browser, in whose console no error may stand at the end."""
-    yield started
-    assert [entry for entry in started.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def show(browser, page, width=1280, dark=False):

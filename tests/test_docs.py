@@ -41,13 +41,13 @@ def test_the_atlas_has_every_mechanism_and_every_committed_study_and_asks_no_oth
 
 def test_the_atlas_shows_what_fits_a_budget_and_draws_what_is_asked_for(site, browser):
     browser.get((site / "atlas/index.html").as_uri())
-    place = "document.getElementById('atlas-front')"
+    count = "return document.getElementById('atlas-front').data.filter(trace => trace.x[0] !== null).length"
     choose = "const it = document.getElementById('atlas-%s'); it.value = '%s'; it.dispatchEvent(new Event('input'))"
     rows = "return [...document.querySelector('.atlas-points').tBodies[0].rows].filter(row => !row.hidden).length"
-    every, drawn = browser.execute_script(rows), browser.execute_script(f"return {place}.data.length")
+    every, drawn = browser.execute_script(rows), browser.execute_script(count)
     assert every > drawn > 0, "recall has no bits per byte"
     browser.execute_script(choose % ("what", "recall"))
-    assert browser.execute_script(f"return {place}.data.length") == every - drawn
+    assert browser.execute_script(count) == every - drawn
     browser.execute_script(choose % ("budget", "0"))
     assert 0 < browser.execute_script(rows) < every
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")

@@ -19,13 +19,17 @@
     return [scale * found.mean, reach, reach];
   };
 
-  function trace(point, number, all) {
+  const key = study => ({  // marks are of studies, whatever the colour
+    type: "scatter", mode: "markers", x: [null], y: [null], name: study,
+    marker: {color: "#888", size: 11, symbol: marks[study]},
+  });
+
+  function trace(point) {
     const [y, down, up] = value(point), dark = document.body.dataset.mdColorScheme === "slate";
     const color = colors[dark ? "dark" : "light"][point.attention] ?? "#888";
     return {
       type: "scatter", mode: "markers+text", x: [point.cache], y: [y], text: [point.attention],
-      textposition: "middle right", name: point.study, legendgroup: point.study,
-      showlegend: all.findIndex(other => other.study === point.study) === number,
+      textposition: "middle right", name: point.study, showlegend: false,
       marker: {color, size: 11, symbol: marks[point.study]},
       error_y: {type: "data", symmetric: false, array: [up], arrayminus: [down], color, thickness: 1.5, width: 5},
       customdata: [[`<b>${point.name}</b> (${point.study})`, point.recipe, point.budget, point.turned && `turned ${point.turned}`]],
@@ -43,7 +47,7 @@
     const shown = points.filter(point => fits(point) && value(point));
     const lines = most < steps.at(-1) ? [{type: "line", x0: most, x1: most, yref: "paper", y0: 0, y1: 1,
                                           line: {color: style.color, dash: "dash", width: 1}}] : [];
-    Plotly.react(place, shown.map(trace), {
+    Plotly.react(place, [...shown.map(trace), ...[...new Set(shown.map(point => point.study))].map(key)], {
       font: {family: style.fontFamily, color: style.color, size: 12}, margin: {t: 10, r: 10, l: 60, b: 50},
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest", shapes: lines, dragmode: false,
       showlegend: true, legend: {orientation: "h", y: 1.02, yanchor: "bottom", itemclick: false, itemdoubleclick: false},

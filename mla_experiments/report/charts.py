@@ -61,11 +61,12 @@ class Chart:
 
     def widened(self) -> tuple[float, float] | None:
         """Return a range of a logarithmic horizontal axis whose values lie close together, or are one; else None."""
-        values = [value for series in self.series for value in series.x if value > 0] + (
-            [self.limit] * bool(self.limit)
-        )
-        is_narrow = self.log_x and values and max(values) < 2 * min(values)
-        return (min(values) / 1.5, max(values) * 1.5) if is_narrow else None
+        values = [value for series in self.series for value in series.x if value > 0]
+        if self.limit is not None:
+            values.append(self.limit)
+        if not self.log_x or not values or max(values) >= 2 * min(values):
+            return None
+        return min(values) / 1.5, max(values) * 1.5
 
 
 @dataclass
@@ -110,7 +111,7 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
         axes.set_xlim(*widened)
     axes.grid(alpha=0.3)
     if chart.limit:
-        axes.axvline(chart.limit, label="budget", **{"color": "0.35", "linestyle": "--", "linewidth": 1.2, "zorder": 1})
+        axes.axvline(chart.limit, label="budget", color="0.35", linestyle="--", linewidth=1.2, zorder=1)
     handles, labels = axes.get_legend_handles_labels()
     columns = len(labels) if len(labels) < 6 else 3
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
@@ -161,7 +162,11 @@ def to_plotly(chart: Chart) -> dict:
     if isinstance(chart, Grid):
         return _grid_to_plotly(chart)
     traces = [trace for series in chart.series for trace in _traces(series)]
-    layout = {"hovermode": "closest", "showlegend": False, "margin": {"t": 8, "r": 12, "l": 56, "b": 44}}
+    layout: dict[str, Any] = {
+        "hovermode": "closest",
+        "showlegend": False,
+        "margin": {"t": 8, "r": 12, "l": 56, "b": 44},
+    }
     for axis, label, log in (("x", chart.x, chart.log_x), ("y", chart.y, chart.log_y)):
         values = chart.ticks(axis)
         layout[f"{axis}axis"] = {

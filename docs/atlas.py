@@ -82,10 +82,15 @@ def layer_of(model: Architecture) -> Attention:
     return layer
 
 
+def summaries() -> list[Path]:
+    """Return the data of all committed reports: JSON beside the Markdown of the same name."""
+    return [path for path in sorted((HERE / "results").glob("*/*.json")) if path.with_suffix(".md").exists()]
+
+
 def studies() -> list[Study]:
     """Return all committed studies, the newest first, each with its folder and the title of its reading."""
     found = []
-    for path in sorted((HERE / "results").glob("*/*.json")):
+    for path in summaries():
         title = (path.parent / "README.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
         name = path.parent.name if path.stem == "report" else path.stem
         found.append(json.loads(path.read_text(encoding="utf-8")) | {"name": name, "folder": path.parent.name,

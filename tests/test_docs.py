@@ -12,6 +12,8 @@ from conftest import REPOSITORY
 from mla_experiments.cli import COMMANDS
 from mla_experiments.modeling.attention import ATTENTION
 
+SUMMARIES = [path for path in (REPOSITORY / "docs/results").glob("*/*.json") if path.with_suffix(".md").exists()]
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -33,7 +35,7 @@ def test_the_atlas_has_every_mechanism_and_every_committed_study_and_asks_no_oth
     page = (site / "atlas/index.html").read_text(encoding="utf-8")
     assert all(f'id="{name}"' in page for name in ATTENTION)
     data = json.loads(page.split('id="atlas-data">')[1].split("</script>")[0])
-    committed = [json.loads(path.read_text()) for path in (REPOSITORY / "docs/results").glob("*/*.json")]
+    committed = [json.loads(path.read_text(encoding="utf-8")) for path in SUMMARIES]
     assert len(data["points"]) == sum(len(study["rows"]) for study in committed) > 0
     assert not re.search(r"""<(script|link rel="stylesheet")[^>]*(src|href)="?https?:""", page)
     assert (site / "assets/plotly.min.js").stat().st_size > 1e6
@@ -54,7 +56,7 @@ def test_the_atlas_shows_what_fits_a_budget_and_draws_what_is_asked_for(site, br
 
 
 def test_the_data_of_a_committed_study_are_what_its_report_says():
-    for path in (REPOSITORY / "docs/results").glob("*/*.json"):
+    for path in SUMMARIES:
         said, rows = path.with_suffix(".md").read_text(encoding="utf-8").replace("\\", ""), {}
         study = json.loads(path.read_text(encoding="utf-8"))
         for line in (line for line in said.splitlines() if line.startswith("|")):

@@ -1,4 +1,4 @@
-"""What the site has beyond the pages that are written: the reference, made of the code, and links into the sources."""
+"""What the site has beyond the pages that are written: the reference and the atlas, and links into the sources."""
 
 import contextlib
 import io
@@ -7,9 +7,11 @@ import sys
 from pathlib import Path, PurePosixPath
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "docs")]
 
-from mkdocs.structure.files import File, Files  # noqa: E402 - once the paths are known
+import atlas  # noqa: E402 - once the paths are known
+from mkdocs.structure.files import File, Files  # noqa: E402
+from plotly.offline import get_plotlyjs  # noqa: E402
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)\s#]+)(#[^)\s]*)?\)")
 
@@ -18,6 +20,7 @@ def on_files(files: Files, config) -> Files:
     """Add the pages that are made of the code."""
     for name, content in {"reference/commands.md": commands(), "reference/study.md": study()}.items():
         files.append(File.generated(config, name, content=content))
+    files.append(File.generated(config, "assets/plotly.min.js", content=get_plotlyjs()))  # no other server is asked
     for figure in (REPOSITORY / "benchmarks/results").glob("*.png"):
         files.append(File.generated(config, f"benchmarks/results/{figure.name}", abs_src_path=str(figure)))
     return files
@@ -38,6 +41,13 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
         return f"{found[2]} (`{place}`)"
 
     return LINK.sub(kept, markdown)
+
+
+def on_page_content(html: str, page, config, files: Files) -> str:
+    """Draw the atlas where its page says so."""
+    if page.file.src_uri != "atlas.md":
+        return html
+    return html.replace("<!-- atlas: front -->", atlas.front()).replace("<!-- atlas: cards -->", atlas.cards())
 
 
 def normal(path: str) -> str:

@@ -205,3 +205,28 @@ def train(prepared, tmp_path, monkeypatch):
         return main(command("train", "--attention", *(attention or ("mla",)), **{**TINY, **flags}))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def started():
+    """A headless Chromium, or skip."""
+    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not (program and driver):
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def browser(started):
+    """The browser, in whose console no error may stand at the end."""
+    yield started
+    assert [entry for entry in started.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -98,6 +98,6 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(clone, tmp_path):
     client = nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(clone / "notebooks")}})
     client.execute(env=environment(tmp_path, Path(sys.executable)))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2, "curves, and quality against cache"
     text = "".join(output.get("text", "") for output in outputs)
     assert "bits/byte" in text and "The history of" in text

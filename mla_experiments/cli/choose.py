@@ -72,7 +72,7 @@ def run(argv: list[str]) -> None:
     outcome = run_study(read_study(path), root)
     found = read_findings(outcome.folder)
     written = write_findings(outcome.folder, found)
-    print("", *answer(found), "", sep="\n")
+    print("", *answer(found).sentences, "", sep="\n")
     opened = not given["no_browser"] and webbrowser.open(written[0].resolve().as_uri())
     wrote(written[0], "opened in your browser" if opened else "open it in a browser", f"mla-experiments plan {path}")
 

@@ -1,5 +1,7 @@
 """The answer of a study in plain words: what is best, by how much, how sure that is, and what it costs."""
 
+from dataclasses import dataclass
+
 from ..study.matching import NEAR
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
@@ -10,18 +12,46 @@ from .study_tables import shown
 Pairs = dict[str, Comparison]  # by what the one is called that the other is compared with
 
 
-def answer(found: Findings) -> list[str]:
-    """Say what came out, how sure it is, what it costs, and what it holds for; the first sentence is the headline."""
+LEAD = 3  # sentences, which the eye takes in beside one figure
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer by what a reader asks: what to take, how sure that is, how fast it is; a sentence each."""
+
+    lead: list[str]
+    sure: list[str]
+    speed: list[str]
+
+    @property
+    def headline(self) -> str:
+        """The first sentence."""
+        return self.lead[0]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of them, in this order."""
+        return [*self.lead, *self.sure, *self.speed]
+
+
+def answer(found: Findings) -> Answer:
+    """Say what came out, how sure it is and what it depends on, what it holds for, and what it costs."""
     settings = found.settings
-    said = [*at_the_budget(found), *sentences(found)]
+    first, sure, speed = [*at_the_budget(found), *sentences(found)], [], []
+    is_budget_met = bool(first) and len(settings) == 1
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
-        said += [f"With {setting}: {verdict}", *more] if setting else [verdict, *more, *costs(found, rows)]
+        sure += more
+        if not (is_budget_met and len(level_with_best(found, rows)) == len(rows)):  # which has been said
+            first.append(f"With {setting}: {verdict}" if setting else verdict)
+        if not setting:
+            first += [] if is_budget_met else smallest_cache(found, rows)
+            speed += fastest(found, rows)
     names = list(settings)
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            said += between(found, first, second)
-    return [*said, *edges(found), scope(found)]
+    for place, one in enumerate(names):
+        for other in names[place + 1 :]:
+            sure += between(found, one, other)
+    return Answer(first[:LEAD], [*first[LEAD:], *sure, *edges(found), scope(found)], speed)
 
 
 def at_the_budget(found: Findings) -> list[str]:
@@ -36,13 +66,13 @@ def at_the_budget(found: Findings) -> list[str]:
     best, *others = sorted(within, key=lambda row: row.bits.mean)
     told, tied, untested = sorted_out({row.name: pair(found, best.name, row.name) for row in others})
     level = [row for row in within if row.name not in told]
-    taken = min(level, key=lambda row: (row.cache_bytes, -row.decode[DECODE_CONTEXTS[-1]].median if row.decode else 0))
+    taken, merit = cheapest(level)
     start = f"At {budget:,} bytes of cache a token, take {taken.name}"
     if untested:
         why = f", which came out {'lowest' if taken is best else 'near the lowest'}: {only(untested)} cannot tell more"
     elif tied:
         names = joined([row.name for row in level])
-        why = f": {names} are not told apart, and it keeps the smallest cache of them ({taken.cache_bytes:,} bytes)"
+        why = f": {names} are not told apart, and it {merit}"
     else:
         why = ", which is better than the others there" if told else ", the only one that fits"
     said = [f"{start}{why}."]
@@ -50,6 +80,21 @@ def at_the_budget(found: Findings) -> list[str]:
         kept = joined([f"{row.name} ({row.cache_bytes:,} bytes)" for row in over])
         said.append(f"Above the budget, and here for comparison alone: {kept}.")
     return said
+
+
+def cheapest(level: list[Row]) -> tuple[Row, str]:
+    """Return which of some variants to take for its costs alone, and for which: caches nearly alike do not decide."""
+    small = min(level, key=lambda row: row.cache_bytes)
+    alike = [row for row in level if row.cache_bytes <= small.cache_bytes * (1 + NEAR)]
+    if len(alike) == 1 or not all(row.decode for row in alike):
+        return small, f"keeps the smallest cache of them ({small.cache_bytes:,} bytes)"
+    speeds = {row.name: row.decode[DECODE_CONTEXTS[-1]] for row in alike}
+    fast = max(alike, key=lambda row: speeds[row.name].median)
+    low = speeds.pop(fast.name).low
+    spread = " (within the spread of speeds)" if any(speed.high >= low for speed in speeds.values()) else ""
+    if len(alike) == len(level):
+        return fast, f"decodes fastest{spread}; their caches are alike"
+    return fast, f"decodes fastest{spread} of {joined([row.name for row in alike])}, which keep the smallest caches"
 
 
 def edges(found: Findings) -> list[str]:
@@ -134,25 +179,34 @@ def only(pairs: Pairs) -> str:
     return joined(list(dict.fromkeys(c.lacks for c in pairs.values())))
 
 
-def costs(found: Findings, rows: list[Row]) -> list[str]:
-    """Say which of the variants that are level in quality is the cheapest to decode with."""
+def level_with_best(found: Findings, rows: list[Row]) -> list[Row]:
+    """Return the best variant and those that are not told apart from it."""
     best = min(rows, key=lambda row: row.bits.mean)
-    level = [row for row in rows if row is best or not pair(found, best.name, row.name).is_told]
+    return [row for row in rows if row is best or not pair(found, best.name, row.name).is_told]
+
+
+def smallest_cache(found: Findings, rows: list[Row]) -> list[str]:
+    """Say which of the variants that are level in quality keeps the smallest cache."""
+    level = level_with_best(found, rows)
     small, large = min(level, key=lambda row: row.cache_bytes), max(rows, key=lambda row: row.cache_bytes)
     start = f"Of these, {small.name} keeps the smallest cache:" if len(level) > 1 else f"{small.name} keeps a cache of"
     times = large.cache_bytes / small.cache_bytes
     than = f", {times:.1f} times less than {large.name}" if times > 1 else ""
-    said = [f"{start} {small.cache_bytes:,} bytes a token{than}."]
+    return [f"{start} {small.cache_bytes:,} bytes a token{than}."]
+
+
+def fastest(found: Findings, rows: list[Row]) -> list[str]:
+    """Say which of the variants that are level in quality decodes fastest, where that was measured."""
     context = DECODE_CONTEXTS[-1]
-    if timed := [row for row in level if context in row.decode]:
-        fast = max(timed, key=lambda row: row.decode[context].median)
-        speed = fast.decode[context]
-        others = [row for row in timed if row is not fast]
-        within = [row.name for row in others if row.decode[context].high >= speed.low]
-        said.append(
-            f"{fast.name} decodes {speed.median:,.0f} tokens per second at {context:,} tokens{ranked(others, within)}."
-        )
-    return said
+    timed = [row for row in level_with_best(found, rows) if context in row.decode]
+    if not timed:
+        return []
+    fast = max(timed, key=lambda row: row.decode[context].median)
+    speed = fast.decode[context]
+    others = [row for row in timed if row is not fast]
+    within = [row.name for row in others if row.decode[context].high >= speed.low]
+    rank = ranked(others, within)
+    return [f"{fast.name} decodes {speed.median:,.0f} tokens per second at {context:,} tokens{rank}."]
 
 
 def ranked(others: list[Row], within: list[str]) -> str:

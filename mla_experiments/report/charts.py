@@ -1,5 +1,6 @@
 """A chart as data, drawn twice: by matplotlib for files, by plotly for the page."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from .figures import new_figure, save
 from .styles import LINE_WIDTH, Style
 
 LOOKS = {"line": "lines+markers", "points": "markers", "curve": "lines", "star": "markers"}  # plotly's modes
-POINTED_AT = Markup("<b>{}</b><br>%{{x:.4~s}}, %{{y:.4~f}}<extra></extra>")
+POINTED_AT = Markup("<b>{}</b><br>%{{text}}, %{{y:.4~f}}<extra></extra>")
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Series:
     """One line or set of points; `spread` is a band around a line, and error bars of points, of so much on both sides.
 
     Looks: a "line" with marks, "points" alone, a "curve" without marks, or a "star" for a single point to be noticed.
+    `named` are the values of x to tell where points were set a little aside, so as not to lie on one another.
     `owner` is the number of the variant that it belongs to and with whose style it is drawn; None for neither.
     """
 
@@ -30,11 +32,15 @@ class Series:
     owner: int | None = None
     style: Style | None = None
     look: str = "line"
+    named: list[float] | None = None
 
 
 @dataclass
 class Chart:
-    """Series on common axes, and in a caption how to read them; `x_ticks` are the values to name on a log axis."""
+    """Series on common axes, and in a caption how to read them; `x_ticks` are the values to name on a log axis.
+
+    `limit` is a value on the horizontal axis beyond which is too much, a line.
+    """
 
     key: str
     title: str
@@ -45,12 +51,22 @@ class Chart:
     log_x: bool = False
     log_y: bool = False
     x_ticks: list[float] | None = None
+    limit: float | None = None
 
     def ticks(self, axis: str) -> list[float]:
         """Return the values to name on an axis when it is logarithmic."""
         values = [value for series in self.series for value in getattr(series, axis) if value > 0]
         given = self.x_ticks if axis == "x" else None
         return given or log_ticks(min(values), max(values)) if values else []
+
+    def widened(self) -> tuple[float, float] | None:
+        """Return a range of a logarithmic horizontal axis whose values lie close together, or are one; else None."""
+        values = [value for series in self.series for value in series.x if value > 0]
+        if self.limit is not None:
+            values.append(self.limit)
+        if not self.log_x or not values or max(values) >= 2 * min(values):
+            return None
+        return min(values) / 1.5, max(values) * 1.5
 
 
 @dataclass
@@ -91,7 +107,11 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
             axis.set_major_formatter(lambda value, _: named(value))
         elif name == "x":
             axis.set_major_formatter(EngFormatter(sep=" "))
+    if widened := chart.widened():
+        axes.set_xlim(*widened)
     axes.grid(alpha=0.3)
+    if chart.limit:
+        axes.axvline(chart.limit, label="budget", color="0.35", linestyle="--", linewidth=1.2, zorder=1)
     handles, labels = axes.get_legend_handles_labels()
     columns = len(labels) if len(labels) < 6 else 3
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
@@ -142,7 +162,11 @@ def to_plotly(chart: Chart) -> dict:
     if isinstance(chart, Grid):
         return _grid_to_plotly(chart)
     traces = [trace for series in chart.series for trace in _traces(series)]
-    layout = {"hovermode": "closest", "showlegend": False, "margin": {"t": 8, "r": 12, "l": 56, "b": 44}}
+    layout: dict[str, Any] = {
+        "hovermode": "closest",
+        "showlegend": False,
+        "margin": {"t": 8, "r": 12, "l": 56, "b": 44},
+    }
     for axis, label, log in (("x", chart.x, chart.log_x), ("y", chart.y, chart.log_y)):
         values = chart.ticks(axis)
         layout[f"{axis}axis"] = {
@@ -150,6 +174,14 @@ def to_plotly(chart: Chart) -> dict:
             "tickvals": values, "ticktext": [named(value) for value in values], "zeroline": False,
             "tickmode": "array" if log else "auto",
         }  # fmt: skip
+    if widened := chart.widened():
+        layout["xaxis"]["range"] = [math.log10(end) for end in widened]
+    if chart.limit:
+        layout["margin"]["t"] = 22  # room for the word above the line
+        dashes = {"color": "#888", "dash": "8px,5px", "width": 1.5}
+        layout["shapes"] = [{"type": "line", "x0": chart.limit, "x1": chart.limit, "yref": "paper", "y0": 0, "y1": 1,
+                             "line": dashes, "label": {"text": "budget", "textposition": "end", "textangle": 0,
+                                                       "xanchor": "left"}}]  # fmt: skip
     return {"data": traces, "layout": layout}
 
 
@@ -179,7 +211,7 @@ def _traces(series: Series) -> list[dict]:
         "line": {"dash": look.pixels.replace(",", "px,") + "px" if look.dash else "solid", "width": LINE_WIDTH},
         "marker": {"size": {"star": 15, "points": 10}.get(series.look, 8), "maxdisplayed": 12,
                    "symbol": "star" if series.look == "star" else look.mark[1]},
-        "hovertemplate": POINTED_AT.format(series.name),
+        "text": [named(value) for value in series.named or series.x], "hovertemplate": POINTED_AT.format(series.name),
     }  # fmt: skip
     if spread:
         trace |= {

@@ -22,6 +22,7 @@ function painted(trace) {
 
 function draw(key) {
   const place = document.getElementById("chart-" + key), {data, layout} = page.charts[key];
+  if (place.closest("details:not([open])")) return;  // it has no width yet
   const {color, fontFamily} = getComputedStyle(document.body), ink = printing ? "#1b1b1b" : color;
   const axis = own => ({...own, gridcolor: "rgba(128,128,128,.25)", linecolor: "rgba(128,128,128,.6)",
                         uirevision: own.type});
@@ -32,6 +33,7 @@ function draw(key) {
     hoverlabel: {font: {family: fontFamily}},
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     dragmode: coarse.matches ? false : "zoom",  // a finger scrolls the page
+    ...(layout.shapes && {shapes: layout.shapes.map(line => ({...line, label: {...line.label, font: {color: ink}}}))}),
     xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
   }, {responsive: true, displayModeBar: false});
 }
@@ -59,6 +61,7 @@ document.querySelectorAll(".axes button").forEach(button => button.addEventListe
   const {chart, axis} = button.dataset, own = page.charts[chart].layout[axis], log = own.type !== "log";
   own.type = log ? "log" : "linear";
   own.tickmode = log ? "array" : "auto";
+  own.autorange = !log || !own.range;  // a range is of the logarithm
   button.setAttribute("aria-pressed", log);
   draw(chart);
 }));
@@ -77,7 +80,18 @@ document.querySelectorAll("th button").forEach(button => button.addEventListener
   body.append(...[...body.rows].sort((a, b) => compare(text(a), text(b)) * (up ? 1 : -1)));
 }));
 
+const folds = [...document.querySelectorAll("details")];
+let opened = [];
+folds.forEach(fold => fold.addEventListener("toggle", drawAll));
+
+function print(begins) {  // on paper nothing can be unfolded
+  printing = begins;
+  if (begins) opened = folds.filter(fold => fold.open);
+  folds.forEach(fold => { fold.open = begins || opened.includes(fold); });
+  drawAll();
+}
+
 dark.addEventListener("change", drawAll);
-addEventListener("beforeprint", () => { printing = true; drawAll(); });
-addEventListener("afterprint", () => { printing = false; drawAll(); });
+addEventListener("beforeprint", () => print(true));
+addEventListener("afterprint", () => print(false));
 drawAll();

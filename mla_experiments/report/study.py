@@ -1,4 +1,4 @@
-"""The report of a study, the answer first: `report.md`, figures, and one page that needs no network."""
+"""The report of a study, the answer first: `report.md`, figures, `report.json`, and one page that needs no network."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ from .charts import Chart, draw
 from .findings import Findings, read_findings
 from .page import write_page
 from .study_charts import charts, looks
+from .summary import SUMMARY, write_summary
 from .templates import fill
 from .text import HOW_TOLD_APART, Text, text_of
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write `report.html`, `report.md` and `figures/` into a study's folder, finished or not; return what was written.
+    """Write `report.html`, `.md` and `.json` and `figures/` into a study's folder, finished or not; return their paths.
 
     Raises:
         UserError: no study there, or none of its runs has come to its end.
@@ -29,7 +30,8 @@ def write_findings(folder: Path, found: Findings) -> list[Path]:
     markdown = folder / "report.md"
     markdown.write_text(to_markdown(text, drawn), encoding="utf-8")
     variants = dict(zip([row.name for row in found.rows], looks(found.rows), strict=True))
-    return [write_page(folder / "report.html", text, drawn, variants), markdown, *files]
+    page = write_page(folder / "report.html", text, drawn, variants)
+    return [page, markdown, write_summary(folder / SUMMARY, found), *files]
 
 
 def to_markdown(text: Text, charts: dict[str, list[Chart]]) -> str:

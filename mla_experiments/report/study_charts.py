@@ -17,6 +17,7 @@ Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
 
 Point = tuple[Row, dict, float, float]  # a variant and its style, where it stands, what counts as cost
 CACHE_CONTEXTS: list[float] = [512, 2048, 8192, 32768, 131072]
+ASIDE = 1.04  # times, from one point to the next of those that would lie on one another
 FRONT = "The dotted line joins those that no other beats in both. Bars are 95 % intervals over seeds."
 
 
@@ -26,10 +27,11 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
         (row, {"owner": number, "style": look})
         for number, (row, look) in enumerate(zip(found.rows, looks(found.rows), strict=True))
     ]
-    cost = [*fronts(rows, found.measure.axis), cache_size(rows)]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
     return {
-        "cost": cost,
+        "lead": [cache_front(rows, found)],
+        "speed": speed_front(rows, found),
+        "cache": [cache_size(rows)],
         "training": training,
         "tuned": tuning_charts(found, rows),
         "recipes": recipes(found, rows),
@@ -47,22 +49,39 @@ def looks(rows: list[Row]) -> list[Style]:
     return [style(hue, mark + len(settings) * (hue // 10)) for hue, mark in numbers]
 
 
-def fronts(rows: list[Owned], axis: str) -> list[Chart]:
-    """Return quality against the cache, and against the speed of decoding a long context where it was measured."""
-    context = DECODE_CONTEXTS[-1]
-    cache = Chart(
-        "front-cache", "Quality against cache", f"Lower is better, and further left is cheaper. {FRONT}",
-        "cache bytes per token", f"{axis}, test", log_x=True,
+def cache_front(rows: list[Owned], found: Findings) -> Chart:
+    """Return quality against the cache, with the study's budget where it has one."""
+    budget = found.content["stated"].get("cache_bytes_per_token")
+    caption = f"Lower is better, and further left is cheaper. {FRONT}"
+    caches = [row.cache_bytes for row, _ in rows]
+    if len(set(caches)) < len(caches):
+        caption += " Of equal caches the points stand side by side."
+    chart = Chart(
+        "front-cache", "Quality against cache", f"{caption} The dashed line is the budget." if budget else caption,
+        "cache bytes per token", f"{found.measure.axis}, test", log_x=True, limit=budget,
         x_ticks=spaced(sorted({row.cache_bytes for row, _ in rows})),
     )  # fmt: skip
-    speed = Chart(
+    chart = with_front(chart, [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows])
+    for series, shift in zip(chart.series[1:], aside(caches), strict=True):
+        series.x, series.named = [value * shift for value in series.x], series.x
+    return chart
+
+
+def aside(values: list[int]) -> list[float]:
+    """Return factors by which equal values are set a little apart on a logarithmic axis, around where they are."""
+    places = [values[:number].count(value) for number, value in enumerate(values)]
+    return [ASIDE ** (place - (values.count(value) - 1) / 2) for place, value in zip(places, values, strict=True)]
+
+
+def speed_front(rows: list[Owned], found: Findings) -> list[Chart]:
+    """Return quality against the speed of decoding a long context; none where it was not measured."""
+    context = DECODE_CONTEXTS[-1]
+    chart = Chart(
         "front-decode", "Quality against decoding speed", f"Lower is better, and further right is faster. {FRONT}",
-        f"decode tokens/s at {context:,}", f"{axis}, test",
+        f"decode tokens/s at {context:,}", f"{found.measure.axis}, test",
     )  # fmt: skip
-    caches: list[Point] = [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows]
     timed = [(row, own, row.decode[context].median) for row, own in rows if context in row.decode]
-    speeds = [(row, own, speed, -speed) for row, own, speed in timed]
-    return [with_front(cache, caches), *([with_front(speed, speeds)] if speeds else [])]
+    return [with_front(chart, [(row, own, speed, -speed) for row, own, speed in timed])] if timed else []
 
 
 def with_front(chart: Chart, points: list[Point]) -> Chart:

@@ -23,9 +23,18 @@ def results(found: Findings) -> Table:
             found.measure.heading: shown(row.bits, 4),
             **({"ppl/word": shown(row.perplexity, digits)} if row.perplexity else {}),
             "cache bytes/token": f"{row.cache_bytes:,}",
-            "training tokens/s": speed(row.training_speed),
-            **{f"decode tokens/s at {context:,}": speed(row.decode.get(context)) for context in DECODE_CONTEXTS},
         }
+        for row in found.rows
+    ]
+
+
+def speeds(found: Findings) -> Table:
+    """Return how fast each variant trains and decodes; none where nothing was timed."""
+    if not any(row.training_speed or row.decode for row in found.rows):
+        return []
+    return [
+        {"variant": row.name, "training tokens/s": speed(row.training_speed)}
+        | {f"decode tokens/s at {context:,}": speed(row.decode.get(context)) for context in DECODE_CONTEXTS}
         for row in found.rows
     ]
 

@@ -1,5 +1,6 @@
 """Templates beside this file: what is put into them is escaped, for HTML or for Markdown, unless it is marked safe."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from markupsafe import Markup
 
 from ..markdown import escaped, table
 
+SPREAD = re.compile(r" (± .*|\(.*\))$")
 SETTINGS: dict[str, Any] = {
     "undefined": StrictUndefined,
     "trim_blocks": True,
@@ -46,7 +48,13 @@ def unbroken(sentence: str) -> str:
 
 
 def spread(rows: list[dict[str, str]]) -> list[list[tuple[str, str, int]]]:
-    """Return the cells of a table as the mean, what follows ±, and how long that is at most in the column."""
-    cells = [[cell.partition(" ± ")[::2] for cell in row.values()] for row in rows]
+    """Return the cells of a table as the number, the spread behind it, and how long that is at most in the column."""
+    cells = [[(name, ""), *map(parted, numbers)] for name, *numbers in (row.values() for row in rows)]
     widths = [max(len(after) for _, after in column) for column in zip(*cells, strict=True)]
     return [[(*cell, width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+
+
+def parted(cell: str) -> tuple[str, str]:
+    """Return a cell up to its spread, ± or a range in brackets, and the spread."""
+    found = SPREAD.search(cell)
+    return (cell[: found.start()], found[0]) if found else (cell, "")

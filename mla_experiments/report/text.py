@@ -4,19 +4,29 @@ from dataclasses import dataclass
 
 import yaml
 
+from ..evaluation.measures import BITS
 from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
 from . import accuracy, scaling
-from .answer import answer, joined
+from .answer import Answer, answer, joined
 from .findings import Findings
 from .nuisance import of_what
-from .study_tables import Table, differences, recipes, results, settings_tried
+from .study_tables import Table, differences, recipes, results, settings_tried, speeds
 
+WORDS = {  # what a reader meets in a report, a line each
+    "±": "the 95 % interval over seeds: of 20 such intervals, 19 hold the mean that endless seeds would give",
+    "Seed": "a number that draws the initial weights and the order of the data; a model is trained once with each",
+    "Told apart": "a difference that counts at 5 % after correction, and for other seeds and other documents too",
+    "Interval of a difference": "where the true difference lies, for other seeds and other documents; it leaves out 0 "
+    "exactly where the difference is told, and is narrower than the bars where one seed moves both variants alike",
+    "Corrected": "of many pairs one looks different by chance, so each has to pass 5 % divided by their number "
+    "(Bonferroni)",
+}
+BITS_WORD = {"Bits per byte": "what a model needs to tell the next byte of held-out text; less is better"}
 HOW_TOLD_APART = (
-    "A difference counts at 5 %, after Bonferroni's correction for the number of pairs, and its interval is corrected "
-    "too: 95 times in 100 all of them hold, for other seeds and other documents. The variances of seeds (paired), of "
-    "documents, and of what is of both alone are added, with Satterthwaite's degrees of freedom; a verdict holds for "
-    "seeds alone and documents alone too. Fewer than three seeds or ten documents give none."
+    "All corrected intervals hold at once, 95 times in 100. The variances of seeds (paired), of documents, and of what "
+    "is of both alone are added, with Satterthwaite's degrees of freedom. Fewer than three seeds or ten documents give "
+    "no verdict."
 )
 
 
@@ -27,9 +37,10 @@ class Text:
     title: str
     notice: str
     failures: list[str]
-    answer: list[str]
+    answer: Answer
+    words: dict[str, str]
+    speeds: Table
     results: Table
-    matched: str
     scaling: list[str]
     recall: list[str]
     conditions: Table
@@ -50,16 +61,16 @@ def text_of(found: Findings) -> Text:
     """Put a study's findings into words."""
     content = found.content
     name, stated = content["name"], content["stated"]
-    tuned = {field for design in stated["designs"].values() for settings in design for field in settings}
-    swept = {"seed"} | tuned | {field for v in content["variants"] for field in v["variant"]["changed"]}
-    same = {field: value for field, value in (stated["data"] | stated["settings"]).items() if field not in swept}
     return Text(
         title=name,
         notice=" ".join(notices(found)),
         failures=found.failures,
         answer=answer(found),
+        words=(BITS_WORD if found.measure is BITS else {})
+        | WORDS
+        | {"Matched": " ".join([matched(found), *left_out(found)])},
+        speeds=speeds(found),
         results=results(found),
-        matched=" ".join([matched(found), *left_out(found)]),
         scaling=scaling.sentences(laws) if (laws := scaling.curves(found)) else [],
         recall=accuracy.sentences(found) if accuracy.is_of_a_task(found) else [],
         conditions=accuracy.table(found) if accuracy.is_of_a_task(found) else [],
@@ -73,8 +84,16 @@ def text_of(found: Findings) -> Text:
         made=made(content),
         rerun=[f"mla-experiments study {name}.yaml", f"mla-experiments report studies/{name}"],
         source=stated["source"],
-        settings=yaml.safe_dump(same, allow_unicode=True),
+        settings=yaml.safe_dump(shared_settings(content), allow_unicode=True),
     )
+
+
+def shared_settings(content: dict) -> dict:
+    """Return what all variants and trials have in common, presets and defaults included."""
+    stated = content["stated"]
+    tuned = {field for design in stated["designs"].values() for settings in design for field in settings}
+    swept = {"seed"} | tuned | {field for v in content["variants"] for field in v["variant"]["changed"]}
+    return {field: value for field, value in (stated["data"] | stated["settings"]).items() if field not in swept}
 
 
 def notices(found: Findings) -> list[str]:

@@ -22,7 +22,8 @@ from mla_experiments.study import read_study, study_plan
     ("name", "total", "active", "numbers_per_layer"),
     [  # model cards and papers: parameters in G, numbers cached per token and layer
         ("llama-3-8b", 8.03, None, 2048), ("llama-3-70b", 70.6, None, 2048), ("mistral-7b", 7.24, None, 2048),
-        ("qwen2.5-7b", 7.62, None, 1024), ("deepseek-v2-lite", 15.7, None, 576), ("deepseek-v2", 236, 21, 576),
+        ("llama-3.1-8b", 8.03, None, 2048), ("qwen2.5-7b", 7.62, None, 1024), ("qwen3-8b", 8.19, None, 2048),
+        ("deepseek-v2-lite", 15.7, None, 576), ("deepseek-v2", 236, 21, 576),
         ("deepseek-v3", 671, 37, 576), ("kimi-k2", 1030, 32, 576),
     ],
 )  # fmt: skip

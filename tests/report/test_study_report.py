@@ -14,6 +14,7 @@ from mla_experiments.cli import main
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
 from mla_experiments.report import scaling
+from mla_experiments.report.charts import to_plotly
 from mla_experiments.report.findings import read_findings
 from mla_experiments.report.study import to_markdown, write_report
 from mla_experiments.report.study_charts import charts, looks
@@ -43,7 +44,8 @@ def markdown_of(folder):
 
 def test_the_answer_names_what_is_worse_by_how_much_and_what_is_not_told_apart(tmp_path):
     found = read_findings(fake_study(tmp_path))
-    headline, room, power, cache, speed, scope = text_of(found).answer
+    said = text_of(found).answer
+    (headline, cache), (room, power, scope), (speed,) = said.lead, said.sure, said.speed
     assert re.match(r"(mha and mla|mla and mha) are not told apart; gqa is behind by 0\.0[45]\d\d bits", headline)
     assert re.search(r"\(95 % interval 0\.04\d\d to 0\.05\d\d\) and mqa by 0\.(09|10)", headline)
     (pair,) = (c for c in found.comparisons if (c.a, c.b) == ("mha", "mla"))
@@ -58,7 +60,7 @@ def test_the_answer_names_what_is_worse_by_how_much_and_what_is_not_told_apart(t
 def test_where_nothing_is_told_apart_that_is_the_answer_with_what_remains_possible(tmp_path):
     equal = [(Variant("mha"), 0.0), (Variant("mla"), 0.0)]
     found = read_findings(fake_study(tmp_path, variants=equal))
-    headline, room, *_ = text_of(found).answer
+    headline, _, room, *_ = text_of(found).answer.sentences
     assert re.fullmatch(r"No difference is told between (mha and mla|mla and mha)\.", headline)
     (only,) = found.comparisons
     assert f"room for {max(map(abs, only.interval)):.4f} bits per byte" in room
@@ -66,7 +68,7 @@ def test_where_nothing_is_told_apart_that_is_the_answer_with_what_remains_possib
 
 def test_a_clear_best_is_named(tmp_path):
     found = read_findings(fake_study(tmp_path, variants=[(Variant("mha"), 0.05), (Variant("mla"), 0.0)]))
-    headline, cache, *_ = text_of(found).answer
+    headline, cache = text_of(found).answer.lead
     assert headline.startswith("mla is best; mha is behind by 0.0") and "95 % interval" in headline
     assert cache == "mla keeps a cache of 2,048 bytes a token, 2.0 times less than mha."
 
@@ -92,7 +94,7 @@ def test_one_seed_gives_no_interval_and_no_verdict_and_an_edge_is_said(tmp_path)
 def test_settings_are_answered_one_by_one_and_then_against_each_other(tmp_path):
     folder = fake_study(tmp_path, variants=by_position([("mha", 0.0), ("mla", 0.05)]))
     found = read_findings(folder)
-    ahead, first, second, against, _ = text_of(found).answer
+    ahead, first, second, against, _ = text_of(found).answer.sentences
     assert ahead == "mha is ahead of mla in 2 of 2 recipes; the difference is told in 2."
     assert first.startswith("With positions=rope: mha is best; mla is behind by 0.0")
     assert second.startswith("With positions=learned: mha is best; mla is behind by 0.0")
@@ -107,7 +109,7 @@ def test_a_verdict_that_the_recipe_turns_is_never_given_as_one(tmp_path):
         (Variant("mla", {}, recipe), 0.05 if recipe["initialization"] == "normal" else -0.05) for recipe in recipes
     ]
     text = text_of(read_findings(fake_study(tmp_path, variants=turning)))
-    assert text.answer[0] == (
+    assert text.answer.headline == (
         "Which of mha and mla is ahead depends on the initialization: mla with initialization=zero seed_of_data=1; "
         "initialization=zero seed_of_data=2, mha with initialization=normal seed_of_data=1; initialization=normal "
         "seed_of_data=2."
@@ -119,7 +121,7 @@ def test_a_verdict_that_the_recipe_turns_is_never_given_as_one(tmp_path):
         same = row["pair"].count("initialization=normal") != 1
         if "mha" in row["pair"] and "mla" in row["pair"] and same:
             assert "depends on the recipe" in row["pair"]
-    for sentence in text.answer[1:5]:
+    for sentence in text.answer.sentences[1:5]:
         assert "behind by" not in sentence and "is best" not in sentence
     (chart,) = charts(read_findings(tmp_path / "tiny"))["recipes"]
     assert [round(value, 2) for value in chart.series[0].y] == pytest.approx([0.05, 0.05, -0.05, -0.05], abs=0.011)
@@ -150,13 +152,15 @@ def test_runs_that_were_not_even_listed_count_as_to_do(tmp_path):
 
 def test_what_was_matched_is_said_with_its_residuals(tmp_path):
     folder = fake_study(tmp_path)
-    assert text_of(read_findings(folder)).matched.endswith("matched by the width of the MLP, to within 0.000 %.")
+    assert (
+        text_of(read_findings(folder)).words["Matched"].endswith("matched by the width of the MLP, to within 0.000 %.")
+    )
     variants = read_record(folder / "study.json")["variants"]
     for variant, cached in zip(variants, (1.0, -0.25, -0.5, 0.004), strict=True):
         variant |= {"cache_residual": cached, "residual": 0.002}
     variants[-1]["options"] = {"kv_lora_rank": 61}
     change(folder, variants=variants, stated={"match": "cache", "cache_bytes_per_token": 2048})
-    assert text_of(read_findings(folder)).matched == (
+    assert text_of(read_findings(folder)).words["Matched"] == (
         "The cache was to be 2,048 bytes a token, and is as near as groups and latent ranks allow: mha +100.0 %, "
         "gqa -25.0 %, mqa -50.0 %, mla kv_lora_rank=61 +0.4 %. Not at the budget: mha, gqa and mqa. Parameters were "
         "matched by the width of the MLP, to within 0.200 %."
@@ -165,19 +169,19 @@ def test_what_was_matched_is_said_with_its_residuals(tmp_path):
 
 def test_sizes_are_said_to_be_matched_one_by_one(tmp_path):
     sizes = [(Variant("mha", {}, {"hidden_size": width}), 0.0) for width in (32, 64)]
-    said = text_of(read_findings(fake_study(tmp_path, variants=sizes))).matched
+    said = text_of(read_findings(fake_study(tmp_path, variants=sizes))).words["Matched"]
     assert said == "Parameters were matched within each size by the width of the MLP, to within 0.000 %."
 
 
 def test_where_decoding_was_measured_for_some_their_front_is_drawn(tmp_path):
     folder = fake_study(tmp_path)
     change(folder, decode={"mha": {"1024": 2.0, "8192": 1.0}})
-    (_, front, _) = charts(read_findings(folder))["cost"]
+    (front,) = charts(read_findings(folder))["speed"]
     assert front.key == "front-decode" and [series.name for series in front.series] == ["Pareto front", "mha"]
 
 
 def test_the_front_holds_those_that_no_other_beats_in_both(tmp_path):
-    chart = charts(read_findings(fake_study(tmp_path, noise=0)))["cost"][0]
+    chart = charts(read_findings(fake_study(tmp_path, noise=0)))["lead"][0]
     front = chart.series[0]
     assert front.x == [512] and front.y == chart.series[-1].y  # mla: the smallest cache, and level with the best
 
@@ -217,7 +221,7 @@ def test_everything_is_escaped(tmp_path):
     for markup in ("<script>", "<img", "![i](x)", "**b**"):
         assert not any(markup in line for line in prose), markup
     rows = [line for line in prose if line.startswith("|")]
-    assert all(len(re.split(r"(?<!\\)\|", line)) in (8, 9, 12) for line in rows), "no cell breaks out of its table"
+    assert all(len(re.split(r"(?<!\\)\|", line)) in (6, 8, 9) for line in rows), "no cell breaks out of its table"
 
 
 def test_sixty_runs_are_reported_in_seconds_and_a_few_megabytes(tmp_path):
@@ -243,8 +247,8 @@ def test_no_speed_wins_within_its_spread(tmp_path):
     speeds = {name: dict(zip(("median", "low", "high"), turns, strict=True)) for name, turns in around.items()}
     change(folder, decode={name: {"1024": speed, "8192": speed} for name, speed in speeds.items()})
     text = text_of(read_findings(folder))
-    assert "mla decodes 53 tokens per second at 8,192 tokens, and mha within the spread of that." in text.answer
-    assert text.results[0]["decode tokens/s at 8,192"] == "50 (45 to 55)"
+    assert "mla decodes 53 tokens per second at 8,192 tokens, and mha within the spread of that." in text.answer.speed
+    assert text.speeds[0]["decode tokens/s at 8,192"] == "50 (45 to 55)"
 
 
 def test_what_a_difference_does_as_compute_grows_is_said_with_its_interval(tmp_path):
@@ -277,3 +281,65 @@ def test_a_study_that_tunes_nothing_has_no_section_on_it(tmp_path):
     assert (
         "Tuning" not in (folder / "report.md").read_text() + (folder / "report.html").read_text().split("<script>")[0]
     )
+
+
+def test_the_numbers_are_written_as_data_beside_the_report(tmp_path):
+    folder = fake_study(tmp_path)
+    change(folder, stated={"cache_bytes_per_token": 2048})
+    write_report(folder)
+    found, data = read_findings(folder), json.loads((folder / "report.json").read_text())
+    assert [row["quality"]["mean"] for row in data["rows"]] == [row.bits.mean for row in found.rows]
+    assert [row["decode"]["8192"]["median"] for row in data["rows"]] == [50, 51, 52, 53]
+    assert {(row["seeds"], row["trials"], row["recipe"]) for row in data["rows"]} == {(5, 3, "learning rate 0.003")}
+    assert [(pair["a"], pair["b"], pair["is_told"]) for pair in data["pairs"]] == [
+        (c.a, c.b, c.is_told) for c in found.comparisons
+    ]
+    assert data["headline"] == text_of(found).answer.headline and data["settings"]["train_tokens"] == 2000
+
+
+def test_the_budget_is_a_line_in_the_first_figure_where_there_is_one(tmp_path):
+    folder = fake_study(tmp_path)
+    assert charts(read_findings(folder))["lead"][0].limit is None
+    change(folder, stated={"cache_bytes_per_token": 1000})
+    (front,) = charts(found := read_findings(folder))["lead"]
+    assert to_plotly(front)["layout"]["shapes"][0]["x0"] == 1000 and "budget" in front.caption
+    assert front.widened() is None, "caches of 512 to 4,096 span the axis"
+    assert len(text_of(found).answer.lead) <= 3 and "At 1,000 bytes" in text_of(found).answer.headline
+
+
+@pytest.mark.parametrize(
+    ("caches", "said"),
+    [
+        ((1000, 1004), "take mla: mha and mla are not told apart, and it decodes fastest; their caches are alike."),
+        ((1000, 500), "take mla: mha and mla are not told apart, and it keeps the smallest cache of them (500 bytes)."),
+        ((500, 1000), "take mha: mha and mla are not told apart, and it keeps the smallest cache of them (500 bytes)."),
+    ],
+)
+def test_of_those_level_at_the_budget_the_cheapest_is_taken_and_nearly_equal_caches_do_not_decide(
+    tmp_path, caches, said
+):
+    folder = fake_study(tmp_path, variants=[(Variant("mha"), 0.0), (Variant("mla"), 0.0)])
+    variants = read_record(folder / "study.json")["variants"]
+    for variant, cache in zip(variants, caches, strict=True):
+        variant["cache_bytes_per_token"] = cache
+    change(folder, variants=variants, stated={"cache_bytes_per_token": 1024})
+    answer = text_of(read_findings(folder)).answer
+    assert answer.lead == [f"At 1,024 bytes of cache a token, {said}"], "the same is not said twice"
+
+
+def test_caches_that_are_all_alike_are_drawn_in_the_middle_of_an_axis(tmp_path):
+    folder = fake_study(tmp_path, variants=[(Variant("mha"), 0.0)])
+    (front,) = charts(read_findings(folder))["lead"]
+    assert front.series[1].x == [4096]
+    low, high = to_plotly(front)["layout"]["xaxis"]["range"]
+    assert low < np.log10(4096) - 0.1 and high > np.log10(4096) + 0.1
+
+
+def test_points_of_equal_caches_stand_side_by_side_and_are_named_by_what_they_keep(tmp_path):
+    folder = fake_study(tmp_path, variants=[(Variant("mha"), 0.0), (Variant("mla"), 0.1)])
+    variants = read_record(folder / "study.json")["variants"]
+    change(folder, variants=[variant | {"cache_bytes_per_token": 1000} for variant in variants])
+    (front,) = charts(read_findings(folder))["lead"]
+    _, mha, mla = front.series
+    assert 900 < mha.x[0] < 1000 < mla.x[0] < 1100 and "side by side" in front.caption
+    assert [trace["text"] for trace in to_plotly(front)["data"][1:]] == [["1,000"], ["1,000"]]

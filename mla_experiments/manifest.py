@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 CHECKSUM = "sha256"  # of a record's other fields
 
 
-def read_manifest(folder: Path, made_by: str) -> dict:
+def read_manifest(folder: Path, made_by: object) -> dict:
     """Return the manifest of `folder`.
 
     Raises:
@@ -41,7 +41,7 @@ def read_manifest(folder: Path, made_by: str) -> dict:
         raise UserError(f"{path} is damaged; delete {folder} and make it again with: {made_by}") from None
 
 
-def read_whole(folder: Path, made_by: str) -> dict:
+def read_whole(folder: Path, made_by: object) -> dict:
     """Return the manifest of `folder`, all of whose files have been checked.
 
     Raises:

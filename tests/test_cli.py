@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 from mla_experiments.benchmark import MEASUREMENTS
 from mla_experiments.cli import COMMANDS, main
-from mla_experiments.cli.saying import next_step
+from mla_experiments.next_step import Step
 from mla_experiments.study.stated import DATA, OWN
 
 
@@ -38,12 +38,12 @@ def test_help_of_studies_lists_every_field_that_a_study_reads_itself(capsys):
 
 def test_what_to_run_next_fits_how_one_came(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert next_step("train_model.py --streaming", "train --streaming") == "mla-experiments train --streaming"
+    assert str(Step("train_model.py --streaming", "train --streaming")) == "mla-experiments train --streaming"
     (tmp_path / "train_model.py").touch()
-    assert next_step("train_model.py", "train") == "python train_model.py"
+    assert str(Step("train_model.py", "train")) == "python train_model.py"
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "data")
-    assert next_step("train_model.py", "train") == "cd ..; python train_model.py"
+    assert str(Step("train_model.py", "train")) == "cd ..; python train_model.py"
 
 
 @pytest.mark.parametrize("what", MEASUREMENTS)

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..next_step import Step
 from ..vocabulary import vocabulary_of
 from .parsing import LARGEST_SEED, parse
-from .saying import next_step, wrote
+from .saying import wrote
 
 EXAMPLES = """examples:
   mla-experiments data                                      WikiText-103 from the hub, or the offline sample
@@ -74,20 +75,20 @@ def run(argv: list[str]) -> None:
         counts = prepare_corpus(corpus, given["corpus"], given["text_column"], sample)["splits"]
         sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
         sizes = sizes or "a description; its rows are drawn while training"
-        wrote(corpus, sizes, next_step("hftokenizer.py", "data tokenizer"), len(chosen) == 1)
+        wrote(corpus, sizes, Step("hftokenizer.py", "data tokenizer"), len(chosen) == 1)
     if "tokenizer" in chosen:
         manifest = prepare_tokenizer(tokenizer, corpus, entries)
         wrote(
             tokenizer,
             f"{manifest['vocab_size']:,} entries",
-            next_step("construct_dataset.py", "data tokens"),
+            Step("construct_dataset.py", "data tokens"),
             len(chosen) == 1,
         )
     if "tokens" in chosen:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
         rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
         flags = (" --streaming" if "stream" in manifest else "") + shorter_rows(given)
-        following = next_step(f"train_model.py{flags}", f"train{flags}")
+        following = Step(f"train_model.py{flags}", f"train{flags}")
         said = f"rows of {manifest['sequence_length']} tokens: {rows}" if rows else "nothing to pack"
         wrote(tokens, said, following)
 

@@ -45,20 +45,6 @@ def say_last(sentence: str, code: int, is_error: bool) -> int:
     return code
 
 
-def next_step(script: str, command: str) -> str:
-    """Return what to run next, as the user came: a script of a clone that is here or one folder up, or a sub-command.
-
-    Args:
-        script: such as "train_model.py", with flags if any.
-        command: the same of the installed command, such as "train".
-    """
-    name = script.split()[0]
-    for folder, before in ((Path(), ""), (Path(".."), "cd ..; ")):
-        if (folder / name).is_file():
-            return f"{before}python {script}"
-    return f"mla-experiments {command}"
-
-
-def wrote(what: Path | str, details: str, following: str, say_next: bool = True) -> None:
+def wrote(what: Path | str, details: str, following: object, say_next: bool = True) -> None:
     """Say what was written and what to run next."""
     print(f"Wrote {what} ({details})." + (f"\nNext: {following}" if say_next else ""))

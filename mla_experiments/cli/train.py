@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from ..next_step import Step
 from ..stopping import say_how_to_stop
 from .parsing import parse
-from .saying import next_step, wrote
+from .saying import wrote
 
 EXAMPLES = """examples:
   mla-experiments train                                    MHA, MQA and MLA, on the data in data/
@@ -44,4 +45,4 @@ def run(argv: list[str]) -> None:
     draw_curves(runs, figures)
     for folder in folders:
         write_model_card(folder)
-    wrote(", ".join(map(str, folders)), f"curves in {figures}", next_step("eval_model.py", "eval"))
+    wrote(", ".join(map(str, folders)), f"curves in {figures}", Step("eval_model.py", "eval"))

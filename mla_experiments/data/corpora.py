@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import UserError, reason_of
 from ..manifest import is_current, is_inside, new_folder, read_manifest, read_whole
+from ..next_step import Step
 from .decoding import whole_text
 from .formats import shown
 from .reading import TEXT_COLUMN, Reading, local_files
@@ -20,7 +21,7 @@ from .streaming import DocumentStream, first_documents
 from .synthetic import is_synthetic
 from .synthetic.prepared import prepare_task
 
-MADE_BY = "python data/download_data.py"
+MADE_BY = Step("data/download_data.py", "data download")
 HELD_OUT_SHARE = 0.1  # of the characters, for validation and for test each, where a corpus has no splits of its own
 HELD_OUT_MOST = 2_000_000  # characters of a held-out split; more would only make evaluation slow
 READERS = 3  # raised where the same files give other documents than before

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from ..manifest import is_current, new_folder, read_manifest, read_whole
+from ..next_step import Step
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus, load_split
 from .streaming import write_held_out
@@ -24,7 +25,7 @@ from .synthetic.prepared import prepare_rows
 from .tokenizer import MADE_BY as TOKENIZER_MADE_BY
 from .tokenizer import load_tokenizer
 
-MADE_BY = "python data/construct_dataset.py"
+MADE_BY = Step("data/construct_dataset.py", "data tokens")
 LONGEST = 2**31 - 1  # what Arrow's lists are counted in
 BATCH_CHARACTERS = 2_000_000  # tokenised at once, by all cores; bounds the memory
 

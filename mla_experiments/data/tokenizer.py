@@ -13,13 +13,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..errors import UserError, reason_of
 from ..every_reader import tokenizer_for_every_reader
 from ..manifest import MANIFEST, file_hash, is_current, new_folder, read_manifest, read_whole
+from ..next_step import Step
 from ..run_files import check_files
 from ..vocabulary import AUTO, USUAL
 from .corpora import MADE_BY as CORPUS_MADE_BY
 from .corpora import load_corpus
 from .synthetic.prepared import prepare_vocabulary
 
-MADE_BY = "python data/hftokenizer.py"
+MADE_BY = Step("data/hftokenizer.py", "data tokenizer")
 END_OF_DOCUMENT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 256 + 1  # the bytes and the end of a document
 CHARACTERS_AN_ENTRY = 400  # of training text, about 100 tokens: rarer entries are hardly learnt

@@ -16,6 +16,7 @@ from ..manifest import file_hash, library_versions, read_manifest, read_record, 
 from ..markdown import escaped, in_cell, table
 from ..modeling import DecoderForCausalLM, device, device_name, load_model
 from ..modeling.named import named_folder
+from ..next_step import Step
 from ..run_files import RUN_FILE, read_run
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import ANSWERS, read_scores, texts_hash, write_scores
@@ -166,7 +167,9 @@ def find_models(names: list[str], weights: Path) -> list[Path]:
         if not any(part.startswith("checkpoint-") for part in path.parts)
     )
     if not found:
-        raise UserError(f"weights_dir={weights} holds no trained model; train some with: python train_model.py")
+        raise UserError(
+            f"weights_dir={weights} holds no trained model; train some with: {Step('train_model.py', 'train')}"
+        )
     return list(dict.fromkeys(found))
 
 

@@ -4,6 +4,7 @@ It is kept in the user's cache folder under a name that says source, compiler an
 PyTorch alone serves, and `mla-experiments kernels` says why.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -76,8 +77,28 @@ def compiled(name: str, march: str = "native", folder: Path | None = None) -> ct
 
 
 def cache_folder() -> Path:
-    """Return where this package keeps what it has made once: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"
+    """Return where this package keeps what it has made once: below XDG_CACHE_HOME, or ~/.cache.
+
+    Where there is no home, or none that can be written to, it is a folder of one's own among temporary files.
+
+    Raises:
+        CannotCompile: that one cannot be made, is another's, or is open to others, who could put code there.
+    """
+    with contextlib.suppress(RuntimeError, OSError):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mla-experiments"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    own = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"mla-experiments-{own}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise CannotCompile(f"{folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME to a folder") from None
+    if hasattr(os, "getuid") and (found.st_uid != own or found.st_mode & 0o022 or folder.is_symlink()):
+        raise CannotCompile(f"{folder} is not this account's alone; set XDG_CACHE_HOME to a folder that is")
+    return folder
 
 
 def _run(*argv: str) -> str:

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import UserError, reason_of
+from ..next_step import Step
 from ..run_files import check_files, check_finished
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
@@ -23,7 +24,7 @@ def load_model(folder: Path) -> DecoderForCausalLM:
     folder = Path(folder)
     check_finished(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model={folder} holds no config.json; train one with: python train_model.py")
+        raise UserError(f"model={folder} holds no config.json; train one with: {Step('train_model.py', 'train')}")
     if not any(folder.glob("model*.safetensors")):
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"

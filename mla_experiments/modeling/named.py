@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..kernels.compiling import cache_folder
+from ..kernels.compiling import CannotCompile, cache_folder
 from ..manifest import file_hash, locked
 
 
@@ -59,7 +59,10 @@ def named_folder(name: str) -> Path | None:
         return None
     from .conversion import import_checkpoint
 
-    folder = cache_folder() / f"{name.lower()}-{file_hash(file)[:12]}"
+    try:
+        folder = cache_folder() / f"{name.lower()}-{file_hash(file)[:12]}"
+    except CannotCompile as error:
+        raise UserError(f"{name} has no place: {error}") from None
     with locked(folder):
         if not (folder / "config.json").is_file():
             import_checkpoint(file, folder)

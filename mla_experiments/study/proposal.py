@@ -4,7 +4,9 @@ What is proposed is a study like any other, in a file that can be edited: groupe
 latents at the budget, multi-head attention beside them for comparison; equal tuning of the learning rate, three seeds.
 """
 
-from dataclasses import dataclass
+import json
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from .runner import prepare_data
 from .statistics import LEAST_DOCUMENTS
 from .trials import Trials
 
+HEADING = """# Proposed by `mla-experiments choose`; edit it and run it with `mla-experiments study`.
+# Question: """
 SEEDS, TRIALS = (0, 1, 2), 3
 SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
 LEAST_TOKENS = 100_000  # of a training, below which models have hardly begun to differ
@@ -53,19 +57,37 @@ class Question:
 
 
 def propose(question: Question, path: Path, root: Path) -> list[str]:
-    """Prepare the text, and write the study that answers a question.
+    """Write the study that answers a question; one that stands there for this very question is kept, edited or not.
+
+    So the same command goes on with what it began, whose budget of tokens this machine's speed of that hour decided.
 
     Args:
         question: what is asked.
-        path: of the YAML file; what stands there is replaced.
+        path: of the YAML file.
         root: folder of studies.
 
     Returns:
         What was chosen, a sentence each.
 
     Raises:
-        UserError: a text, a budget, a size or hours that give no answer, with what would.
+        UserError: a text, a budget, a size or hours that give no answer, with what would; or a file for another
+            question.
     """
+    heading = HEADING + json.dumps(asdict(question), ensure_ascii=False) + "\n"
+    if path.exists():
+        if path.read_text(encoding="utf-8").startswith(heading):
+            return [f"{path} stands for this question, and is gone on with as it is."]
+        raise UserError(f"{path} is there for another question, and is kept; move it away, or give --studies-dir")
+    with tempfile.TemporaryDirectory() as scratch:  # nothing stands here before the question has an answer
+        draft = Path(scratch) / path.name
+        sentences = drafted(question, draft, root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(heading + draft.read_text(encoding="utf-8"), encoding="utf-8")
+    return sentences
+
+
+def drafted(question: Question, path: Path, root: Path) -> list[str]:
+    """Prepare the text, and write what `propose` writes; arguments and errors are its own."""
     stated = {
         "corpus": question.corpus,
         "vocab_size": "auto",
@@ -106,10 +128,8 @@ def propose(question: Question, path: Path, root: Path) -> list[str]:
 
 def written(path: Path, stated: dict) -> Study:
     """Write a study's file, and return what it states."""
-    heading = "# Proposed by `mla-experiments choose`; edit it and run it with `mla-experiments study`.\n"
     lines = yaml.safe_dump(stated, sort_keys=False, default_flow_style=None, allow_unicode=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(heading + lines, encoding="utf-8")
+    path.write_text(lines, encoding="utf-8")
     return read_study(path)
 
 

@@ -43,7 +43,7 @@ class RunArguments:
         default="auto",
         metadata={"help": "sizes to start from: reference, demo, or auto (reference with an accelerator)"},
     )
-    data_dir: str = field(default="data", metadata={"help": "where data/construct_dataset.py left the tokens"})
+    data_dir: str = field(default="data", metadata={"help": "where `data` left the tokens"})
     weights_dir: str = field(default="weights", metadata={"help": "where runs, checkpoints and weights go"})
     figures_dir: str = field(default="figures", metadata={"help": "where the loss curves go"})
     run: str = field(default="", metadata={"help": "keep this training apart, under weights/RUN and figures/RUN"})

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..data import DocumentStream
+from ..data.corpora import MADE_BY
 from ..data.packing import joined_tokens
 from ..errors import UserError
 from ..manifest import write_json
@@ -122,7 +123,7 @@ def check_streaming(asked: bool, manifest: dict, flags: dict) -> None:
     if asked and not streamed:
         raise UserError(
             f"streaming=True needs data prepared with it, but corpus={corpus} is stored; leave --streaming out, or "
-            "prepare with: python data/download_data.py --streaming"
+            f"prepare with: {MADE_BY.with_flags('--streaming')}"
         )
     if asked and flags.get("dataloader_num_workers"):
         raise UserError(

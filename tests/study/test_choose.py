@@ -32,6 +32,13 @@ def test_a_question_becomes_a_study_and_an_answer(place, capsys, monkeypatch):
     assert "Above the budget, and here for comparison alone: mha (1,024 bytes)." in said
     study = read_study(Path("studies/choose-own.yaml"))
     assert study.match == "cache" and study.data["vocab_size"] == "auto" and study.space.trials == 3
+    edited = Path("studies/choose-own.yaml").read_text() + "# mine\n"
+    Path("studies/choose-own.yaml").write_text(edited)
+    assert main([*asked.split(), "--plan-only"]) == 0
+    assert "choose-own.yaml stands for this question, and is gone on with as it is." in capsys.readouterr().out
+    assert main([*asked.replace("256", "512").split(), "--plan-only"]) == 2
+    assert "choose-own.yaml is there for another question, and is kept" in capsys.readouterr().err
+    assert Path("studies/choose-own.yaml").read_text() == edited
     report = Path("studies/choose-own/report.md").read_text()
     assert report.splitlines()[2].startswith("**At 256 bytes of cache a token, take m")
 
@@ -49,6 +56,7 @@ def test_a_question_becomes_a_study_and_an_answer(place, capsys, monkeypatch):
 def test_what_gives_no_answer_says_what_would(place, capsys, asked, said):
     assert main(["choose", "own.txt", "--plan-only", *asked.split()]) == 2
     assert said in capsys.readouterr().err.replace("-bytes-per-token", "_bytes_per_token")
+    assert not Path("studies/choose-own.yaml").exists()
 
 
 def test_a_text_too_small_says_how_much_is_needed(place, capsys):

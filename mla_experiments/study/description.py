@@ -12,11 +12,13 @@ from pathlib import Path
 
 from ..data.synthetic import Task, is_synthetic, task_of
 from ..training import PRESETS, RunArguments, trainer_defaults
+from ..training.arguments import check_least, steps_of
 from ..training.flags import taken
 from ..vocabulary import AUTO, USUAL
 from ..yaml_files import read_yaml
 from .fields import CORPUS
-from .schema import as_list, read_fields
+from .halving import entrants, steps_at
+from .schema import Stated, as_list, names_of, read_fields
 from .tuning import OPTION, Settings, Space, designs_of, options_of
 
 
@@ -57,10 +59,33 @@ class Study:
         own = {name: value for name, value in values.items() if name in names}
         return own, {name: value for name, value in values.items() if name not in names}
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of a training after which the worse half of the trials stops, and the whole."""
+        return (*(self.space.halving if self.space else ()), 1.0)
+
+    def trials_of(self, variant: Variant) -> list[int]:
+        """Return how many trials of a variant are trained up to each share; none where there is nothing to choose."""
+        trials = len(self.designs[variant.attention])
+        return entrants(trials if trials > 1 else 0, len(self.shares) - 1)
+
     def runs_of(self, variant: Variant) -> int:
         """Return how many runs a variant has: one of every trial, where there are several, and one of every seed."""
-        trials = len(self.designs[variant.attention])
-        return (trials if trials > 1 else 0) + len(self.seeds)
+        return self.trials_of(variant)[0] + len(self.seeds)
+
+    def trainings_of(self, variant: Variant) -> float:
+        """Return how many whole trainings the runs of a variant come to, of which halving leaves some early."""
+        steps = self.steps_compared(variant)
+        parts = zip(self.trials_of(variant), [0, *steps], steps, strict=False)
+        return sum(trials * (until - since) for trials, since, until in parts) / steps[-1] + len(self.seeds)
+
+    def steps_compared(self, variant: Variant) -> list[int]:
+        """Return the steps after which trials are compared: where they are halved, and the last."""
+        own, flags = self.arguments(variant)
+        run = RunArguments(**own)
+        check_least(run)
+        steps = int(steps_of(run, flags)["max_steps"])
+        return [*steps_at(self.shares[:-1], steps, flags), steps]
 
     def corpus_of(self, variant: Variant) -> str:
         """Return what a variant is trained on: of synthetic corpora with the difficulty that is swept."""
@@ -101,11 +126,11 @@ def read_study(path: Path) -> Study:
     source, content = read_yaml(path, "study", "`field: value`")
     file = read_fields(content, path)
     options, of_corpus = file.starting(OPTION), file.starting(CORPUS)
-    flags = {name: value for name, value in file.model_extra.items() if name not in options}
+    flags = {name: value for name, value in file.others.items() if name not in options}
     swept = {name: values for name, values in flags.items() if isinstance(values, list)}
     same = {name: value for name, value in flags.items() if name not in swept}
     usual = {name: value for name, value in (trainer_defaults() | PRESETS[file.preset]).items() if value is not None}
-    data = file.model_dump(include=("corpus", "text_column", "vocab_size", "shuffle_seed"))
+    data = file.model_dump(include={"corpus", "text_column", "vocab_size", "shuffle_seed"})
     data["corpus"] = with_fields(file.corpus, {name: same.pop(name) for name in of_corpus if name in same})
     study = Study(
         name=path.stem,
@@ -116,7 +141,7 @@ def read_study(path: Path) -> Study:
         variants=tuple(variants_of(file.attention, {n.removeprefix(OPTION): v for n, v in options.items()}, swept)),
         seeds=tuple(file.seeds),
         space=file.space,
-        designs=designs_of(file.space, file.learning_rate, file.attention),
+        designs=designs_of(file.space, file.learning_rate, names_of(file.attention)),
         match=file.match,
         cache_bytes_per_token=file.cache_bytes_per_token,
     )
@@ -124,7 +149,9 @@ def read_study(path: Path) -> Study:
         if task := study.task_of(variant):
             task.check_length(study.arguments(variant)[0]["sequence_length"])
         for settings in study.designs[variant.attention]:
-            taken(study.arguments(with_settings(variant, settings))[1])
+            of_trial = with_settings(variant, settings)
+            taken(study.arguments(of_trial)[1])
+            study.steps_compared(of_trial)
     return study
 
 
@@ -141,10 +168,14 @@ def with_settings(variant: Variant, settings: Settings) -> Variant:
     return Variant(variant.attention, variant.options | options, variant.changed | changed)
 
 
-def variants_of(attention: list[str], options: dict, swept: dict[str, list]) -> Iterator[Variant]:
-    """Yield every mechanism with every combination of its swept options and of the swept fields."""
-    for name in attention:
-        own = {option: as_list(values) for option, values in options.items() if option in options_of(name)}
+def variants_of(attention: list[Stated], options: dict, swept: dict[str, list]) -> Iterator[Variant]:
+    """Yield every mechanism with every combination of its swept options and of the swept fields.
+
+    What an entry of `attention` says of itself goes before what is said of all.
+    """
+    for one in attention:
+        of_all = {option: as_list(values) for option, values in options.items() if option in options_of(one.name)}
+        own = of_all | {option: [value] for option, value in one.options.items()}
         for chosen in itertools.product(*own.values()):
             for changed in itertools.product(*swept.values()):
-                yield Variant(name, dict(zip(own, chosen, strict=True)), dict(zip(swept, changed, strict=True)))
+                yield Variant(one.name, dict(zip(own, chosen, strict=True)), dict(zip(swept, changed, strict=True)))

@@ -115,7 +115,7 @@ def typed(field: str, value: Any) -> Any:
 
 @functools.cache
 def _command_line() -> HfArgumentParser:
-    return HfArgumentParser(CLASSES, exit_on_error=False)
+    return HfArgumentParser(CLASSES, exit_on_error=False)  # type: ignore[arg-type]  # dataclasses, as it wants
 
 
 def can_be(field: str, kind: type) -> bool:

@@ -7,6 +7,7 @@ Beside its own fields a file has all those of training, which `fields.py` asks f
 import re
 import typing
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from ..data.synthetic import is_synthetic
@@ -20,7 +21,16 @@ from .fields import CORPUS, FIXED, check_name, check_of_corpus, check_options, o
 from .tuning import OPTION, SEED, Factor, Space, check_factor, factor_of
 
 try:
-    from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        PlainValidator,
+        ValidationError,
+        ValidationInfo,
+    )
     from pydantic import model_validator as checked
 except ModuleNotFoundError:
     raise Missing("pydantic", "the file of a study is read by it") from None
@@ -48,7 +58,7 @@ def check_each_once(field: str, values: list) -> None:
 
 def each_once(values: list, info: ValidationInfo) -> list:
     """Return a list that is not empty and says nothing twice."""
-    check_each_once(info.field_name, values)
+    check_each_once(str(info.field_name), values)
     return values
 
 
@@ -60,6 +70,32 @@ def one_for_all(value: Any, info: ValidationInfo) -> Any:
             "for each, and see mla-experiments compare"
         )
     return value
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A mechanism as `attention` states it: by name, or with options of its own, `{mla: {kv_lora_rank: 64}}`."""
+
+    name: str
+    options: dict
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.options}" if self.options else self.name
+
+
+def stated(value: Any) -> Stated:
+    """Return what an entry of `attention` states."""
+    if not isinstance(value, dict):
+        return Stated(find(value), {})
+    ((name, options),) = value.items() if len(value) == 1 else [("", None)]
+    if not isinstance(options, dict):
+        raise UserError(f"attention={value} must be a name, or one with its options, such as mla: {{kv_lora_rank: 64}}")
+    return Stated(find(name), {str(option): one for option, one in options.items()})
+
+
+def names_of(attention: list[Stated]) -> list[str]:
+    """Return the names of mechanisms, each once."""
+    return list(dict.fromkeys(one.name for one in attention))
 
 
 def fresh(seeds: list[int]) -> list[int]:
@@ -75,7 +111,7 @@ def by_mechanism(rate: Any, info: ValidationInfo) -> dict:
     Raises:
         UserError: a mechanism has none, or is none of the study's.
     """
-    attention, preset = info.data.get("attention", []), info.data.get("preset")
+    attention, preset = names_of(info.data.get("attention", [])), info.data.get("preset")
     if rate is None and preset:
         rate = PRESETS[preset]["learning_rate"]
     if not isinstance(rate, dict):
@@ -89,7 +125,7 @@ def by_mechanism(rate: Any, info: ValidationInfo) -> dict:
 
 def as_flag(value: Any, info: ValidationInfo) -> Any:
     """Return a value as the flag of that name reads it."""
-    return typed(info.field_name, value)
+    return typed(str(info.field_name), value)
 
 
 Listed = Annotated[list[T], BeforeValidator(as_list), AfterValidator(each_once)]
@@ -98,11 +134,23 @@ Rate = Annotated[float, BeforeValidator(as_flag), Field(gt=0, allow_inf_nan=Fals
 Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 
 
-class Tuning(BaseModel):
-    """What is tuned, in how many trials, and which of them are stopped early; others are factors, by name."""
+class Fields(BaseModel):
+    """Fields of their own, which the class names, and others, which it does not."""
 
     model_config = ConfigDict(extra="allow")
-    OTHERS: ClassVar[dict[str, str]] = {
+    OTHERS: ClassVar[dict[str, str]] = {}
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """The other fields, by name."""
+        assert self.model_extra is not None  # as the configuration says
+        return self.model_extra
+
+
+class Tuning(Fields):
+    """What is tuned, in how many trials, and which of them are stopped early; others are factors, by name."""
+
+    OTHERS = {
         "FIELD": "choices [a, b, c], or with decimal points a range: [1.0e-3, 1.0e-2]",
     }
 
@@ -126,24 +174,23 @@ class Tuning(BaseModel):
     @checked(mode="after")
     def _factors(self):
         known = of_training() - set(FIXED)
-        for name, values in self.model_extra.items():
+        for name, values in self.others.items():
             if name in FIXED:
                 raise UserError(f"tuning.{name} changes what is compared; list its values as a field of the study")
             check_name(name, known, "tuning")
             factor = factor_of(name, values)
             if not name.startswith(OPTION):
                 factor = Factor(tuple(typed(name, value) for value in factor.values), factor.is_range)
-            self.model_extra[name] = factor
-        if not self.model_extra:
+            self.others[name] = factor
+        if not self.others:
             raise UserError("tuning states trials but nothing to tune; give learning_rate: [1.0e-3, 1.0e-2], say")
         return self
 
 
-class StudyFile(BaseModel):
+class StudyFile(Fields):
     """What a study's file states; others are flags of training and options, each a value or a list of them."""
 
-    model_config = ConfigDict(extra="allow")
-    OTHERS: ClassVar[dict[str, str]] = {
+    OTHERS = {
         "attention.OPTION": "of those mechanisms that have it: attention.kv_lora_rank: [64, 128]",
         "corpus.FIELD": "of a synthetic corpus (docs/recall.md); a list sweeps it",
         "any flag of train": "hidden_size, train_tokens, optimizer ... (train --help, --help-all); a list sweeps it",
@@ -160,8 +207,10 @@ class StudyFile(BaseModel):
     preset: Annotated[str, BeforeValidator(preset_name)] = Field(
         "auto", validate_default=True, description="sizes to start from: demo or reference"
     )
-    attention: Listed[Annotated[str, BeforeValidator(find)]] = Field(
-        list(MISSION), description="mechanisms, by name: [mha, gqa, mqa, mla], or mla+mha over the layers"
+    attention: Listed[Annotated[Stated, PlainValidator(stated)]] = Field(
+        list(MISSION),
+        validate_default=True,
+        description="by name, [mha, mla], mla+mha over the layers, or with options: [mha, mla: {kv_lora_rank: 64}]",
     )
     seeds: Annotated[Listed[Whole], AfterValidator(fresh)] = Field(
         [0], description="one or a list; fresh ones are compared, another tunes"
@@ -181,7 +230,7 @@ class StudyFile(BaseModel):
 
     @checked(mode="after")
     def _names(self, info: ValidationInfo):
-        for name, value in self.model_extra.items():
+        for name, value in self.others.items():
             if not name.startswith(CORPUS):  # those are looked at with the corpus
                 check_name(name, set(type(self).model_fields), f"study={info.context}")
             check_each_once(name, as_list(value))
@@ -191,7 +240,7 @@ class StudyFile(BaseModel):
     def _match(self):
         if (self.match == "cache") != (self.cache_bytes_per_token is not None):
             raise UserError("match=cache and cache_bytes_per_token belong together; give both or neither")
-        hybrids = [name for name in self.attention if is_hybrid(name)]
+        hybrids = [name for name in names_of(self.attention) if is_hybrid(name)]
         if self.match == "cache" and hybrids:  # of several options none is the one to solve for
             raise UserError(
                 f"match=cache solves for an option of one mechanism, which {hybrids[0]} is not; choose another"
@@ -209,36 +258,41 @@ class StudyFile(BaseModel):
     @checked(mode="after")
     def _training(self):
         options = self.starting(OPTION)
-        check_options(self.attention, {name: as_list(value) for name, value in options.items()}, self.match)
-        for name in self.model_extra.keys() - options.keys() - self.starting(CORPUS).keys():
-            value = self.model_extra[name]
+        mechanisms = names_of(self.attention)
+        check_options(mechanisms, {name: as_list(value) for name, value in options.items()}, self.match)
+        for one in self.attention:
+            check_options([one.name], {OPTION + name: [value] for name, value in one.options.items()}, self.match)
+        for name in self.others.keys() - options.keys() - self.starting(CORPUS).keys():
+            value = self.others[name]
             several = isinstance(value, list)
-            self.model_extra[name] = [typed(name, one) for one in value] if several else typed(name, value)
+            self.others[name] = [typed(name, one) for one in value] if several else typed(name, value)
         return self
 
     @checked(mode="after")
     def _tuned(self):
         if self.tuning is None:
             return self
-        factors = self.space.factors
+        factors, mechanisms = self.tuning.others, names_of(self.attention)
         for name, factor in factors.items():
-            check_factor(name, factor, self.attention, self.tuning.trials)
-        check_options(self.attention, {name: one.values for name, one in factors.items() if OPTION in name}, self.match)
+            check_factor(name, factor, mechanisms, self.tuning.trials)
+        check_options(mechanisms, {name: one.values for name, one in factors.items() if OPTION in name}, self.match)
         if several := sorted(name for name, rates in self.learning_rate.items() if len(rates) > 1):
             raise UserError(f"learning_rate lists several for {several[0]} beside tuning; give it in tuning alone")
-        if twice := sorted(factors.keys() & self.model_fields_set | factors.keys() & self.model_extra.keys()):
+        of_one = {OPTION + option for one in self.attention for option in one.options}
+        if twice := sorted(factors.keys() & (self.model_fields_set | self.others.keys() | of_one)):
             raise UserError(f"{twice[0]} is tuned and stated beside tuning; it can be one of them")
         return self
 
     @property
     def space(self) -> Space | None:
         """What is tuned; None where nothing is."""
-        tuning = self.tuning
-        return tuning and Space(tuning.trials, dict(tuning.model_extra), tuple(tuning.halving))
+        if self.tuning is None:
+            return None
+        return Space(self.tuning.trials, dict(self.tuning.others), tuple(self.tuning.halving))
 
     def starting(self, with_what: str) -> dict[str, Any]:
         """Return the fields that have a prefix."""
-        return {name: value for name, value in self.model_extra.items() if name.startswith(with_what)}
+        return {name: value for name, value in self.others.items() if name.startswith(with_what)}
 
 
 def read_fields(content: dict, path) -> StudyFile:
@@ -254,7 +308,7 @@ def read_fields(content: dict, path) -> StudyFile:
     try:
         return StudyFile.model_validate({str(name): value for name, value in content.items()}, context=path)
     except ValidationError as error:
-        raise sentence_of(error.errors(include_url=False)[0]) from None
+        raise sentence_of(dict(error.errors(include_url=False)[0])) from None
 
 
 def sentence_of(problem: dict) -> UserError:
@@ -273,11 +327,11 @@ def sentence_of(problem: dict) -> UserError:
     return UserError(f"{name}={value} {must}")
 
 
-def listed(model: type[BaseModel] = StudyFile, before: str = "") -> Iterator[tuple[str, str]]:
+def listed(model: type[Fields] = StudyFile, before: str = "") -> Iterator[tuple[str, str]]:
     """Yield the fields of a study's file with what they mean, as help and documentation list them."""
     for name, field in model.model_fields.items():
         inner = [part for part in typing.get_args(field.annotation) if hasattr(part, "model_fields")]
         yield from (row for part in inner for row in listed(part, f"{name}."))
         if not inner:
-            yield before + name, field.description
+            yield before + name, str(field.description)
     yield from ((before + name, meaning) for name, meaning in model.OTHERS.items())

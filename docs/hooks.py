@@ -83,7 +83,7 @@ def help_of(name: str) -> str:
 
 def study() -> str:
     """Return a page of the fields of a study's file."""
-    from mla_experiments.study.stated import FIELDS
+    from mla_experiments.study.schema import listed
 
-    rows = [f"| `{name}` | {meaning} |".replace("{", "&#123;") for name, meaning in FIELDS.items()]
+    rows = [f"| `{name}` | {meaning} |".replace("{", "&#123;") for name, meaning in listed()]
     return "\n".join(["# The file of a study", "", "| field | |", "|---|---|", *rows]) + "\n"

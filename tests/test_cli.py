@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from mla_experiments.benchmark import MEASUREMENTS
 from mla_experiments.cli import COMMANDS, main
 from mla_experiments.next_step import Step
-from mla_experiments.study.stated import DATA, OWN
+from mla_experiments.study.schema import StudyFile, Tuning
 
 
 def test_help_lists_the_commands_and_each_lists_its_flags(capsys):
@@ -32,7 +32,8 @@ def test_help_of_training_is_short_and_all_of_it_is_behind_another_flag(capsys):
 
 def test_help_of_studies_lists_every_field_that_a_study_reads_itself(capsys):
     said = help_of(capsys, "study")
-    for name in [*OWN, *DATA, "attention.OPTION", "corpus.FIELD"]:
+    own = StudyFile.model_fields.keys() - {"tuning"} | {f"tuning.{name}" for name in Tuning.model_fields}
+    for name in [*own, "attention.OPTION", "corpus.FIELD", "tuning.FIELD"]:
         assert f"  {name} " in said
 
 

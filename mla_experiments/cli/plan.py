@@ -41,7 +41,6 @@ def run(argv: list[str]) -> None:
     from ..benchmark.plan import architecture_of, changed, facts, plan
     from ..markdown import table
     from ..modeling.attention import ATTENTION
-    from ..study import read_study, study_plan
 
     argv = with_files_of_mechanisms(argv, {"attention"})  # whose options are flags too
     known: dict[str, tuple[Any, list[str]]] = {}  # option: what it may be, and the mechanisms that know it
@@ -62,6 +61,8 @@ def run(argv: list[str]) -> None:
     if where["MODEL"].endswith((".yaml", ".yml")):
         if options or given["attention"]:
             raise UserError("--attention and its options are for models; a study states its own in its file")
+        from ..study import read_study, study_plan
+
         stated, hardware = read_study(Path(where["MODEL"])), hardware_of(given["hardware"], own)
         rows = study_plan(stated, hardware, given["utilisation"])
         print(table(rows))

@@ -33,10 +33,11 @@ class StudyArguments:
 
 def fields_of_a_study() -> str:
     """Return what a study's file may state, a line each."""
-    from ..study.stated import FIELDS
+    from ..study.schema import listed
 
-    width = max(map(len, FIELDS)) + 2
-    lines = [f"  {name:<{width}}{meaning}" for name, meaning in FIELDS.items()]
+    rows = list(listed())
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [f"  {name:<{width}}{meaning}" for name, meaning in rows]
     return "\n".join(["fields of the file:", *lines, "", EXAMPLES])
 
 

@@ -97,7 +97,14 @@ class Findings:
     @property
     def unfinished(self) -> int:
         """How many runs are still to do."""
-        return self.planned - sum(run["done"] for run in self.content["runs"]) - len(self.failures)
+        done = sum(run["done"] for run in self.content["runs"])
+        return self.planned - done - len(self.stopped) - len(self.failures)
+
+    @property
+    def stopped(self) -> list[dict]:
+        """The trials that halving stopped, as recorded, each with how it stood where it did: under `stood`."""
+        halved = [run | {"stood": run["halved"][-1]} for run in self.content["runs"] if run.get("halved")]
+        return [run for run in halved if not run["stood"]["goes_on"]]
 
     @property
     def settings(self) -> dict[str, list[Row]]:

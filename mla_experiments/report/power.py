@@ -40,7 +40,7 @@ def seeds_needed(study: Study, rows: list[dict], root: Path, difference: float) 
         needed.append((count, pair))
     count, pair = max(needed, key=lambda found: found[0])
     total = rows[-1]
-    runs = total["runs"] + (count - len(study.seeds)) * (len(rows) - 1)
+    runs = total["runs"] + (count - len(study.seeds)) * sum(row["runs"] > 0 for row in rows[:-1])
     last, hours = [(name, value) for name, value in total.items() if name.startswith("hours")][-1]
     return (
         f"A difference of {difference:g} {pair.unit} is told of every pair, four times in five, by {count} seeds ("

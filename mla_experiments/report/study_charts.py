@@ -165,8 +165,9 @@ def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
     """Return the expected best of so many trials."""
     caption = "The lowest of so many trials drawn from those that were made; the band is its standard deviation."
     chart = Chart("trials", "What tuning is worth", caption, "trials", f"{found.measure.axis}, validation, of the best")
+    halved = {run["variant"] for run in found.stopped}  # what those would have come to is not known
     for row, own in rows:
-        if tuned := found.tuned.get(row.name):
+        if (tuned := found.tuned.get(row.name)) and row.name not in halved:
             means, deviations = map(list, zip(*tuned.expected_best, strict=True))
             chart.series.append(Series(row.name, list(range(1, len(means) + 1)), means, deviations, **own))
     return chart

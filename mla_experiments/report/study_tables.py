@@ -81,18 +81,34 @@ def settings_tried(found: Findings) -> Table:
     rows = []
     for name, tuned in found.tuned.items():
         expected = [mean for mean, _ in tuned.expected_best]
+        stopped = sum(run["variant"] == name for run in found.stopped)
+        of_all = f"{len(tuned.values) + stopped}, {stopped} of them stopped early"
         rows.append(
             {
                 "variant": name,
-                "trials": str(len(tuned.values)),
+                "trials": of_all if stopped else str(len(tuned.values)),
                 "best": in_words(tuned.best),
                 f"{found.measure.heading}, validation": f"{min(tuned.values):.4f}",
-                "gained by trying": f"{expected[0] - expected[-1]:.4f}",
+                "gained by trying": MISSING if stopped else f"{expected[0] - expected[-1]:.4f}",
                 "fitted optimum": f"{tuned.fit.optimum:.2g}" if tuned.fit and tuned.fit.optimum else MISSING,
                 "at the edge": ", ".join(tuned.edges) or MISSING,
             }
         )
     return rows
+
+
+def stopped_early(found: Findings) -> Table:
+    """Return a row per trial that halving stopped: how it stood there."""
+    return [
+        {
+            "variant": run["variant"],
+            "trial": in_words(run["settings"]),
+            "stopped after": f"{100 * run['stood']['share']:.3g} % (step {run['stood']['step']:,})",
+            "validation loss there": f"{run['stood']['loss']:.4f}",
+            "place": f"{run['stood']['place']} of {run['stood']['of']}",
+        }
+        for run in found.stopped
+    ]
 
 
 def shown(value: Estimate, digits: int) -> str:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import yaml
 
 from ..evaluation.measures import BITS
+from ..evaluation.scores import scores_of
 from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
+from ..study.tuned import too_few
 from . import accuracy, scaling
 from .answer import Answer, answer, joined
 from .findings import Findings
 from .nuisance import of_what
-from .study_tables import Table, differences, recipes, results, settings_tried, speeds
+from .study_tables import Table, differences, recipes, results, settings_tried, speeds, stopped_early
 
 WORDS = {  # what a reader meets in a report, a line each
     "±": "the 95 % interval over seeds: of 20 such intervals, 19 hold the mean that endless seeds would give",
@@ -49,6 +51,8 @@ class Text:
     recipes: Table
     differences: Table
     tuned: Table
+    tuning: list[str]
+    stopped: Table
     prompt: str
     samples: dict[str, str]
     made: list[str]
@@ -79,6 +83,8 @@ def text_of(found: Findings) -> Text:
         recipes=recipes(found),
         differences=differences(found),
         tuned=settings_tried(found),
+        tuning=tuning_said(found),
+        stopped=stopped_early(found),
         prompt=PROMPT,
         samples=content["samples"],
         made=made(content),
@@ -120,6 +126,38 @@ def matched(found: Findings) -> str:
     return (
         f"The cache was to be {stated['cache_bytes_per_token']:,} bytes a token, and is as near as groups and latent "
         f"ranks allow: {residuals}.{outside} {said}"
+    )
+
+
+def tuning_said(found: Findings) -> list[str]:
+    """Say what there is to know of how settings were chosen: what was skipped, too little text, an early stop."""
+    stated = found.content["stated"]
+    skipped: dict[str, list[str]] = {}  # mechanisms by what they lack
+    for name in (stated.get("space") or {"factors": {}})["factors"]:
+        lacking = [attention for attention, tried in stated["designs"].items() if name not in tried[0]]
+        skipped |= {name: lacking} if lacking else {}
+    said = [f"{name} is not tuned for {joined(lacking)}, which has no such thing." for name, lacking in skipped.items()]
+    if found.tuned:
+        run = next(iter(found.rows[0].runs.values()))
+        said.append(too_few(len(scores_of(run)["validation"].nats)))
+    return [sentence for sentence in [*said, halving(found)] if sentence]
+
+
+def halving(found: Findings) -> str:
+    """Say what stopping the worse half of the trials saved; empty where none was stopped."""
+    stated = found.content["stated"]
+    if not found.stopped:
+        return ""
+    changed = {variant["name"]: variant["variant"]["changed"] for variant in found.content["variants"]}
+    tokens = {name: of.get("train_tokens", stated["settings"]["train_tokens"]) for name, of in changed.items()}
+    trials = [tokens[run["variant"]] for run in found.content["runs"] if run["is_tuning"]]
+    saved = sum((1 - run["stood"]["share"]) * tokens[run["variant"]] for run in found.stopped)
+    shares = joined([f"{100 * share:g} %" for share in stated["space"]["halving"]])
+    return (
+        f"The worse half of each variant's trials stopped at {shares} of the training, by the validation loss there, "
+        f"in the middle of the schedule: {len(found.stopped)} of {len(trials)} trials, which saved {saved:,.0f} of "
+        f"{sum(trials):,} tokens. Who went on was resumed to the same bits; what those that stopped would have come to "
+        "is not known."
     )
 
 

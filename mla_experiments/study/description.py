@@ -1,8 +1,7 @@
 """What a study compares: a YAML file becomes variants (what is compared), what is tuned of them, and seeds.
 
-Every key is a flag of `mla-experiments data` or `train`, or one of the study's own (`fields.OWN`). A list means that
-the study holds one variant for each value; `attention.OPTION` is an option of those mechanisms that know it, and
-`corpus.FIELD` a field of a synthetic corpus.
+What a field can be stands in `schema.py`. A list means that the study holds one variant for each value;
+`attention.OPTION` is an option of those mechanisms that know it, and `corpus.FIELD` a field of a synthetic corpus.
 """
 
 import itertools
@@ -12,31 +11,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ..data.synthetic import Task, is_synthetic, task_of
-from ..errors import UserError
-from ..modeling.attention import MISSION, find
 from ..training import PRESETS, RunArguments, trainer_defaults
+from ..training.arguments import check_least, steps_of
 from ..training.flags import taken
-from ..training.settings import preset_name
 from ..vocabulary import AUTO, USUAL
 from ..yaml_files import read_yaml
-from .fields import (
-    CORPUS,
-    DATA,
-    OWN,
-    check_fields,
-    check_of_corpus,
-    check_options,
-    check_solvable,
-    designs_of,
-    listed,
-    match_of,
-    of_training,
-    same_for_all,
-    seeds_of,
-    space_of,
-    typed,
-)
-from .tuning import OPTION, Settings, Space, options_of
+from .fields import CORPUS
+from .halving import entrants, steps_at
+from .schema import Stated, as_list, names_of, read_fields
+from .tuning import OPTION, Settings, Space, designs_of, options_of
 
 
 @dataclass(frozen=True)
@@ -76,10 +59,33 @@ class Study:
         own = {name: value for name, value in values.items() if name in names}
         return own, {name: value for name, value in values.items() if name not in names}
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of a training after which the worse half of the trials stops, and the whole."""
+        return (*(self.space.halving if self.space else ()), 1.0)
+
+    def trials_of(self, variant: Variant) -> list[int]:
+        """Return how many trials of a variant are trained up to each share; none where there is nothing to choose."""
+        trials = len(self.designs[variant.attention])
+        return entrants(trials if trials > 1 else 0, len(self.shares) - 1)
+
     def runs_of(self, variant: Variant) -> int:
         """Return how many runs a variant has: one of every trial, where there are several, and one of every seed."""
-        trials = len(self.designs[variant.attention])
-        return (trials if trials > 1 else 0) + len(self.seeds)
+        return self.trials_of(variant)[0] + len(self.seeds)
+
+    def trainings_of(self, variant: Variant) -> float:
+        """Return how many whole trainings the runs of a variant come to, of which halving leaves some early."""
+        steps = self.steps_compared(variant)
+        parts = zip(self.trials_of(variant), [0, *steps], steps, strict=False)
+        return sum(trials * (until - since) for trials, since, until in parts) / steps[-1] + len(self.seeds)
+
+    def steps_compared(self, variant: Variant) -> list[int]:
+        """Return the steps after which trials are compared: where they are halved, and the last."""
+        own, flags = self.arguments(variant)
+        run = RunArguments(**own)
+        check_least(run)
+        steps = int(steps_of(run, flags)["max_steps"])
+        return [*steps_at(self.shares[:-1], steps, flags), steps]
 
     def corpus_of(self, variant: Variant) -> str:
         """Return what a variant is trained on: of synthetic corpora with the difficulty that is swept."""
@@ -118,68 +124,41 @@ def read_study(path: Path) -> Study:
     """
     path = Path(path)
     source, content = read_yaml(path, "study", "`field: value`")
-    asked = listed("attention", content.pop("attention", list(MISSION)))
-    attention = listed("attention", [find(name) for name in asked])
-    check_fields(content, path)
-    preset = preset_name(content.pop("preset", "auto"))
-    settings = {name: value for name, value in (trainer_defaults() | PRESETS[preset]).items() if value is not None}
-    own = {"seeds": 0, "match": "none", "cache_bytes_per_token": None, "learning_rate": settings["learning_rate"]}
-    own |= {name: content.pop(name) for name in OWN if name in content}
-    space = space_of(own.get("tuning"), attention, of_training())
-    match, budget = match_of(own["match"], own["cache_bytes_per_token"])
-    options = {
-        name.removeprefix(OPTION): listed(name, content.pop(name)) for name in list(content) if name.startswith(OPTION)
-    }
-    check_solvable(attention, match)
-    check_options(attention, options, match)
-    check_options(attention, tuned_options(space), match)
-    given = [name for name in DATA if name != "corpus" and name in content]
-    data = {name: same_for_all(name, content.pop(name, value)) for name, value in DATA.items()}
-    if given and is_synthetic(data["corpus"]):
-        raise UserError(f"{given[0]} has no effect on corpus={data['corpus']}, which is drawn; leave it out")
-    data["corpus"] = with_fields(data["corpus"], content)
-    values = {name: [typed(name, value) for value in listed(name, content[name])] for name in content}
-    swept = {name: values.pop(name) for name in list(values) if isinstance(content[name], list)}
+    file = read_fields(content, path)
+    options, of_corpus = file.starting(OPTION), file.starting(CORPUS)
+    flags = {name: value for name, value in file.others.items() if name not in options}
+    swept = {name: values for name, values in flags.items() if isinstance(values, list)}
+    same = {name: value for name, value in flags.items() if name not in swept}
+    usual = {name: value for name, value in (trainer_defaults() | PRESETS[file.preset]).items() if value is not None}
+    data = file.model_dump(include={"corpus", "text_column", "vocab_size", "shuffle_seed"})
+    data["corpus"] = with_fields(file.corpus, {name: same.pop(name) for name in of_corpus if name in same})
     study = Study(
         name=path.stem,
         source=source,
-        preset=preset,
+        preset=file.preset,
         data=data,
-        settings=settings | {name: value for name, (value,) in values.items()},
-        variants=tuple(variants_of(attention, options, swept)),
-        seeds=seeds_of(own["seeds"]),
-        space=space,
-        designs=designs_of(space, own["learning_rate"], attention),
-        match=match,
-        cache_bytes_per_token=budget,
+        settings=usual | same,
+        variants=tuple(variants_of(file.attention, {n.removeprefix(OPTION): v for n, v in options.items()}, swept)),
+        seeds=tuple(file.seeds),
+        space=file.space,
+        designs=designs_of(file.space, file.learning_rate, names_of(file.attention)),
+        match=file.match,
+        cache_bytes_per_token=file.cache_bytes_per_token,
     )
     for variant in study.variants:  # refuses what cannot be before anything is prepared
         if task := study.task_of(variant):
             task.check_length(study.arguments(variant)[0]["sequence_length"])
-        named = {*variant.changed, *(OPTION + name for name in variant.options)}
-        if twice := sorted(named & set(space.factors if space else ())):
-            raise UserError(f"{twice[0]} is tuned and swept; it can be one of them")
         for settings in study.designs[variant.attention]:
-            taken(study.arguments(with_settings(variant, settings))[1])
+            of_trial = with_settings(variant, settings)
+            taken(study.arguments(of_trial)[1])
+            study.steps_compared(of_trial)
     return study
 
 
-def with_fields(corpus: str, content: dict) -> str:
-    """Return the name of a corpus with the `corpus.FIELD`s that are the same for all, and take them out of the content.
-
-    Raises:
-        UserError: a field that the corpus does not have, or cannot have so.
-    """
-    of_corpus = {name: listed(name, content[name]) for name in content if name.startswith(CORPUS)}
-    check_of_corpus(of_corpus, corpus)
-    same = {name.removeprefix(CORPUS): content.pop(name) for name in of_corpus if not isinstance(content[name], list)}
-    return replace(task_of(corpus), **same).corpus if is_synthetic(corpus) else corpus
-
-
-def tuned_options(space: Space | None) -> dict[str, tuple]:
-    """Return the options of mechanisms that are tuned, with their values, or the ends of their ranges."""
-    factors = space.factors if space else {}
-    return {name.removeprefix(OPTION): one.values for name, one in factors.items() if name.startswith(OPTION)}
+def with_fields(corpus: str, same: dict) -> str:
+    """Return the name of a corpus with the fields of a synthetic one that are the same for all."""
+    fields_of_task = {name.removeprefix(CORPUS): value for name, value in same.items()}
+    return replace(task_of(corpus), **fields_of_task).corpus if is_synthetic(corpus) else corpus
 
 
 def with_settings(variant: Variant, settings: Settings) -> Variant:
@@ -189,10 +168,14 @@ def with_settings(variant: Variant, settings: Settings) -> Variant:
     return Variant(variant.attention, variant.options | options, variant.changed | changed)
 
 
-def variants_of(attention: list[str], options: dict[str, list], swept: dict[str, list]) -> Iterator[Variant]:
-    """Yield every mechanism with every combination of its swept options and of the swept fields."""
-    for name in attention:
-        own = {option: values for option, values in options.items() if option in options_of(name)}
+def variants_of(attention: list[Stated], options: dict, swept: dict[str, list]) -> Iterator[Variant]:
+    """Yield every mechanism with every combination of its swept options and of the swept fields.
+
+    What an entry of `attention` says of itself goes before what is said of all.
+    """
+    for one in attention:
+        of_all = {option: as_list(values) for option, values in options.items() if option in options_of(one.name)}
+        own = of_all | {option: [value] for option, value in one.options.items()}
         for chosen in itertools.product(*own.values()):
             for changed in itertools.product(*swept.values()):
-                yield Variant(name, dict(zip(own, chosen, strict=True)), dict(zip(swept, changed, strict=True)))
+                yield Variant(one.name, dict(zip(own, chosen, strict=True)), dict(zip(swept, changed, strict=True)))

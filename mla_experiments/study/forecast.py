@@ -6,13 +6,15 @@ from ..benchmark.training import training_step
 from ..errors import UserError
 from ..modeling import DecoderForCausalLM
 from .description import Study
-from .matching import Matched, config_of, match
+from .matching import Matched, config_of, match, same_models
 
 HOUR = 3600
 
 
 def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dict]:
     """Return a row per variant and one of the total: size, cache, runs, and the hours of training them.
+
+    A variant that is the very model of an earlier one has no runs of its own.
 
     The hours at best are the FLOPs at the hardware's best rate, which no training reaches; beside them are those at a
     share of it. On the machine at hand what is expected is measured by steps of one sequence in each variant.
@@ -28,13 +30,17 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
     if utilisation > 1:
         raise UserError(f"utilisation={utilisation:g} is a share of the best rate, at most 1")
     rows = []
-    for matched in match(study, study.planned_vocab_size):
+    solved = match(study, study.planned_vocab_size)
+    same = same_models(study, solved, study.planned_vocab_size)
+    for matched in solved:
         own, _ = study.arguments(matched.variant)
-        runs = study.runs_of(matched.variant)
-        tokens = runs * own["train_tokens"]
+        earlier = same.get(matched.variant.name)
+        runs, trainings = study.runs_of(matched.variant), study.trainings_of(matched.variant)
+        runs, trainings = (0, 0) if earlier else (runs, trainings)
+        tokens = round(trainings * own["train_tokens"])
         at_best = tokens * matched.training_flops_per_token / hardware.tflop_per_second / 1e12 / HOUR
         row = {
-            "variant": matched.variant.name,
+            "variant": matched.variant.name + (f" (the same model as {earlier})" if earlier else ""),
             "parameters": f"{matched.parameters:,}",
             "cache bytes/token": f"{matched.cache_bytes_per_token:,}",
             **({} if matched.cache_residual is None else {"off the budget, %": 100 * matched.cache_residual}),
@@ -45,7 +51,7 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
             f"hours at {100 * utilisation:g} %": at_best / utilisation,
         }
         if hardware.device:
-            row["hours expected"] = tokens / tokens_per_second(study, matched, hardware.device) / HOUR
+            row["hours expected"] = tokens and tokens / tokens_per_second(study, matched, hardware.device) / HOUR
         rows.append(row)
     sums = {name: sum(row[name] for row in rows) for name in rows[0] if name == "runs" or name.startswith("hours")}
     return [*rows, {name: sums.get(name, "all" if name == "variant" else "") for name in rows[0]}]

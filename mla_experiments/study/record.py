@@ -1,7 +1,7 @@
 """`ROOT/STUDY/study.json`: what is stated, matched, done and failed, and what is measured beside the runs."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ..benchmark.decode import decode_step
 from ..benchmark.measure import interleaved, machine, spread
@@ -45,14 +45,7 @@ def content(trials: Trials) -> dict:
     """Return what is stated, matched, done and failed."""
     corpus = read_manifest(trials.data / "corpus", "")
     tasks = trials.tasks()
-    runs = [trials.trial(task) for task in trials.decided(tasks).values()]
-    rows = [
-        {
-            "variant": trial.variant, "seed": trial.seed, "settings": trial.settings, "is_tuning": trial.is_tuning,
-            "folder": str(trial.run.folder.relative_to(trials.root)), "done": trial.is_done,
-        }
-        for trial in runs
-    ]  # fmt: skip
+    decided = trials.decided(tasks).values()
     return {
         "name": trials.study.name,
         "stated": json.loads(json.dumps(asdict(trials.study), default=str)),
@@ -65,10 +58,22 @@ def content(trials: Trials) -> dict:
             for number, matched in enumerate(trials.variants)
         ],
         "same": trials.same,
-        "runs": rows,
+        "runs": [row_of(trials, task) for task in dict.fromkeys(replace(task, rung=-1, place=0) for task in decided)],
         "failed": trials.failed,
-        "complete": len(rows) == len(tasks) and all(row["done"] for row in rows),
+        "complete": len(decided) == len(tasks) and all(trials.trial(task).is_done for task in decided),
     }
+
+
+def row_of(trials: Trials, task: Task) -> dict:
+    """Return a run as it is recorded, and of a trial how it stood where trials were halved."""
+    assert task.number is not None  # decided
+    trial = trials.trial(task)
+    halved = trial.is_tuning and len(trials.study.shares) > 1
+    return {
+        "variant": trial.variant, "seed": trial.seed, "settings": trial.settings, "is_tuning": trial.is_tuning,
+        "folder": str(trial.run.folder.relative_to(trials.root)), "done": trial.is_done,
+        **({"halved": trials.standings(task.variant, task.number)} if halved else {}),
+    }  # fmt: skip
 
 
 def measure(trials: Trials, known: dict) -> dict:

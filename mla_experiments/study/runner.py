@@ -13,13 +13,16 @@ from functools import partial
 from pathlib import Path
 
 from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
+from ..data.synthetic import is_synthetic
 from ..errors import Stopped, UserError
 from ..manifest import locked
 from .description import Study
 from .executors import ATTEMPTS, executor_of
+from .matching import NEAR
 from .record import record
 from .share import Share
 from .trials import Trials
+from .tuned import too_few
 from .work import Ended, do_apart, log_of
 
 
@@ -68,6 +71,8 @@ def run_study(
                 prepare_data(study, corpus, trials.data_of(corpus))
             for name, earlier in trials.same.items():
                 print(f"{name} is the same model as {earlier}, and trained once.")
+            for sentence in said_beforehand(trials):
+                print(sentence)
             share.begin(pool.width)
             trials.check_recorded()
             record(trials, share.failures)
@@ -82,6 +87,20 @@ def run_study(
     except Stopped as stopped:
         raise Stopped(f"{str(stopped).split(';')[0]}. The same command goes on.") from None
     return Outcome(root / study.name, share.sentences, left)
+
+
+def said_beforehand(trials: Trials) -> list[str]:
+    """Say which variants are not at the budget of the cache, and where validation is too small to choose by."""
+    said = [
+        f"{one.variant.name} keeps {one.cache_bytes_per_token:,} bytes a token, "
+        f"{'above' if one.cache_residual > 0 else 'below'} the budget of {trials.study.cache_bytes_per_token:,}."
+        for one in trials.variants
+        if one.cache_residual is not None and abs(one.cache_residual) > NEAR
+    ]
+    chooses = any(len(tried) > 1 for tried in trials.study.designs.values())
+    if chooses and not is_synthetic(trials.study.data["corpus"]):
+        said.append(too_few(len(trials.texts["validation"])))
+    return list(filter(None, said))
 
 
 def prepare_data(study: Study, corpus: str, data: Path) -> None:

@@ -20,7 +20,7 @@ class Share:
         self.trials, self.shard = trials, shard
         self.failures: dict[str, str] = {}
         self.sentences: list[str] = []
-        self.seconds: list[float] = []  # of the runs trained here
+        self.seconds, self.trained = 0.0, 0.0  # here, and how many whole runs that were
         self.ended = 0
         self.said: Task | None = None
 
@@ -30,6 +30,7 @@ class Share:
         self.width, self.all = width, self.trials.tasks()
         self.mine = self.all[number - 1 :: of]
         self.waiting = list(self.mine)
+        self.untrained = sum(map(self.trials.part_of, self.mine))  # in whole runs
         tried = [self.trials.trial(task) for task in self.mine if task.number is not None]
         self.failures = {trial.run.folder.name: "" for trial in tried}
 
@@ -39,6 +40,7 @@ class Share:
         self.waiting = [task for task in self.waiting if task not in decided]
         todo = [task for task in decided.values() if not self.trials.trial(task).is_done]
         self.ended += len(decided) - len(todo)
+        self.untrained -= sum(self.trials.part_of(task) for task in decided.values() if task not in todo)
         self.failures |= {self.trials.trial(task).run.folder.name: "" for task in todo}
         return todo
 
@@ -51,6 +53,7 @@ class Share:
     def end(self, task: Task, ended: Ended) -> None:
         """Take down how a task ended."""
         self.ended += 1
+        self.untrained -= self.trials.part_of(task)
         trial = self.trials.trial(task)
         self.failures[trial.run.folder.name] = ended.failure
         what = ": done"
@@ -60,15 +63,16 @@ class Share:
         elif ended.is_elsewhere:
             what = ": left to another process, which trains it"
         else:
-            self.seconds.append(ended.seconds)
+            self.seconds += ended.seconds
+            self.trained += self.trials.part_of(task)
         if what != ": done" or task != self.said:
             self.say(task, self.ended, what)
 
     def say(self, task: Task, number: int, what: str = "") -> None:
         """Print a line of progress, with the time left once it can be told from runs that ended here."""
         todo = len(self.mine) - self.ended
-        if self.seconds and todo:
-            minutes = sum(self.seconds) / len(self.seconds) * todo / min(todo, self.width) / 60
+        if self.trained and todo:
+            minutes = self.seconds / self.trained * self.untrained / min(todo, self.width) / 60
             what += f", about {minutes:.0f} min left"
         print(f"[{number}/{len(self.mine)}] {self.trials.trial(task).name}{what}", flush=True)
 

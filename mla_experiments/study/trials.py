@@ -19,20 +19,28 @@ from ..evaluation.scores import read_scores, scores_of
 from ..training import PRESETS
 from ..training.run import Run
 from .description import Study, Variant
+from .halving import standing
 from .matching import Matched, match, match_trial, run_arguments, same_models
 from .tuning import OPTION, SEED, Settings
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run as processes tell each other of it: the number of its variant, its seed and the number of its settings.
+    """A run, or a part of it, as processes tell each other of it.
 
-    None in their place stands for those that will come out best.
+    Attributes:
+        variant: its number.
+        seed: its seed.
+        number: of its settings; None stands for those that will come out best, or next to best.
+        rung: up to which of the study's shares it is trained, counted from the last, the whole.
+        place: of its settings among those that came out best; 0 is the best.
     """
 
     variant: int
     seed: int
     number: int | None
+    rung: int = -1
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Trial:
         settings: what it tries, by field.
         matched: the variant with these settings.
         run: in the folder that they determine.
+        step: at which it is left and compared; None is the end.
     """
 
     variant: str
@@ -52,11 +61,13 @@ class Trial:
     settings: Settings
     matched: Matched
     run: Run
+    step: int | None = None
 
     @property
     def name(self) -> str:
         """What the progress says."""
-        return f"{self.variant}, {in_words(self.settings)}, seed {self.seed}"
+        until = "" if self.step is None else f", up to step {self.step}"
+        return f"{self.variant}, {in_words(self.settings)}, seed {self.seed}{until}"
 
     @property
     def is_tuning(self) -> bool:
@@ -65,8 +76,21 @@ class Trial:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is trained and scored."""
+        """Whether it is trained and scored, or has come to where it is compared."""
+        if self.step is not None:
+            return self.standing is not None
         return self.run.is_finished and read_scores(self.run.folder) is not None
+
+    @property
+    def standing(self) -> float | None:
+        """What it is compared by, the less the better; None while it is not there yet.
+
+        Where it is left early, the validation loss at that step; in the end the nats of all validation. Of synthetic
+        tasks the nats too: they tell settings apart where all answers are right, or all wrong.
+        """
+        if self.step is not None:
+            return standing(self.run, self.step)
+        return float(scores_of(self.run.folder)["validation"].nats.sum()) if self.is_done else None
 
 
 class Trials:
@@ -137,10 +161,16 @@ class Trials:
         return {split: list(corpus[split]["text"]) for split in HELD_OUT}
 
     def tasks(self) -> list[Task]:
-        """Return all runs, those that try settings first."""
-        tuned = [n for n in range(len(self.variants)) if len(self.design(n)) > 1]
-        tries = [Task(n, SEED, number) for n in tuned for number in range(len(self.design(n)))]
-        chosen = {n: None if n in tuned else 0 for n in range(len(self.variants))}
+        """Return all runs, those that try settings first, and of these first what all trials share."""
+        counts = [self.study.trials_of(matched.variant) for matched in self.variants]
+        first = -len(self.study.shares)
+        tries = [
+            Task(n, SEED, place if rung == first else None, rung, 0 if rung == first else place)
+            for rung in range(first, 0)
+            for n, of_rungs in enumerate(counts)
+            for place in range(of_rungs[rung])
+        ]
+        chosen = {n: None if of_rungs[0] else 0 for n, of_rungs in enumerate(counts)}
         return tries + [Task(n, seed, number) for n, number in chosen.items() for seed in self.study.seeds]
 
     def design(self, variant: int) -> tuple[Settings, ...]:
@@ -149,22 +179,33 @@ class Trials:
 
     def decided(self, tasks: list[Task]) -> dict[Task, Task]:
         """Return those tasks whose settings are known by now, each with the same task with these."""
-        best = {variant: self.best(variant) for variant in {task.variant for task in tasks if task.number is None}}
-        numbers = {task: best[task.variant] if task.number is None else task.number for task in tasks}
-        return {task: replace(task, number=number) for task, number in numbers.items() if number is not None}
+        before = {task: (task.variant, rung_before(task)) for task in tasks if task.number is None}
+        orders = {of: self.order(*of) or [] for of in set(before.values())}
+        best = {task: orders[of][task.place : task.place + 1] for task, of in before.items()}
+        known = {task: [task.number] if task.number is not None else best.get(task, []) for task in tasks}
+        return {task: replace(task, number=number) for task, numbers in known.items() for number in numbers}
 
     def unfinished(self, tasks: list[Task]) -> list[Task]:
         """Return those tasks that may still be done: not done, not failed, and not without any settings that work."""
         decided = self.decided(tasks)
         known = [task for task in tasks if task in decided and not self.has_ended(self.trial(decided[task]))]
-        unknown = [task for task in tasks if task not in decided and not self.has_tried(task.variant)]
+        unknown = [t for t in tasks if t not in decided and self.order(t.variant, rung_before(t)) is None]
         return known + unknown
 
+    def part_of(self, task: Task) -> float:
+        """Return the share of a whole training that a task is."""
+        shares = (0.0, *self.study.shares)
+        return shares[task.rung] - shares[task.rung - 1] if task.seed == SEED else 1.0
+
     def trial(self, task: Task) -> Trial:
-        """Return a run in the folder that its settings determine."""
-        if task not in self._made:
-            self._made[task] = self._make(task)
-        return self._made[task]
+        """Return a run in the folder that its settings determine, up to where it is compared."""
+        whole = replace(task, rung=-1, place=0)
+        if whole not in self._made:
+            self._made[whole] = self._make(whole)
+        trial = self._made[whole]
+        if task.rung == whole.rung:
+            return trial
+        return replace(trial, step=self.study.steps_compared(trial.matched.variant)[task.rung])
 
     def _make(self, task: Task) -> Trial:
         assert task.number is not None  # decided
@@ -205,34 +246,53 @@ class Trials:
                 count, names = sum(map(bool, parts)), sorted({name for part in parts for name in part})
                 print(f"Runs that stand there {kind} {', '.join(names)}: {count}.")
 
-    def tries(self, variant: int) -> list[Trial]:
-        """Return the runs that try a variant's settings; none where there is one setting alone."""
-        count = len(self.design(variant))
-        return [self.trial(Task(variant, SEED, number)) for number in range(count)] if count > 1 else []
-
     def has_ended(self, trial: Trial) -> bool:
         """Whether a run is done, or has failed and nobody tries it again."""
         return trial.run.folder.name in self.failed or trial.is_done
 
-    def has_tried(self, variant: int) -> bool:
-        """Whether all settings of a variant have come to an end."""
-        return all(self.has_ended(trial) for trial in self.tries(variant))
+    def entrants(self, variant: int, rung: int) -> list[int] | None:
+        """Return the numbers of the settings that are tried up to a share; None while they are not known."""
+        if rung == -len(self.study.shares):
+            return list(range(len(self.design(variant))))
+        order = self.order(variant, rung - 1)
+        return None if order is None else order[: self.study.trials_of(self.variants[variant].variant)[rung]]
+
+    def order(self, variant: int, rung: int = -1) -> list[int] | None:
+        """Return the numbers of the settings that were tried up to a share, by validation, the best first.
+
+        None while some are still to be tried; those that failed are left out.
+        """
+        if (numbers := self.entrants(variant, rung)) is None:
+            return None
+        trials = {number: self.trial(Task(variant, SEED, number, rung)) for number in numbers}
+        if not all(map(self.has_ended, trials.values())):
+            return None
+        came = {number: stands for number, trial in trials.items() if (stands := trial.standing) is not None}
+        return sorted(came, key=came.__getitem__)
+
+    def standings(self, variant: int, number: int) -> list[dict]:
+        """Return how settings stood wherever they were compared with others before the end, as far as that is known."""
+        found = []
+        for rung in range(-len(self.study.shares), -1):
+            order = self.order(variant, rung) or []
+            if number in order:
+                trial = self.trial(Task(variant, SEED, number, rung))
+                kept = self.study.trials_of(self.variants[variant].variant)[rung + 1]
+                steps = self.study.steps_compared(trial.matched.variant)
+                found.append({
+                    "share": steps[rung] / steps[-1], "step": steps[rung], "loss": trial.standing,
+                    "place": order.index(number) + 1, "of": len(order), "goes_on": order.index(number) < kept,
+                })  # fmt: skip
+        return found
 
     def best(self, variant: int) -> int | None:
         """Return the number of the settings that validate best, or of the only ones that there are.
 
         None while some are still to be tried, or where no run has come to its end.
         """
-        tries = self.tries(variant)
-        if not tries:
+        if len(self.design(variant)) == 1:
             return 0
-        if not self.has_tried(variant):
-            return None
-        done = {number: trial for number, trial in enumerate(tries) if trial.is_done}
-        scores = {number: scores_of(trial.run.folder)["validation"] for number, trial in done.items()}
-        # of synthetic tasks the nats too: they tell settings apart where all answers are right, or all wrong
-        losses = {number: part.nats.sum() for number, part in scores.items()}
-        return min(losses, key=losses.__getitem__, default=None)
+        return next(iter(self.order(variant) or []), None)
 
     def chosen(self, variant: int) -> Matched:
         """Return a variant with the settings that came out best, as far as that is known."""
@@ -240,6 +300,11 @@ class Trials:
         return (
             self.variants[variant] if number is None else self.trial(Task(variant, self.study.seeds[0], number)).matched
         )
+
+
+def rung_before(task: Task) -> int:
+    """Return the rung that decides on the settings of a task: the one before, and for the seeds the whole."""
+    return task.rung - 1 if task.seed == SEED else -1
 
 
 def in_words(settings: Settings) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .statistics import LEAST_DOCUMENTS
 from .tuning import Factor, Settings
 
 
@@ -62,6 +63,16 @@ def tuned(tried: list[tuple[Settings, float]], factors: dict[str, Factor]) -> Tu
     if not factors and fit and fit.at_edge:
         edges = ["learning_rate"]
     return Tuned(settings, values, edges, fit)
+
+
+def too_few(documents: int) -> str:
+    """Say that validation is too small to choose by; nothing where it is not."""
+    if documents >= LEAST_DOCUMENTS:
+        return ""
+    return (
+        f"Validation has {documents} document{'s' if documents > 1 else ''}, too few to choose by: which settings come "
+        f"out best may be chance below {LEAST_DOCUMENTS}."
+    )
 
 
 @dataclass(frozen=True)

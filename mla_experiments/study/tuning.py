@@ -53,10 +53,17 @@ class Factor:
 
 @dataclass(frozen=True)
 class Space:
-    """What is tuned, by name, and how many points are tried; `attention.OPTION` is an option of mechanisms."""
+    """What is tuned, by name, and how many points are tried; `attention.OPTION` is an option of mechanisms.
+
+    Attributes:
+        trials: points that each mechanism tries.
+        factors: by name.
+        halving: the shares of a training at which the worse half of a mechanism's trials stops.
+    """
 
     trials: int
     factors: Mapping[str, Factor]
+    halving: tuple[float, ...] = ()
 
 
 def options_of(attention: str) -> set[str]:
@@ -104,6 +111,17 @@ def check_factor(name: str, factor: Factor, attention: list[str], trials: int) -
         )
     if not any(has_factor(one, name) for one in attention):
         raise UserError(f"tuning.{name} is of none of {', '.join(attention)}; leave it out")
+
+
+def designs_of(
+    space: Space | None, rates: dict[str, list[float]], attention: list[str]
+) -> dict[str, tuple[Settings, ...]]:
+    """Return what every mechanism tries: the points of a space, or learning rates, ascending."""
+    if space is None:
+        return {name: tuple({"learning_rate": value} for value in sorted(rates[name])) for name in attention}
+    return {
+        name: tuple({"learning_rate": rates[name][0]} | point for point in design(space, name)) for name in attention
+    }
 
 
 def design(space: Space, attention: str) -> tuple[Settings, ...]:

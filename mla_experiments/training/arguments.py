@@ -31,9 +31,7 @@ def trainer_arguments(run: RunArguments, flags: dict, folder: Path) -> TrainingA
     Raises:
         UserError: a value that cannot be, or has no effect.
     """
-    for name, least in LEAST.items():
-        if getattr(run, name) < least:
-            raise UserError(f"{name}={getattr(run, name)} must be at least {least}")
+    check_least(run)
     check_optimizer(run.optimizer, flags)
     flags = taken(flags) | mixed_precision(run.precision) | DECIDED | {"output_dir": str(folder)}
     flags |= steps_of(run, flags)
@@ -51,6 +49,13 @@ def trainer_arguments(run: RunArguments, flags: dict, folder: Path) -> TrainingA
             f"gradient_accumulation_steps={accumulation or 'a whole number'}; change one of them"
         )
     return arguments
+
+
+def check_least(run: RunArguments) -> None:
+    """Refuse budgets in tokens that are nothing to train on."""
+    for name, least in LEAST.items():
+        if getattr(run, name) < least:
+            raise UserError(f"{name}={getattr(run, name)} must be at least {least}")
 
 
 def steps_of(run: RunArguments, flags: dict) -> dict[str, int | float]:

@@ -16,7 +16,7 @@ ON_GPU = [path for path in STATED if "H100" in path.read_text(encoding="utf-8")]
 
 def test_those_that_the_documentation_names_are_there():
     names = {path.stem for path in STATED}
-    assert {"demo", "reference", "positions", "rank", "scale", "attention", "billion"} <= names
+    assert {"demo", "reference", "positions", "rank", "scale", "attention", "staircase", "billion"} <= names
     assert {path.stem for path in ON_GPU} == {"reference", "positions", "rank", "scale", "billion"}
 
 
@@ -34,6 +34,13 @@ def test_the_hours_in_its_comment_are_those_of_the_planner(path):
         total = study_plan(read_study(path), HARDWARE[hardware], 0.2)[-1]
         assert total["runs"] == int(said[1])
         assert float(f"{total['hours at 20 %']:.2g}") == float(hours)
+
+
+def test_each_step_of_the_staircase_keeps_as_many_numbers_as_its_comment_says():
+    solved = match(read_study(REPOSITORY / "experiments/staircase.yaml"), 4096)
+    kept = [one.cache_bytes_per_token // 4 // 4 for one in solved]  # of four bytes, in four layers
+    assert kept == [256, 144, 144, 144, 80, 80, 80]
+    assert max(abs(one.residual) for one in solved) < 0.005
 
 
 @pytest.mark.parametrize("name", ["demo", "reference"])

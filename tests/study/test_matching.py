@@ -106,8 +106,8 @@ def test_costs_are_those_of_the_real_model(attention, layers, length, tied, voca
         ({"match": "size"}, "match=size is unknown"),
         ({"match": "paramters"}, "did you mean parameters?"),
         ({"match": "cache"}, "belong together"),
-        ({"match": "cache", "cache_bytes_per_token": -3}, "cache_bytes_per_token=-3 must be a positive"),
-        ({"match": "cache", "cache_bytes_per_token": "many"}, "cache_bytes_per_token=many must be a positive"),
+        ({"match": "cache", "cache_bytes_per_token": -3}, "cache_bytes_per_token=-3 must be at least 1"),
+        ({"match": "cache", "cache_bytes_per_token": "many"}, "cache_bytes_per_token=many must be a whole number"),
         (
             {"match": "cache", "cache_bytes_per_token": 9, "attention.kv_lora_rank": [8]},
             "is what match=cache solves for",
@@ -124,10 +124,14 @@ def test_costs_are_those_of_the_real_model(attention, layers, length, tied, voca
             {"match": "cache", "cache_bytes_per_token": 9, "attention": ["mla", "mha+mla"]},
             r"match=cache solves for an option of one mechanism, which mha\+mla is not",
         ),
+        ({"attention": ["mha", {"mla": {"kv_lora_rank": "many"}}]}, "attention.kv_lora_rank='many' must be an integer"),
+        ({"attention": ["mla", {"mha": {"kv_lora_rank": 8}}]}, "attention.kv_lora_rank is an option of none of mha"),
+        ({"attention": [{"mla": 8}]}, "must be a name, or one with its options"),
+        ({"attention": [{"mla": {"kv_lora_rank": 8}}, {"mla": {"kv_lora_rank": 8}}]}, "attention names mla: .* twice"),
         ({"seeds": []}, "leaves nothing to run"),
         ({"seeds": [0, 0]}, "seeds names 0 twice"),
-        ({"seeds": ["a"]}, "must be whole numbers"),
-        ({"seeds": 1.5}, "seeds=1.5 must be whole numbers"),
+        ({"seeds": ["a"]}, "seeds=a must be a whole number"),
+        ({"seeds": 1.5}, "seeds=1.5 must be a whole number"),
         ({"hidden_size": []}, "leaves nothing to run"),
         ({"hidden_size": "big"}, "hidden_size=big cannot be: invalid int value"),
         ({"train_tokens": "2e3"}, "train_tokens=2e3 cannot be: invalid int value"),
@@ -138,7 +142,11 @@ def test_costs_are_those_of_the_real_model(attention, layers, length, tied, voca
         ({"attention_options": "{}"}, "give attention.OPTION"),
         ({"learning_rate": {"mha": 1e-3}, "attention": ["mha", "mla"]}, "says nothing of mla"),
         ({"learning_rate": "fast"}, "learning_rate=fast cannot be: invalid float value"),
-        ({"learning_rate": [1e-3, -1]}, "learning_rate=-1 must be a positive number"),
+        ({"learning_rate": [1e-3, -1]}, "learning_rate=-1 must be above 0"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf must be a finite number"),
+        ({"learning_rate": {"mha": 1e-3, "gqa": 1e-3}, "attention": "mha"}, "names gqa, which is none of mha"),
+        ({"corpus": 3}, "corpus=3 must be text"),
+        ({"shuffle_seed": -1}, "shuffle_seed=-1 must be at least 0"),
         ({"learning_rate": []}, "leaves nothing to run"),
         ({"learning_rate": {"mha": [1e-3, 1e-3]}, "attention": "mha"}, "names 0.001 twice"),
         ({"preset": "huge"}, "preset=huge is unknown"),
@@ -164,6 +172,15 @@ def test_lists_are_swept_and_options_reach_those_that_know_them(tmp_path):
     names = [variant.name for variant in stated.variants]
     assert len(names) == len(set(names)) == 2 + 4 + 4
     assert "mla kv_lora_rank=8 hidden_size=64" in names and "mha hidden_size=32" in names
+
+
+def test_a_mechanism_can_have_options_of_its_own_which_go_before_those_of_all(tmp_path):
+    steps = ["gqa", {"mla": {"latent_norm": False}}, {"mla": {"kv_lora_rank": 4}}, "mla+gqa"]
+    stated = study(tmp_path, attention=steps, **{"attention.kv_lora_rank": [8, 16]})
+    assert [variant.name for variant in stated.variants] == [
+        "gqa", "mla kv_lora_rank=8 latent_norm=False", "mla kv_lora_rank=16 latent_norm=False", "mla kv_lora_rank=4",
+        "mla+gqa kv_lora_rank=8", "mla+gqa kv_lora_rank=16",
+    ]  # fmt: skip
 
 
 def test_variants_that_are_one_model_are_found(tmp_path):

@@ -12,7 +12,10 @@ from mla_experiments.cli import main
 from mla_experiments.errors import Stopped
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import write_record
+from mla_experiments.report import study as report_of_study
 from mla_experiments.run_files import read_run
+from mla_experiments.study import record
+from mla_experiments.study.tuning import Factor, Space, design
 from mla_experiments.training.identity import RECORDED_FIRST
 from mla_experiments.training.run import Run
 
@@ -40,12 +43,14 @@ def state(tmp_path, monkeypatch):
 def trained(monkeypatch):
     """Count the trainings from now on."""
     begun, train = [], Run.train
-    monkeypatch.setattr(Run, "train", lambda run, *rest: (begun.append(run.folder.name), train(run, *rest)))
+    monkeypatch.setattr(
+        Run, "train", lambda run, *rest, **more: (begun.append(run.folder.name), train(run, *rest, **more))
+    )
     return begun
 
 
-def content(tmp_path, name):
-    return json.loads((tmp_path / "studies" / name / "study.json").read_text())
+def content(tmp_path, name, studies="studies"):
+    return json.loads((tmp_path / studies / name / "study.json").read_text())
 
 
 def test_a_study_tries_rates_then_seeds_does_only_what_is_missing_and_shares_runs(state, tmp_path, monkeypatch, capsys):
@@ -114,12 +119,77 @@ def test_every_mechanism_tries_as_many_points_of_its_own_space(state, tmp_path, 
     assert "initialization" in report and "What tuning is worth" in report
 
 
+HALVED = {
+    "train_tokens": 12 * 128, "eval_steps": 2, "save_steps": 5, "seeds": [0], "attention": "mla", "match": "none",
+    "tuning": {"trials": 4, "halving": [0.25, 0.5], "learning_rate": [1e-3, 1e-1]},
+}  # fmt: skip
+
+
+def test_halved_trials_go_on_to_the_bits_of_uninterrupted_ones(state, tmp_path, monkeypatch, capsys):
+    """Of four trials of twelve steps two stop at a quarter (validated at step 4) and one at a half."""
+    from safetensors.torch import load_file
+
+    for name, nothing in {"decode_speeds": {"mla": {}}, "training_speeds": {}, "continuation": ""}.items():
+        monkeypatch.setattr(record, name, lambda *_, nothing=nothing: nothing)
+    train = Run.train
+
+    def stopping(run, *rest, until=None):
+        if until == 6:
+            raise Stopped("Stopped at step 4 of 12; x is saved. Go on with --resume.")
+        return train(run, *rest, until=until)
+
+    path = state("halved", **HALVED)
+    monkeypatch.setattr(Run, "train", stopping)
+    assert main(["study", path, "--studies_dir", "b"]) == 130
+    monkeypatch.setattr(Run, "train", train)
+    begun = trained(monkeypatch)
+    assert main(["study", path, "--studies_dir", "b"]) == 0
+    assert len(begun) == 2 + 1 + 1, "two to a half, one of them to the end, and the seed"
+    whole = {name: value for name, value in HALVED["tuning"].items() if name != "halving"}
+    assert main(["study", state("whole", **HALVED | {"tuning": whole}), "--studies_dir", "a"]) == 0
+    found = content(tmp_path, "halved", "b")
+    trials, (confirmed,) = found["runs"][:4], found["runs"][4:]
+    assert found["complete"]
+    logged = {run["folder"]: losses(tmp_path / "a" / run["folder"]) for run in trials}
+    better = sorted(logged, key=lambda folder: logged[folder][4])[:2]
+    best = min(better, key=lambda folder: logged[folder][6])
+    assert [run["folder"] for run in trials if run["done"]] == [best]
+    assert [run["settings"] for run in trials if run["done"]] == [confirmed["settings"]]
+    assert {run["folder"] for run in trials if len(run["halved"]) == 2} == set(better)
+    for run in trials:
+        assert all(stood["loss"] == logged[run["folder"]][stood["step"]] for stood in run["halved"])
+    one, two = (load_file(tmp_path / root / best / "model.safetensors") for root in "ab")
+    assert all(torch.equal(one[weight], two[weight]) for weight in one)
+    one, two = ((tmp_path / root / best / "metrics.jsonl").read_bytes() for root in "ab")
+    assert one == two
+    monkeypatch.setattr(report_of_study, "draw", lambda *_: [])
+    assert main(["report", "b/halved"]) == 0
+    report = (tmp_path / "b" / "halved" / "report.md").read_text()
+    saved = 2 * 8 * 128 + 6 * 128
+    assert f"3 of 4 trials, which saved {saved:,} of 6,144 tokens" in report and "33.3 % (step 4)" in report
+    capsys.readouterr()
+    assert main(["plan", path]) == 0
+    assert f" {6144 - saved + 1536:,} " in capsys.readouterr().out
+
+
+def test_more_trials_keep_those_that_were_tried():
+    factors = {"learning_rate": Factor((1e-3, 1e-2), True), "initialization": Factor(("normal", "zero"), False)}
+    few, more = (design(Space(trials, factors), "mha") for trials in (5, 9))
+    assert len(more) == 9 and more[:5] == few
+
+
+def losses(folder):
+    """Validation losses by step."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"tuning": {"learning_rate": [1e-3, 1e-2]}}, "must state trials and what is tuned"),
         ({"tuning": {"trials": 4}}, "states trials but nothing to tune"),
-        ({"tuning": {"trials": 1, "learning_rate": [1e-3, 1e-2]}}, "tuning.trials=1 must be a whole number from 2"),
+        ({"tuning": {"trials": 1, "learning_rate": [1e-3, 1e-2]}}, "tuning.trials=1 must be at least 2"),
         ({"tuning": {"trials": 4, "learning_rate": []}}, "must be a list of choices, or of the two ends of a range"),
         ({"tuning": {"trials": 4, "learning_rate": [1e-2, 1e-3]}}, "a range from a lower to a higher positive number"),
         ({"tuning": {"trials": 4, "learning_rate": ["low", "high"]}}, "learning_rate=low cannot be"),
@@ -131,8 +201,22 @@ def test_every_mechanism_tries_as_many_points_of_its_own_space(state, tmp_path, 
         ({"tuning": {"trials": 4, "initialization": ["zero", "zero"]}}, "names zero twice"),
         ({"tuning": {"trials": 4, "learning_rate": [1e-3, 1e-2]}, "learning_rate": [1e-3, 2e-3]}, "beside tuning"),
         ({"tuning": {"trials": 4, "initialization": ["normal", "zero"]}, "initialization": ["normal", "zero"]},
-         "initialization is tuned and swept"),
+         "initialization is tuned and stated beside tuning"),
         ({"seeds": [0, 1000]}, "seeds has 1000, which tunes"),
+        ({"tuning": {"trials": 4, "learning_rate": [1e-3, 1e-2]}, "learning_rate": 1e-3}, "learning_rate is tuned and"),
+        *(({"tuning": {"trials": 4, "halving": halving, "learning_rate": [1e-3, 1e-2]}} | more, said)
+          for halving, more, said in [
+              (0.5, {}, "tuning.halving=0.5 must be a list"),
+              ([1.5], {}, "tuning.halving=1.5 must be below 1"),
+              ([0.0], {}, "tuning.halving=0.0 must be above 0"),
+              (["half"], {}, "tuning.halving=half must be a number"),
+              ([0.5, 0.25], {}, "must rise from each share to the next"),
+              ([0.1, 0.2, 0.5], {}, "halves 3 times, but of 4 trials one is left after 2; give at most 2"),
+              ([0.5], {"eval_strategy": "no"}, "which eval_strategy=no leaves out"),
+              ([0.9], {}, "=[0.9] would compare at step 5 of 5"),
+              ([0.25, 0.3], {"eval_steps": 2}, "would compare at step 2 of 5"),
+              ([0.5], {"batch_size": 0}, "batch_size=0 must be at least 1"),
+          ]),
         ({"match": "cache", "cache_bytes_per_token": 64, "tuning": {"trials": 4, "attention.kv_lora_rank": [4, 6]}},
          "attention.kv_lora_rank is what match=cache solves for"),
     ],
@@ -146,10 +230,10 @@ def test_a_space_that_cannot_be_is_refused_before_anything_is_prepared(state, tm
 def test_a_failed_run_is_reported_and_the_others_go_on(state, tmp_path, monkeypatch, capsys):
     train = Run.train
 
-    def broken(run, *rest):
+    def broken(run, *rest, **more):
         if run.attention == "mha":
             raise RuntimeError("no room\nat all")
-        return train(run, *rest)
+        return train(run, *rest, **more)
 
     monkeypatch.setattr(Run, "train", broken)
     assert main(["study", state("broken")]) == 1
@@ -163,10 +247,10 @@ def test_a_failed_run_is_reported_and_the_others_go_on(state, tmp_path, monkeypa
 def test_a_stopped_study_goes_on_with_the_same_command(state, tmp_path, monkeypatch, capsys):
     train = Run.train
 
-    def stopping(run, *rest):
+    def stopping(run, *rest, **more):
         if run.attention == "mla":
             raise Stopped("Stopped at step 2 of 5; x is saved. Go on with --resume.")
-        return train(run, *rest)
+        return train(run, *rest, **more)
 
     monkeypatch.setattr(Run, "train", stopping)
     assert main(["study", state("stopped")]) == 130
@@ -226,7 +310,7 @@ def test_runs_by_other_code_are_named_and_taken_only_where_that_is_accepted(stat
         ({"accept_changes": True}, "give --accept_changes to study"),
         ({"adam_beta2": [0.9, 2.0]}, "adam_beta2=2.0 must be a number from 0 and below 1"),
         ({"lr_scheduler_type": ["linear", "sawtooth"]}, "lr_scheduler_type=sawtooth cannot be"),
-        ({"seeds": [2**32]}, "must be whole numbers from 0 and below 2^32"),
+        ({"seeds": [2**32]}, "seeds=4294967296 must be below 4,294,967,296"),
     ],
 )
 def test_fields_of_the_trainer_are_refused_before_anything_is_prepared(state, tmp_path, capsys, more, said):

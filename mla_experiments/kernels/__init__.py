@@ -6,8 +6,9 @@ from .latent import attend_latents
 from .linear import project
 from .norm import normalise
 from .parted import attend_parts
-from .plain import weight_of
+from .plain import stands_alone, weight_of
 from .stored import Stored, plain
+from .turned import attend_turned, turned
 
 __all__ = [
     "Stored",
@@ -15,8 +16,11 @@ __all__ = [
     "attend_factors",
     "attend_latents",
     "attend_parts",
+    "attend_turned",
     "normalise",
     "plain",
     "project",
+    "stands_alone",
+    "turned",
     "weight_of",
 ]

@@ -77,6 +77,11 @@ def is_untouched(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
     )
 
 
+def stands_alone(module: nn.Module) -> bool:
+    """Return whether nothing stands around a module: its call is its class's forward pass, and nobody looks on."""
+    return _only_forwards(module) and not any(_HOOKS_OF_ALL)
+
+
 def _only_forwards(module: nn.Module) -> bool:
     """Whether calling it is its class's forward pass and nothing else."""
     return (

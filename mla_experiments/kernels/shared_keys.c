@@ -7,7 +7,8 @@
    worked through in blocks with a running maximum and sum (Milakov & Gimelshein 2018, Online normalizer calculation for
    softmax, algorithm 3), so that scores never sit in memory whole, and is cut into splits where there are fewer
    sequences than threads (Dao et al. 2023, Flash-Decoding). Rows that a cache keeps in fewer bits are unpacked, a block
-   at a time, into the first-level cache, once for all rows and parts. */
+   at a time, into the first-level cache, once for all rows and parts. So are keys that RoPE is yet to turn, whose values
+   are read as they lie (Su et al. 2021, RoFormer, eq. 15). */
 
 #include "vectors.h"
 
@@ -36,6 +37,11 @@ typedef struct {
     int64_t tail;            /* where in a row of keys their tail begins */
     form key_form, value_form;
 } stored; /* what is kept in fewer bits; keys and values of a sequence are then null */
+
+typedef struct {
+    const float *cosines, *sines, *weight; /* [width / 2] a token, and [width] or null; no cosines: keys are as they are */
+    int64_t batch, token, interleaved;
+} turning;
 
 int lanes(void) { return LANES; }
 
@@ -146,9 +152,41 @@ static sequence unpacked(const stored *kept, int64_t start, int64_t tokens, cons
     return block;
 }
 
+/* Keys of a part turned by the angles of their tokens, half-split in either layout, in rows that lie width apart. */
+static void turn_keys(const turning *by, int64_t width, const float *key, int64_t step, int64_t start, int64_t tokens,
+                      float *to) {
+    int64_t half = width / 2, first = by->interleaved ? 2 : 1, second = by->interleaved ? 1 : half;
+    for (int64_t t = 0; t < tokens; t++, key += step, to += width) {
+        const float *cosine = by->cosines + (start + t) * by->token, *sine = by->sines + (start + t) * by->token;
+        for (int64_t p = 0; p < half; p++) {
+            float x = key[p * first], y = key[p * first + second];
+            if (by->weight) x *= by->weight[p * first], y *= by->weight[p * first + second];
+            to[p] = x * cosine[p] - y * sine[p];
+            to[p + half] = y * cosine[p] + x * sine[p];
+        }
+    }
+}
+
+/* A block of tokens with the keys of all parts, turned. */
+static void attend_turned(const shape *z, const sequence *at, const turning *by, int64_t start, int64_t tokens,
+                          const rows *queries, float *room, rows *state) {
+    shape y = *z;
+    y.key_token = z->width;
+    y.key_part = 0;
+    sequence block = {at->query, room, room, at->value + start * z->value_token, at->mask ? at->mask + start : 0};
+    int64_t b = 0;
+    for (int64_t part = 0; part < z->parts; part++) {
+        const float *key = at->key + part * z->key_part + start * z->key_token;
+        turn_keys(by, z->width, key, z->key_token, start, tokens, room);
+        for (int64_t first = 0; first < z->num_rows; first += LANES, b++)
+            attend_block(&y, queries + b * z->width, &block, part, first, 0, tokens,
+                         state + b * (z->value_width + 2));
+    }
+}
+
 /* One sequence over the tokens from begin to end, each block of them read once for all rows of all parts. */
-static void attend_split(const shape *z, const sequence *at, const stored *kept, int64_t begin, int64_t end,
-                         rows *turned, float *room, rows *state) {
+static void attend_split(const shape *z, const sequence *at, const stored *kept, const turning *by, int64_t begin,
+                         int64_t end, rows *turned, float *room, rows *state) {
     int64_t size = z->value_width + 2, width = z->width + z->tail_width, b = 0;
     for (int64_t part = 0; part < z->parts; part++)
         for (int64_t first = 0; first < z->num_rows; first += LANES, b++) {
@@ -158,6 +196,10 @@ static void attend_split(const shape *z, const sequence *at, const stored *kept,
         }
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t tokens = end - start < BLOCK ? end - start : BLOCK;
+        if (by->cosines) {
+            attend_turned(z, at, by, start, tokens, turned, room, state);
+            continue;
+        }
         sequence block = kept->key ? unpacked(kept, start, tokens, at, room) : *at;
         b = 0;
         for (int64_t part = 0; part < z->parts; part++)
@@ -189,11 +231,12 @@ static void join(const shape *z, const rows *state, int64_t apart, float *output
 }
 
 /* output [batch, parts, num_rows, value_width]. Returns 1 where there is no memory for the state. */
-int attend(const shape *z, const sequence *all, const stored *kept, float *output) {
+int attend(const shape *z, const sequence *all, const stored *kept, const turning *by, float *output) {
     int64_t of_part = (z->num_rows + LANES - 1) / LANES, blocks = z->parts * of_part, tasks = z->batch * z->splits;
     int64_t size = z->value_width + 2, width = z->width + z->tail_width;
     int64_t length = (z->context + z->splits - 1) / z->splits;
     int64_t room = kept->key ? BLOCK / LANES * (padded(kept->key_form.width) + padded(kept->value_form.width)) : 0;
+    if (by->cosines) room = BLOCK / LANES * padded(z->width);
     int64_t of_thread = blocks * width + room;
     rows *state = aligned_alloc(sizeof(rows), sizeof(rows) * (blocks * tasks * size + z->threads * of_thread));
     if (!state) return 1;
@@ -206,9 +249,12 @@ int attend(const shape *z, const sequence *all, const stored *kept, float *outpu
             sequence at = {all->query + b * z->query_batch, all->key + b * z->key_batch, all->tail + b * z->tail_batch,
                            all->value + b * z->value_batch, all->mask ? all->mask + b * z->mask_batch : all->mask};
             stored of_batch = *kept;
+            turning of_angles = *by;
+            of_angles.cosines += by->cosines ? b * by->batch : 0;
+            of_angles.sines += by->cosines ? b * by->batch : 0;
             if (kept->key) of_batch.key += b * kept->key_batch;
             if (kept->value) of_batch.value += b * kept->value_batch;
-            attend_split(z, &at, &of_batch, begin, end < z->context ? end : z->context, turned,
+            attend_split(z, &at, &of_batch, &of_angles, begin, end < z->context ? end : z->context, turned,
                          (float *)(turned + blocks * width), state + task * blocks * size);
         }
 #pragma omp for

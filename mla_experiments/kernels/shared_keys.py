@@ -47,6 +47,15 @@ class Kept(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Turning(ctypes.Structure):
+    """The C code's `turning`."""
+
+    _fields_ = [
+        ("cosines", ctypes.c_void_p), ("sines", ctypes.c_void_p), ("weight", ctypes.c_void_p),
+        ("batch", ctypes.c_int64), ("token", ctypes.c_int64), ("interleaved", ctypes.c_int64),
+    ]  # fmt: skip
+
+
 def why_not_here() -> str | None:
     """Return what this machine lacks."""
     found = library(NAME)
@@ -112,7 +121,55 @@ def _attend(
     tail = key[:, 0, :, :0] if tail is None else tail
     strides = (*key.stride()[:3], *tail.stride()[:2], *value.stride()[:3])
     sizes = (parts, context, key_width, tail.shape[-1], value.shape[-1])
-    return _run(query, (key, tail, value), sizes, strides, mask, scale, Kept())
+    return _run(query, (key, tail, value), sizes, strides, mask, scale)
+
+
+def attend_turned(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    tables: tuple[torch.Tensor, torch.Tensor],
+    interleaved: bool,
+    weight: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return what `attend` does, with keys that are turned as they are read, in C's first-level cache.
+
+    Args:
+        query: `[B, H, T, D]`, turned, half-split.
+        key: `[B, G, S, D]`, as they are kept.
+        value: see `attend`; may be the keys themselves.
+        mask: see there.
+        scale: see there.
+        tables: cosines and sines of the keys' angles, each `[B or 1, S, D / 2]`.
+        interleaved: whether a key's pairs are its numbers 2i and 2i + 1, and not i and i + D / 2.
+        weight: `[D]`, by which keys are multiplied before; None for none.
+    """
+    return torch.ops.mla_experiments.attend_turned_keys(query, key, value, mask, scale, *tables, interleaved, weight)
+
+
+def _attend_turned(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    interleaved: bool,
+    weight: torch.Tensor | None,
+) -> torch.Tensor:
+    cosines, sines = cosines.contiguous(), sines.contiguous()
+    apart = cosines.stride(0) if cosines.shape[0] > 1 else 0
+    weight = None if weight is None else weight.contiguous()
+    by = Turning(
+        cosines.data_ptr(), sines.data_ptr(), None if weight is None else weight.data_ptr(),
+        apart, cosines.stride(1), int(interleaved),
+    )  # fmt: skip
+    sizes = (*key.shape[1:], 0, value.shape[-1])
+    strides = (*key.stride()[:3], 0, 0, *value.stride()[:3])
+    return _run(query, (key, None, value), sizes, strides, mask, scale, by=by)
 
 
 def attend_kept(
@@ -169,7 +226,8 @@ def _run(
     strides: tuple[int, ...],
     mask: torch.Tensor | None,
     scale: float,
-    kept: Kept,
+    kept: Kept | None = None,
+    by: Turning | None = None,
 ) -> torch.Tensor:
     (batch, num_heads, num_new, width), (parts, context, *widths) = query.shape, sizes
     threads = torch.get_num_threads()
@@ -182,8 +240,8 @@ def _run(
     )  # fmt: skip
     read = Sequence(*(None if part is None else part.data_ptr() for part in (rows, *memory, mask)))
     output = torch.empty(batch, num_heads, num_new, widths[-1])
-    pointers = (ctypes.byref(shape), ctypes.byref(read), ctypes.byref(kept), ctypes.c_void_p(output.data_ptr()))
-    if loaded(NAME).attend(*pointers):
+    described = (ctypes.byref(one) for one in (shape, read, kept or Kept(), by or Turning()))
+    if loaded(NAME).attend(*described, ctypes.c_void_p(output.data_ptr())):
         raise MemoryError(f"no memory for attention over {context} tokens")
     return output
 
@@ -194,9 +252,14 @@ _operators.define(
     "attend_shared_keys(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, Tensor? tail) -> Tensor"
 )
 _operators.impl("attend_shared_keys", _attend, "CPU")
+_operators.define(
+    "attend_turned_keys(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, Tensor cosines, "
+    "Tensor sines, bool interleaved, Tensor? weight) -> Tensor"
+)
+_operators.impl("attend_turned_keys", _attend_turned, "CPU")
 
 
-@register_flop_formula(torch.ops.mla_experiments.attend_shared_keys)
+@register_flop_formula([torch.ops.mla_experiments.attend_shared_keys, torch.ops.mla_experiments.attend_turned_keys])
 def _flops(query: Sizes, key: Sizes, value: Sizes, *_: object, **__: object) -> int:
     """Two products of every query: with the keys and with the values of its head."""
     batch, num_heads, num_new, width = query

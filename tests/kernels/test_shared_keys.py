@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mla_experiments.benchmark.measure import flops_of
-from mla_experiments.kernels import attend, sdpa, shared_keys
+from mla_experiments.kernels import attend, attend_turned, sdpa, shared_keys
 from mla_experiments.kernels.compiling import compiled
 
 pytestmark = pytest.mark.skipif(
@@ -96,3 +96,39 @@ def test_its_operations_are_counted():
     mask = torch.ones(1, 1, 3, 50, dtype=torch.bool)
     counted = flops_of(lambda: shared_keys.attend(query, latents, latents[..., :4], mask, 1.0))
     assert counted == 2 * 2 * 16 * 3 * 50 * (6 + 4)
+
+
+@pytest.mark.parametrize("groups, num_heads, num_new", [(1, 16, 1), (4, 16, 1), (3, 60, 2), (2, 6, 3)])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_keys_are_turned_as_they_are_read(groups, num_heads, num_new, interleaved, threads):
+    """As pairs are complex numbers, times e^iθ, in double precision; angles of a sequence's own, or one for all."""
+    torch.set_num_threads(threads)
+    kept = torch.randn(2, groups, 333, 24)[:, :, :301]
+    query, mask = torch.randn(2, num_heads, num_new, 24), torch.rand(2, 1, num_new, 301) < 0.5
+    mask[0, 0, 0] = False  # sees nothing
+    for batch, weight in ((1, None), (2, torch.rand(24) + 0.5)):
+        angles = torch.randn(batch, 301, 12, dtype=torch.float64)
+        weighed = kept.double() * (1 if weight is None else weight.double())
+        pairs = weighed.unflatten(-1, (12, 2)) if interleaved else weighed.unflatten(-1, (2, 12)).mT
+        turned = torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+        keys = torch.cat((turned.real, turned.imag), dim=-1).repeat_interleave(num_heads // groups, dim=1)
+        values = kept.repeat_interleave(num_heads // groups, dim=1)
+        tables = angles.cos().float(), angles.sin().float()
+        for given in (None, mask) if num_new == 1 else (mask,):
+            expected = formula(query, keys, values, given, 0.3)
+            output = shared_keys.attend_turned(query, kept, kept, given, 0.3, tables, interleaved, weight)
+            torch.testing.assert_close(output.double(), expected, atol=3e-6, rtol=1e-5)
+            doubled = [
+                query.double(),
+                kept.double(),
+                kept.double(),
+                given,
+                0.3,
+                (angles.cos(), angles.sin()),
+                interleaved,
+            ]
+            either = attend_turned(*doubled, None if weight is None else weight.double())
+            seen = expected.abs().sum(-1, keepdim=True) > 0  # PyTorch gives what sees nothing something else
+            torch.testing.assert_close(either * seen, expected * seen, atol=1e-6, rtol=1e-5)
+    torch.set_num_threads(1)

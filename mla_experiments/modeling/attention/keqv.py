@@ -19,17 +19,19 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, normalise, plain, project
+from ...kernels import attend, attend_turned, normalise, plain, project, stands_alone
 from .base import Attention, Options, Rotation
 from .checks import head_width, require_groups, require_turnable
 from .gqa import GQA
 from .heads import split_heads
 from .remember import remember_state
-from .rope import rotate_as_read
+from .rope import rotate, tables_as_read
 
 
 class Weight(nn.Module):
     """The weight of a norm: what it does to what is normed already."""
+
+    weight: nn.Parameter
 
     def __init__(self, width: int):
         super().__init__()
@@ -50,6 +52,7 @@ class KEqV(Attention):
     turns_when_read = True
     head_dim: int
     num_key_value_heads: int
+    k_norm: Weight
 
     def __init__(self, hidden_size: int, num_attention_heads: int, **kwargs: Any):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
@@ -94,10 +97,16 @@ class KEqV(Attention):
         state = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, d]
         state = nn.functional.rms_norm(state, (self.head_dim,), eps=self.rms_norm_eps)
         kept = plain(remember_state(cache, self.layer_idx, state, attention_mask))  # [B, G, S, d]
-        key = normalise(self.k_norm, kept)
-        if self.rotary:
-            query, key = rotate_as_read(query, key, position_embeddings, self.rope_interleave)
-        attended = attend(query, key, kept, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, d]
+        key, weight = (kept, self.k_norm.weight) if stands_alone(self.k_norm) else (self.k_norm(kept), None)
+        scale = self.head_dim**-0.5
+        if not self.rotary:
+            key = key if weight is None else key * weight
+            return self.output(attend(query, key, kept, attention_mask, scale, attentions), hidden_states)
+        of_new, of_kept = tables_as_read(position_embeddings, kept.shape[2])
+        attended = attend_turned(
+            rotate(query, of_new, self.rope_interleave), key, kept, attention_mask, scale, of_kept,
+            self.rope_interleave, weight, attentions,
+        )  # fmt: skip
         return self.output(attended, hidden_states)
 
     def cache_parts(self) -> dict[str, int]:

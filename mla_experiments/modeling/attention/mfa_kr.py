@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from ...kernels import attend, plain, project
+from ...kernels import attend, attend_turned, plain, project
 from .base import Rotation
 from .mfa import MFA
 from .remember import remember_state
-from .rope import rotate_as_read
+from .rope import rotate, tables_as_read
 
 
 class MFAKR(MFA):
@@ -55,11 +55,14 @@ class MFAKR(MFA):
         state = project(self.k_proj, hidden_states).unsqueeze(1)  # [B, 1, T, C]
         kept = plain(remember_state(cache, self.layer_idx, state, attention_mask))  # [B, 1, S, C]
         query, key = self.normed(self.queries(hidden_states), kept)  # [B, H, T, C], [B, 1, S, C]
-        if self.rotary:
-            query, key = rotate_as_read(query, key, position_embeddings, self.rope_interleave)
-        before = self.maps_before(query.shape[2], kept.shape[2])
+        before, scale = self.maps_before(query.shape[2], kept.shape[2]), self.head_dim**-0.5
         value = self.values(kept) if before else kept  # [B, 1, S, C]
-        attended = attend(query, key, value, attention_mask, self.head_dim**-0.5, attentions)  # [B, H, T, C]
+        if self.rotary:
+            of_new, of_kept = tables_as_read(position_embeddings, kept.shape[2])
+            query, layout = rotate(query, of_new, self.rope_interleave), self.rope_interleave
+            attended = attend_turned(query, key, value, attention_mask, scale, of_kept, layout, attentions=attentions)
+        else:
+            attended = attend(query, key, value, attention_mask, scale, attentions)  # [B, H, T, C]
         return self.output(attended if before else self.values(attended), hidden_states)
 
     def cache_parts(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ...errors import UserError
+from ...kernels import turned
 from .checks import require, require_number, require_whole
 
 Rotation = tuple[torch.Tensor, ...] | None  # cosines and sines, each [B or 1, T, rotary_dim / 2]
@@ -158,26 +159,22 @@ def rotate(x: torch.Tensor, position_embeddings: Rotation, interleaved: bool) ->
     Raises:
         UserError: there are none.
     """
-    cos, sin = (table.unsqueeze(1) for table in _tables(position_embeddings))  # [B, 1, T, D / 2]
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    cosines, sines = _tables(position_embeddings)
+    return turned(x, (cosines, sines), interleaved)
 
 
-def rotate_as_read(
-    query: torch.Tensor, key: torch.Tensor, position_embeddings: Rotation, interleaved: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn new queries `[B, H, T, D]`, and all keys that are kept `[B, G, S, D]`, where they are kept as they are.
+def tables_as_read(
+    position_embeddings: Rotation, context: int
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Return cosines and sines of new tokens, and of all S that are kept, where keys are kept as they are.
 
     Args:
-        query: see above.
-        key: see above.
-        position_embeddings: cosines and sines of the new tokens `[B or 1, T, D / 2]`, then those of at least S kept
-            ones; where there are but two tables, all are new.
-        interleaved: see `rotate`.
+        position_embeddings: those of the new tokens `[B or 1, T, D / 2]`, then those of at least S kept ones; where
+            there are but two tables, all are new.
+        context: S.
     """
     tables = _tables(position_embeddings)
-    of_kept = tuple(table[:, : key.shape[2]] for table in tables[-2:])
-    return rotate(query, tables[:2], interleaved), rotate(key, of_kept, interleaved)
+    return (tables[0], tables[1]), (tables[-2][:, :context], tables[-1][:, :context])
 
 
 def _tables(position_embeddings: Rotation) -> tuple[torch.Tensor, ...]:

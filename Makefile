@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/mla-experiments
 DEMO := --config experiments/demo.yaml
 
-.PHONY: help demo test test-versions docs clean
+.PHONY: help demo test test-versions docs docs-numbers clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,6 +25,9 @@ test-versions: $(VENV)/.installed-dev  ## contract, generation, training, export
 
 docs: $(VENV)/.installed-dev  ## the site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-numbers: $(VENV)/.installed-dev  ## hold the tables of the documents to the results that they come from
+	$(BIN)/python docs/tables.py
 
 clean:  ## remove the virtual environments
 	rm -rf $(VENV) .venv-versions

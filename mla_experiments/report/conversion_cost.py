@@ -88,6 +88,13 @@ def draw_loss_against_cache(curve: list[Measured], steps: list[Measured], path: 
     return save(figure, path)
 
 
+HELD = (
+    "The last channel of each latent is a constant of some 10⁵ that makes the norm without effect, and zeros in "
+    "`kv_b_proj` keep it unread. A trainer must hold those zeros, as `convert --heal_tokens` does: one step of an "
+    "optimizer on them is the end of the model."
+)
+
+
 def write_conversion(folder: Path, steps: list[Measured], curve: list[Measured], record: dict) -> None:
     """Write table, figure and model card into the folder of a converted model."""
     text = about(steps, curve, record)
@@ -110,6 +117,8 @@ def about(steps: list[Measured], curve: list[Measured], record: dict) -> str:
         "is in the calibration text. Intervals are of 95 %, over documents.",
         cost_table(steps, steps[0]),
     ]
+    if record["request"]["latent_norm"] == "constant":
+        parts.append(HELD)
     if curve:
         parts += ["Other sizes, by closed forms alone:", cost_table(curve, steps[0])]
     return "\n\n".join(parts)

@@ -1,0 +1,184 @@
+"""Hold tables of the documents to the committed results that they come from.
+
+    python docs/tables.py            fail where a table differs from its result, and say how (`make docs-numbers`)
+    python docs/tables.py --write    write the tables anew
+
+A table stands between `<!-- numbers: NAME -->` and `<!-- end -->`; NAME is a function below, which makes it of the JSON
+files in `benchmarks/results/`.
+"""
+
+import json
+import re
+import sys
+from difflib import unified_diff
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = re.compile(r"(?<=<!-- numbers: )(\w+)( -->\n\n)(.*?)(?=\n<!-- end -->)", re.DOTALL)
+CPU, GPU = "2026-11-24-cpu-2-cores", "2026-11-26-nvidia-h200"
+SIDES = ("ours", "transformers")
+STOCK = {"mla": "DeepSeek-V3", "mha": "Llama MHA", "gqa": "Llama GQA", "mqa": "Llama MQA"}
+MIB = "MiB of cache, by formula"
+
+
+def rows_of(measured: str) -> list[dict]:
+    """Return the rows of a committed result."""
+    path = ROOT / "benchmarks" / "results" / f"{measured}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def brief(value: float) -> str:
+    """Return a number as tables show it: three digits, or all of those before the point."""
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value < 9.995 else f"{value:.1f}"
+
+
+def tenths(value: float) -> str:
+    """Return milliseconds with one digit after the point, below a hundred."""
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def markdown(heading: list[str], rows: list[list[str]], left: int) -> str:
+    """Return a table whose first `left` columns lie to the left, and all others to the right."""
+    rule = "|".join(["---"] * left + ["--:"] * (len(heading) - left))
+    lines = [f"| {' | '.join(line)} |" for line in (heading, *rows)]
+    return "\n".join((lines[0], f"|{rule}|", *lines[1:])) + "\n"
+
+
+def steps(measured: str, left_out: tuple[int, ...] = ()) -> str:
+    """A decoding step of each mechanism beside transformers', by batch and context."""
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    for row in rows_of(measured):
+        name, _, mode = row["model"].partition(":")
+        if mode in ("", " auto") and row["context"] not in left_out:
+            found.setdefault((row["batch"], row["context"]), {})[name] = row["ms"]
+    heading = ["batch", "context"]
+    for name, stock in STOCK.items():
+        heading += [name.upper(), stock if name in ("gqa", "mqa") else f"{stock}, transformers"]
+    rows = [
+        [f"{batch}", f"{context:,}", *(tenths(ms[f"{name}, {side}"]) for name in STOCK for side in SIDES)]
+        for (batch, context), ms in sorted(found.items())
+    ]
+    return markdown(heading, rows, 0)
+
+
+def cpu_decoding() -> str:
+    """In `speed.md`."""
+    return steps(f"{CPU}-decode", left_out=(512,))
+
+
+def every_mechanism() -> str:
+    """A decoding step of all mechanisms where the cache is large, in `speed.md`."""
+    found: dict[str, dict[int, dict]] = {}
+    for row in rows_of("2026-11-26-cpu-2-cores-decode-all-mechanisms"):
+        name, side = row["model"].split(":")[0].split(", ")
+        if side == "ours":
+            found.setdefault(name, {})[row["batch"]] = row
+    rows = [
+        [name, f"{by[8]['cache MiB'] * 2**20 / 8 / 8192:,.0f}", *(tenths(by[batch]["ms"]) for batch in (8, 1)),
+         *(f"{by[batch]['ms'] / found['mha'][batch]['ms']:.2f}" for batch in (8, 1))]
+        for name, by in found.items()
+    ]  # fmt: skip
+    heading = ["", "bytes a token", "batch 8, 8k: ms", "batch 1, 64k: ms", "of MHA's at 8", "of MHA's at 1"]
+    return markdown(heading, rows, 1)
+
+
+def gpu_decoding() -> str:
+    """In `results/h200`."""
+    return steps(f"{GPU}-decoding")
+
+
+def gpu_kernels() -> str:
+    """Attention over latents in Triton and in PyTorch."""
+    chosen = {
+        "reference": ((64, 8192), (8, 65_536), (64, 65_536)),
+        "DeepSeek-V3": ((64, 8192), (1, 65_536), (64, 65_536)),
+    }
+    found = {(row["shape"], row["batch"], row["context"], row["backend"]): row for row in rows_of(f"{GPU}-kernels")}
+    rows = []
+    for shape, sizes in chosen.items():
+        for batch, context in sizes:
+            ours, theirs = (found[shape, batch, context, backend] for backend in ("triton", "torch"))
+            shares = [f"{ours[share]:.0f} %" for share in ("% of bandwidth", "% of matmul")]
+            rows.append([shape, f"{batch}", f"{context:,}", f"{ours['ms']:.3g}", *shares, f"{theirs['ms']:.3g}"])
+    return markdown(["shape", "batch", "context", "Triton", "of bandwidth", "of products", "PyTorch"], rows, 1)
+
+
+def gpu_training() -> str:
+    """A training step as written and with its layers compiled."""
+    found = {row["model"]: row for row in rows_of(f"{GPU}-training")}
+    rows = []
+    for name in ("mha", "mla"):
+        for side in SIDES:
+            both = [found[f"{name}, {side}{how}"] for how in ("", ", compiled")]
+            numbers = [text for row in both for text in (f"{row['tokens/s']:,.0f}", f"{row['MFU, %']:.0f} %")]
+            rows.append([f"{name.upper()}, {side}", *numbers])
+    return markdown(["", "tokens/s", "of products (MFU)", "layers compiled: tokens/s", "MFU"], rows, 1)
+
+
+def gpu_memory() -> str:
+    """What the allocator holds with a filled cache."""
+    rows = []
+    for row in rows_of(f"{GPU}-caches"):
+        if row["context"] > 10_000:
+            whole = [f"{row[of]:,.0f}" for of in ("context", "cache MiB", "held MiB")]
+            rows.append([row["model"].upper(), whole[0], row["cache"], *whole[1:], tenths(row["peak of a step, MiB"])])
+    return markdown(["", "context", "cache", MIB, "held", "a step"], rows, 1)
+
+
+def cpu_speed() -> str:
+    """Training, prompts and generation beside transformers."""
+    rows = []
+    for setting, said in (("same settings", "same allocator settings"), ("as started", "as each is started")):
+        found = {row["attention"]: row for row in rows_of(f"{CPU}-training") if row["setting"] == setting}
+        rows += beside(f"training step, {said}", {
+            name: [found[name][f"{side}, tokens/s"] for side in SIDES] for name in found
+        })  # fmt: skip
+    prompts = {row["model"]: row["tokens/s"] for row in rows_of(f"{CPU}-prefill") if row["prompt"] == 2048}
+    rows += beside("prefill of 2,048 tokens", both_sides(prompts, ""))
+    written = {
+        row["model"]: row["new tokens/s"]
+        for row in rows_of(f"{CPU}-generation") if row["study"].endswith("against prompt") and row["tokens"] == 1000
+    }  # fmt: skip
+    rows += beside("generating 100 tokens after a prompt of 1,000", both_sides(written, ", cache"))
+    rows.append(["″, without a cache", "MLA", brief(written["mla, ours, none"]), "", ""])
+    return markdown(["tokens/s", "attention", "ours", "transformers", "ratio"], rows, 2)
+
+
+def both_sides(found: dict[str, float], how: str) -> dict[str, list[float]]:
+    """Return ours and transformers' numbers by mechanism."""
+    return {name: [found[f"{name}, {side}{how}"] for side in SIDES] for name in ("mha", "gqa", "mqa", "mla")}
+
+
+def beside(what: str, numbers: dict[str, list[float]]) -> list[list[str]]:
+    """Return a row for each mechanism, the first of which says what was measured."""
+    return [
+        ["″" if place else what, name.upper(), brief(ours), brief(theirs), f"{ours / theirs:.2f}"]
+        for place, (name, (ours, theirs)) in enumerate(numbers.items())
+    ]
+
+
+def renewed(text: str) -> str:
+    """Return a document with its tables made anew."""
+    return TABLE.sub(lambda found: found[1] + found[2] + globals()[found[1]](), text)
+
+
+def main() -> int:
+    """Compare or write, and return the exit code."""
+    code = 0
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        made = renewed(text)
+        if "--write" in sys.argv[1:]:
+            path.write_text(made, encoding="utf-8")
+        elif made != text:
+            code = 1
+            name = str(path.relative_to(ROOT))
+            lines = text.splitlines(), made.splitlines()
+            print(*unified_diff(*lines, name, "from its results", lineterm="", n=0), sep="\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,6 +7,8 @@ heads together, and their weights a after them.
 
 import torch
 
+from . import factors_c
+
 
 def attend_factors(
     query: tuple[torch.Tensor, torch.Tensor],
@@ -16,7 +18,7 @@ def attend_factors(
     scale: float,
     attentions: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Return softmax(scale · query keyᵀ + mask) value, `[B, H, T, D]`; every score lies in memory, R times.
+    """Return softmax(scale · query keyᵀ + mask) value, `[B, H, T, D]`; in PyTorch every score lies in memory, R times.
 
     Args:
         query: factors a `[B, T, Q, H]` and b `[B, T, Q, D]` of the queries, Q their rank.
@@ -27,6 +29,8 @@ def attend_factors(
         attentions: where given, the probabilities `[B, H, T, S]` are appended to it.
     """
     (a_q, b_q), (a_k, b_k), (a_v, b_v) = query, key, value
+    if attentions is None and not torch.compiler.is_compiling() and factors_c.why_not(query, key, value, mask) is None:
+        return factors_c.attend(a_q.transpose(2, 3) @ b_q, key, value, mask, scale)
     (num_new, rank), (context, num_heads) = a_q.shape[1:3], (a_k.shape[1], a_k.shape[3])
     products = b_k.flatten(1, 2) @ b_q.flatten(1, 2).transpose(1, 2)  # [B, S·R, T·Q]
     products = products.unflatten(2, (num_new, rank)).transpose(1, 2)  # [B, T, S·R, Q]

@@ -14,9 +14,11 @@ from difflib import unified_diff
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 TABLE = re.compile(r"(?<=<!-- numbers: )(\w+)( -->\n\n)(.*?)(?=\n<!-- end -->)", re.DOTALL)
 CPU, GPU = "2026-11-24-cpu-2-cores", "2026-11-26-nvidia-h200"
-SIDES = ("ours", "transformers")
+RECENT = "2026-11-26-cpu-2-cores"
+SIDES, RANGE = ("ours", "transformers"), ("ours, tokens/s", "from", "to")
 STOCK = {"mla": "DeepSeek-V3", "mha": "Llama MHA", "gqa": "Llama GQA", "mqa": "Llama MQA"}
 MIB = "MiB of cache, by formula"
 
@@ -71,7 +73,7 @@ def cpu_decoding() -> str:
 def every_mechanism() -> str:
     """A decoding step of all mechanisms where the cache is large, in `speed.md`."""
     found: dict[str, dict[int, dict]] = {}
-    for row in rows_of("2026-11-26-cpu-2-cores-decode-all-mechanisms"):
+    for row in rows_of(f"{RECENT}-decode-all-mechanisms"):
         name, side = row["model"].split(":")[0].split(", ")
         if side == "ours":
             found.setdefault(name, {})[row["batch"]] = row
@@ -82,6 +84,23 @@ def every_mechanism() -> str:
     ]  # fmt: skip
     heading = ["", "bytes a token", "batch 8, 8k: ms", "batch 1, 64k: ms", "of MHA's at 8", "of MHA's at 1"]
     return markdown(heading, rows, 1)
+
+
+def every_training() -> str:
+    """A training step of all mechanisms, and what it does of the FLOPs that MHA and MLA do on average."""
+    from mla_experiments.benchmark.costs import training_flops_per_token
+    from mla_experiments.benchmark.training import config_of
+
+    found = [row for row in rows_of(f"{RECENT}-training-all-mechanisms") if row["setting"] == "same settings"]
+    flops = {row["attention"]: training_flops_per_token(config_of(row["attention"], 512), 512) for row in found}
+    rates = {row["attention"]: row["ours, tokens/s"] * flops[row["attention"]] for row in found}
+    usual = (rates["mha"] + rates["mla"]) / 2
+    rows = [
+        [row["attention"], f"{flops[row['attention']] / 1e6:.0f}", *(f"{row[of]:,.0f}" for of in RANGE),
+         f"{rates[row['attention']] / usual:.2f}"]
+        for row in found
+    ]  # fmt: skip
+    return markdown(["", "MFLOP a token", "tokens/s", "from", "to", "of the usual rate"], rows, 1)
 
 
 def gpu_decoding() -> str:

@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT))
 TABLE = re.compile(r"(?<=<!-- numbers: )(\w+)( -->\n\n)(.*?)(?=\n<!-- end -->)", re.DOTALL)
 CPU, GPU = "2026-11-24-cpu-2-cores", "2026-11-26-nvidia-h200"
 RECENT = "2026-11-26-cpu-2-cores"
+LOADS = ("% beside 1 of nice 10", "% beside 1 of nice 0")
+WAITS = ("passive", "1000", "3000", "5000", "10000", "100000", "system's")
 SIDES, RANGE = ("ours", "transformers"), ("ours, tokens/s", "from", "to")
 STOCK = {"mla": "DeepSeek-V3", "mha": "Llama MHA", "gqa": "Llama GQA", "mqa": "Llama MQA"}
 MIB = "MiB of cache, by formula"
@@ -101,6 +103,30 @@ def every_training() -> str:
         for row in found
     ]  # fmt: skip
     return markdown(["", "MFLOP a token", "tokens/s", "from", "to", "of the usual rate"], rows, 1)
+
+
+def cpu_load() -> str:
+    """Speed of two threads alone and what they keep beside one busy process, by how they wait."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows_of(f"{RECENT}-load"):
+        if row["threads"] == 2:
+            kept = found.setdefault((row["task"], row["wait"]), {})
+            for name in ("tokens/s alone", *LOADS):
+                kept.setdefault(name, []).extend([row[name]] if name in row else [])
+    order = sorted(found, key=lambda key: (key[0] != "training", WAITS.index(key[1])))
+    rows = [
+        [task, "300,000, the system's" if wait == WAITS[-1] else wait, of_runs(found[task, wait]["tokens/s alone"], ""),
+         *(of_runs(found[task, wait][name], " %") for name in LOADS)]
+        for task, wait in order
+    ]  # fmt: skip
+    heading = ["", "turns before they sleep", "tokens/s alone", "kept beside one of nice 10", "beside one of nice 0"]
+    return markdown(heading, rows, 2)
+
+
+def of_runs(values: list[float], unit: str) -> str:
+    """Return what several runs gave, from the least to the most."""
+    least, most = (f"{value:,.0f}" for value in (min(values), max(values)))
+    return f"{least}{unit}" if least == most else f"{least} to {most}{unit}"
 
 
 def gpu_decoding() -> str:

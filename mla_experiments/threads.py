@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # what says it; the last is Intel's and LLVM's
 
+SPINS = "5000"  # `bench load`: fewer cost a quiet machine more, more keep too little beside a busy process
+
 
 def share_cores_with_others() -> None:
-    """Have threads spin for microseconds in place of milliseconds before they sleep, where nobody has chosen."""
+    """Have threads spin for a fraction of a millisecond before they sleep, not for several, where nobody has chosen."""
     if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 @contextlib.contextmanager

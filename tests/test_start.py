@@ -228,7 +228,7 @@ class TestInstalling:
 
 @pytest.mark.parametrize(
     ("chosen", "spins"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
     ids=str,
 )
 def test_threads_sleep_soon_unless_somebody_chose_how_they_wait(monkeypatch, chosen, spins):

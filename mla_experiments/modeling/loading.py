@@ -24,7 +24,11 @@ def load_model(folder: Path) -> DecoderForCausalLM:
     folder = Path(folder)
     check_finished(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"model={folder} holds no config.json; train one with: {Step('train_model.py', 'train')}")
+        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        ways = (
+            f"give {' or '.join(map(str, inside))}" if inside else f"train one with: {Step('train_model.py', 'train')}"
+        )
+        raise UserError(f"model={folder} holds no config.json; {ways}")
     if not any(folder.glob("model*.safetensors")):
         pickles = [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
         found = f"only {', '.join(pickles)}, a pickle that could run code and is never opened" if pickles else "none"

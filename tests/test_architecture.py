@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "mla_experiments"
 ORDER = ["kernels", "modeling", "data", "training", "evaluation", "conversion", "benchmark", "study", "report", "cli"]
 SHARED = {  # what any part may use
     "errors", "manifest", "run_files", "markdown", "allocator", "stopping", "threads", "versions", "registration",
-    "yaml_files", "vocabulary", "every_reader", "next_step", "",
+    "yaml_files", "vocabulary", "every_reader", "next_step", "presets", "",
 }  # fmt: skip
 
 

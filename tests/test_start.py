@@ -135,7 +135,7 @@ def test_both_parsers_read_our_flags_alike():
     for name in ("data", "evaluate", "generate", "plan", "study"):
         (cls,) = (
             value for value in vars(cli.importlib.import_module(f"mla_experiments.cli.{name}")).values()
-            if dataclasses.is_dataclass(value)
+            if dataclasses.is_dataclass(value) and value.__module__.endswith(f"cli.{name}")
         )  # fmt: skip
         argv = []
         for number, each in enumerate(dataclasses.fields(cls)):

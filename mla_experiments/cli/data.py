@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..next_step import Step
+from ..presets import PRESETS
 from ..vocabulary import vocabulary_of
 from .parsing import LARGEST_SEED, parse
 from .saying import wrote
@@ -95,8 +96,6 @@ def run(argv: list[str]) -> None:
 
 def shorter_rows(given: dict) -> str:
     """Return what `train` must be told of rows that the sequences of a preset do not divide."""
-    from ..training.settings import PRESETS
-
     length = given["sequence_length"]
     fits = all(length % preset["sequence_length"] == 0 for preset in PRESETS.values())
     return "" if fits else f" --sequence_length {length}"

@@ -169,7 +169,7 @@ def test_a_folder_that_is_no_whole_model_is_refused(tmp_path, monkeypatch, capsy
 def test_no_models_at_all_says_how_to_train_some(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["eval"]) == 2
-    assert "train_model.py" in capsys.readouterr().err
+    assert "holds no trained model; train some with: mla-experiments train" in capsys.readouterr().err
 
 
 def test_the_context_is_that_of_training(train):

@@ -159,7 +159,7 @@ def test_resume_with_nothing_to_resume_is_refused(train, capsys):
         ({"preset": "huge"}, "preset=huge is unknown"),
         ({"positions": "alibi"}, "positions='alibi' is unknown"),
         ({"learning_rate": "fast"}, "--learning_rate"),
-        ({"data_dir": "elsewhere"}, "construct_dataset.py"),
+        ({"data_dir": "elsewhere"}, "is not there yet; make it with: mla-experiments data tokens"),
     ],
 )
 def test_values_that_cannot_work_are_named(train, capsys, flags, said):

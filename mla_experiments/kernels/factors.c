@@ -50,19 +50,11 @@ static void score_block(const shape *z, const rows *query, const float *key, int
 /* State: [width] sums of values, then the maximum and the sum of weights. */
 static void attend_block(const shape *z, const rows *query, const sequence *at, int64_t new, int64_t first,
                          int64_t start, int64_t tokens, rows *state) {
-    rows scores[BLOCK], weights[BLOCK], *top = state + z->width, *total = top + 1, new_top = *top;
+    rows scores[BLOCK], weights[BLOCK];
     score_block(z, query, at->key + start * z->key_token, first, tokens, scores);
     if (at->mask)
         for (int64_t t = 0; t < tokens; t++) scores[t] += at->mask[new * z->mask_new + start + t];
-    for (int64_t t = 0; t < tokens; t++) new_top = larger(scores[t], new_top);
-    rows finite = zero_if_infinite(new_top); /* nothing seen yet */
-    rows shrink = exponential(*top - finite), sum = *total * shrink;
-    for (int64_t t = 0; t < tokens; t++) {
-        scores[t] = exponential(scores[t] - finite);
-        sum += scores[t];
-    }
-    *top = new_top;
-    *total = sum;
+    rows shrink = soften(scores, tokens, state + z->width);
     for (int64_t r = 0; r < z->ranks; r++, shrink = (rows){0} + 1.0f) {
         const float *a = at->value + start * z->value_token + r * z->rank + first;
         const float *b = at->value + start * z->value_token + r * z->rank + z->num_heads;
@@ -91,24 +83,6 @@ static void attend_split(const shape *z, const sequence *at, int64_t begin, int6
     }
 }
 
-/* Weigh the splits by their sums of exponentials; what sees nothing gives zeros. */
-static void join(const shape *z, const rows *state, int64_t apart, int64_t first, float *output) {
-    rows top = state[z->width], total = {0}, share[z->splits];
-    for (int64_t s = 1; s < z->splits; s++) top = larger(state[s * apart + z->width], top);
-    for (int64_t s = 0; s < z->splits; s++) {
-        share[s] = exponential(state[s * apart + z->width] - zero_if_infinite(top));
-        total += share[s] * state[s * apart + z->width + 1];
-    }
-    total = (rows)((bits)total | ((bits)((rows){0} + 1.0f) & (total == 0.0f)));
-    for (int64_t c = 0; c < z->width; c++) {
-        rows mixed = {0};
-        for (int64_t s = 0; s < z->splits; s++) mixed += share[s] * state[s * apart + c];
-        mixed /= total;
-        for (int64_t lane = 0; lane < LANES && first + lane < z->num_heads; lane++)
-            output[(first + lane) * z->width + c] = mixed[lane];
-    }
-}
-
 /* output [batch, num_new, num_heads, width]. Returns 1 where there is no memory for the state. */
 int attend(const shape *z, const sequence *all, float *output) {
     int64_t of_new = (z->num_heads + LANES - 1) / LANES, blocks = z->num_new * of_new, tasks = z->batch * z->splits;
@@ -128,9 +102,9 @@ int attend(const shape *z, const sequence *all, float *output) {
         }
 #pragma omp for
         for (int64_t p = 0; p < z->batch * blocks; p++) {
-            int64_t b = p / blocks, block = p % blocks;
-            join(z, state + (b * z->splits * blocks + block) * size, blocks * size, block % of_new * LANES,
-                 output + (b * z->num_new + block / of_new) * each);
+            int64_t b = p / blocks, block = p % blocks, first = block % of_new * LANES;
+            join(state + (b * z->splits * blocks + block) * size, z->width, z->splits, blocks * size,
+                 z->num_heads - first, output + (b * z->num_new + block / of_new) * each + first * z->width);
         }
     }
     free(state);

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .compiling import CannotCompile, library, loaded
 from .plain import NOT_PLAIN, is_plain
-from .shared_keys import SHORTEST_SPLIT, readable
+from .shared_keys import readable, splits_for
 
 NAME = "factors"
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -85,7 +85,7 @@ def _attend(
     threads = torch.get_num_threads()
     query = (query * scale).contiguous()
     mask, mask_strides = readable(mask)
-    splits = 1 if batch % threads == 0 else max(1, min(threads, context // SHORTEST_SPLIT))
+    splits = splits_for(batch, context, threads)
     shape = Shape(
         batch, num_heads, num_new, context, ranks, width, splits, threads,
         *a_k.stride()[:2], *a_v.stride()[:2], a_k.stride(2), *mask_strides,

@@ -179,43 +179,18 @@ static void mix_pairs(const stored_shape *z, const space *at, rows *weights, int
 /* One block for LANES rows. State: [value width] sums of values, then the maximum and the sum of weights. */
 static void attend_pairs(const stored_shape *z, const space *at, const bits *queries, const rows *scales,
                          const float *mask, int64_t first, int64_t tokens, rows *state) {
-    rows scores[SPAN], *top = state + z->value.width, *total = top + 1, new_top = *top;
+    rows scores[SPAN];
     score_pairs(z, at, queries, scales, tokens, scores);
     if (mask)
         for (int64_t lane = 0; lane < LANES; lane++) {
             const float *seen = mask + (first + lane) % z->num_new * z->mask_new;
             for (int64_t t = 0; t < tokens; t++) scores[t][lane] += seen[t];
         }
-    for (int64_t t = 0; t < tokens; t++) new_top = larger(scores[t], new_top);
-    rows finite = zero_if_infinite(new_top), shrink = exponential(*top - finite), sum = *total * shrink;
-    for (int64_t t = 0; t < tokens; t++) {
-        scores[t] = exponential(scores[t] - finite);
-        sum += scores[t];
-    }
-    *top = new_top;
-    *total = sum;
+    rows shrink = soften(scores, tokens, state + z->value.width);
     mix_pairs(z, at, scores, tokens, shrink, state);
 }
 
 static int64_t vectors_of(const stored_shape *z) { return (z->rows + LANES - 1) / LANES; }
-
-/* Weigh the splits of LANES rows by their sums of exponentials; a row that sees nothing gives zeros. */
-static void join_pairs(const stored_shape *z, const rows *state, int64_t apart, int64_t first, float *output) {
-    int64_t width = z->value.width;
-    rows top = state[width], total = {0};
-    for (int64_t s = 1; s < z->splits; s++) top = larger(state[s * apart + width], top);
-    for (int64_t s = 0; s < z->splits; s++)
-        total += exponential(state[s * apart + width] - zero_if_infinite(top)) * state[s * apart + width + 1];
-    total = (rows)((bits)total | ((bits)((rows){0} + 1.0f) & (total == 0.0f)));
-    for (int64_t c = 0; c < width; c++) {
-        rows mixed = {0};
-        for (int64_t s = 0; s < z->splits; s++)
-            mixed += exponential(state[s * apart + width] - zero_if_infinite(top)) * state[s * apart + c];
-        mixed /= total;
-        for (int64_t lane = 0; lane < LANES && first + lane < z->rows; lane++)
-            output[(first + lane) * width + c] = mixed[lane];
-    }
-}
 
 static space space_at(const stored_shape *z, rows *room) {
     int64_t vectors = vectors_of(z), width = z->key.width;
@@ -267,9 +242,11 @@ int attend_octets(const stored_shape *z, const float *query, const char *key, co
             }
         }
 #pragma omp for
-        for (int64_t v = 0; v < pairs * vectors; v++)
-            join_pairs(z, state + (v / vectors * z->splits * vectors + v % vectors) * size, vectors * size,
-                       v % vectors * LANES, output + v / vectors * z->rows * z->value.width);
+        for (int64_t v = 0; v < pairs * vectors; v++) {
+            int64_t first = v % vectors * LANES;
+            join(state + (v / vectors * z->splits * vectors + v % vectors) * size, z->value.width, z->splits,
+                 vectors * size, z->rows - first, output + (v / vectors * z->rows + first) * z->value.width);
+        }
     }
     free(state);
     return 0;

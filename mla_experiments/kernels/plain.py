@@ -72,8 +72,7 @@ def is_untouched(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
         type(module) is kind
         and kind.forward is _FORWARDS[kind]
         and type(module._parameters.get("weight")) is nn.Parameter
-        and _only_forwards(module)
-        and not any(_HOOKS_OF_ALL)
+        and stands_alone(module)
     )
 
 

@@ -76,7 +76,7 @@ static void score_block(const shape *z, const rows *query, const sequence *at, i
 /* One block of tokens for LANES rows. State: [value_width] sums of values, then the maximum and the sum of weights. */
 static void attend_block(const shape *z, const rows *query, const sequence *at, int64_t part, int64_t first,
                          int64_t start, int64_t tokens, rows *state) {
-    rows scores[BLOCK], *top = state + z->value_width, *total = top + 1, new_top = *top;
+    rows scores[BLOCK];
     const float *value = at->value + part * z->value_part + start * z->value_token;
     int64_t t, c = 0;
     score_block(z, query, at, part, start, tokens, scores);
@@ -85,15 +85,7 @@ static void attend_block(const shape *z, const rows *query, const sequence *at, 
             const float *seen = at->mask + (first + lane) % z->num_new * z->mask_new + start;
             for (t = 0; t < tokens; t++) scores[t][lane] += seen[t];
         }
-    for (t = 0; t < tokens; t++) new_top = larger(scores[t], new_top);
-    rows finite = zero_if_infinite(new_top); /* a row that has seen nothing yet */
-    rows shrink = exponential(*top - finite), sum = *total * shrink;
-    for (t = 0; t < tokens; t++) {
-        scores[t] = exponential(scores[t] - finite);
-        sum += scores[t];
-    }
-    *top = new_top;
-    *total = sum;
+    rows shrink = soften(scores, tokens, state + z->value_width);
     for (; c + TILE <= z->value_width; c += TILE)
         mix_tile(state + c, scores, value + c, tokens, z->value_token, shrink);
     for (; c < z->value_width; c++) state[c] = mix_one(state[c] * shrink, scores, value + c, tokens, z->value_token);
@@ -168,27 +160,6 @@ static void attend_split(const shape *z, const sequence *at, const stored *kept,
     }
 }
 
-/* Weigh the splits of a part by their sums of exponentials; a row that sees nothing gives zeros. */
-static void join(const shape *z, const rows *state, int64_t apart, float *output) {
-    int64_t size = z->value_width + 2;
-    for (int64_t first = 0; first < z->num_rows; first += LANES, state += size) {
-        rows top = state[z->value_width], total = {0}, share[z->splits];
-        for (int64_t s = 1; s < z->splits; s++) top = larger(state[s * apart + z->value_width], top);
-        for (int64_t s = 0; s < z->splits; s++) {
-            share[s] = exponential(state[s * apart + z->value_width] - zero_if_infinite(top));
-            total += share[s] * state[s * apart + z->value_width + 1];
-        }
-        total = (rows)((bits)total | ((bits)((rows){0} + 1.0f) & (total == 0.0f)));
-        for (int64_t c = 0; c < z->value_width; c++) {
-            rows mixed = {0};
-            for (int64_t s = 0; s < z->splits; s++) mixed += share[s] * state[s * apart + c];
-            mixed /= total;
-            for (int64_t lane = 0; lane < LANES && first + lane < z->num_rows; lane++)
-                output[(first + lane) * z->value_width + c] = mixed[lane];
-        }
-    }
-}
-
 /* output [batch, parts, num_rows, value_width]. Returns 1 where there is no memory for the state. */
 int attend(const shape *z, const sequence *all, const stored *kept, const turning *by, float *output) {
     int64_t of_part = (z->num_rows + LANES - 1) / LANES, blocks = z->parts * of_part, tasks = z->batch * z->splits;
@@ -218,8 +189,10 @@ int attend(const shape *z, const sequence *all, const stored *kept, const turnin
         }
 #pragma omp for
         for (int64_t p = 0; p < z->batch * z->parts; p++) {
-            int64_t first = (p / z->parts * z->splits * z->parts + p % z->parts) * of_part * size;
-            join(z, state + first, blocks * size, output + p * z->num_rows * z->value_width);
+            const rows *of_p = state + (p / z->parts * z->splits * z->parts + p % z->parts) * of_part * size;
+            for (int64_t first = 0; first < z->num_rows; first += LANES, of_p += size)
+                join(of_p, z->value_width, z->splits, blocks * size, z->num_rows - first,
+                     output + (p * z->num_rows + first) * z->value_width);
         }
     }
     free(state);

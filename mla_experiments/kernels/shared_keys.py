@@ -134,18 +134,7 @@ def attend_turned(
     interleaved: bool,
     weight: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return what `attend` does, with keys that are turned as they are read, in C's first-level cache.
-
-    Args:
-        query: `[B, H, T, D]`, turned, half-split.
-        key: `[B, G, S, D]`, as they are kept.
-        value: see `attend`; may be the keys themselves.
-        mask: see there.
-        scale: see there.
-        tables: cosines and sines of the keys' angles, each `[B or 1, S, D / 2]`.
-        interleaved: whether a key's pairs are its numbers 2i and 2i + 1, and not i and i + D / 2.
-        weight: `[D]`, by which keys are multiplied before; None for none.
-    """
+    """Return what `turned.attend_turned` does, whose arguments these are."""
     return torch.ops.mla_experiments.attend_turned_keys(query, key, value, mask, scale, *tables, interleaved, weight)
 
 
@@ -213,6 +202,11 @@ def readable(mask: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[int,
     return mask, (mask.stride(0) if mask.shape[0] > 1 else 0, mask.stride(2))
 
 
+def splits_for(sequences: int, context: int, threads: int) -> int:
+    """Return into how many parts the context of each sequence falls, so that every thread has one to work on."""
+    return 1 if sequences % threads == 0 else max(1, min(threads, context // SHORTEST_SPLIT))
+
+
 def _padded(width: int) -> int:
     """What a row takes once it is unpacked: whole vectors."""
     lanes = loaded(NAME).lanes()
@@ -233,7 +227,7 @@ def _run(
     threads = torch.get_num_threads()
     rows = query.reshape(batch, num_heads * num_new, width).contiguous()
     mask, mask_strides = readable(mask)
-    splits = 1 if batch % threads == 0 else max(1, min(threads, context // SHORTEST_SPLIT))
+    splits = splits_for(batch, context, threads)
     shape = Shape(
         batch, parts, num_heads // parts * num_new, num_new, context, *widths, splits, threads,
         rows.stride(0), rows.stride(1), *strides, *mask_strides, scale,

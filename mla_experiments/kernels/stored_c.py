@@ -104,7 +104,7 @@ def _attend(
     lanes, threads = loaded(NAME).stored_lanes(), torch.get_num_threads()
     rows = F.pad(query * scale, (0, -width % lanes)).contiguous()  # [B, G · R, D], R rows that share a key
     mask, mask_strides = shared_keys.readable(mask)
-    splits = 1 if batch * groups % threads == 0 else max(1, min(threads, context // shared_keys.SHORTEST_SPLIT))
+    splits = shared_keys.splits_for(batch * groups, context, threads)
     shape = Shape(
         batch, groups, num_heads // groups * num_new, num_new, context, splits, threads, value_rows is None,
         *key.strides(), *value.strides(), *mask_strides, scale, key.form(), value.form(value_width),

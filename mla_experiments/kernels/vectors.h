@@ -1,5 +1,5 @@
-/* What attention in C has in common: vectors of single precision, e^x, and rows of a cache in the forms that it is kept
-   in. */
+/* What attention in C has in common: vectors of single precision, e^x, an online softmax (Milakov & Gimelshein 2018,
+   algorithm 3), and rows of a cache in the forms that it is kept in. */
 
 #include <math.h>
 #include <stdint.h>
@@ -42,6 +42,40 @@ static inline rows exponential(rows x) {
     p = p * r * r + r + 1.0f;
     rows power = (rows)(((bits)shifted << 23) + (127 << 23));
     return (rows)((bits)(p * power) & ~gone);
+}
+
+/* One block of an online softmax: scores become weights, the maximum and the sum of weights in softmax[0] and [1] are
+   brought up to date, and what was summed before is to be multiplied by what is returned. */
+static inline rows soften(rows *scores, int64_t tokens, rows *softmax) {
+    rows top = softmax[0];
+    for (int64_t t = 0; t < tokens; t++) top = larger(scores[t], top);
+    rows finite = zero_if_infinite(top); /* a row that has seen nothing yet */
+    rows shrink = exponential(softmax[0] - finite), sum = softmax[1] * shrink;
+    for (int64_t t = 0; t < tokens; t++) {
+        scores[t] = exponential(scores[t] - finite);
+        sum += scores[t];
+    }
+    softmax[0] = top;
+    softmax[1] = sum;
+    return shrink;
+}
+
+/* Weigh the splits of LANES rows by their sums of exponentials; a row that sees nothing gives zeros. The state of a
+   split, apart from the next, is [width] sums of values and then the softmax; output [lanes, width]. */
+static inline void join(const rows *state, int64_t width, int64_t splits, int64_t apart, int64_t lanes, float *output) {
+    rows top = state[width], total = {0}, share[splits];
+    for (int64_t s = 1; s < splits; s++) top = larger(state[s * apart + width], top);
+    for (int64_t s = 0; s < splits; s++) {
+        share[s] = exponential(state[s * apart + width] - zero_if_infinite(top));
+        total += share[s] * state[s * apart + width + 1];
+    }
+    total = (rows)((bits)total | ((bits)((rows){0} + 1.0f) & (total == 0.0f)));
+    for (int64_t c = 0; c < width; c++) {
+        rows mixed = {0};
+        for (int64_t s = 0; s < splits; s++) mixed += share[s] * state[s * apart + c];
+        mixed /= total;
+        for (int64_t lane = 0; lane < LANES && lane < lanes; lane++) output[lane * width + c] = mixed[lane];
+    }
 }
 
 /* How a row lies in a cache. OCTETS: whole numbers of 8 bits, after them at a multiple of 4 one scale a part. */

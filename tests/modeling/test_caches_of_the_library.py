@@ -14,6 +14,7 @@ from mla_experiments.modeling.attention import ATTENTION
 from mla_experiments.modeling.attention.base import Attention
 from mla_experiments.modeling.attention.heads import merge_heads, split_heads
 from mla_experiments.modeling.attention.rope import rotate
+from mla_experiments.testing.contract import Unrounded
 
 WIDTH = 8
 
@@ -78,15 +79,7 @@ class InPlain(QuantizedCache):
 def plain_quantiser(monkeypatch):
     from transformers import cache_utils
 
-    class Layer(cache_utils.QuantizedLayer):
-        def _quantize(self, tensor, axis):
-            assert tensor.numel() > 0
-            return tensor.clone()
-
-        def _dequantize(self, tensor):
-            return tensor
-
-    monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Layer)
+    monkeypatch.setattr(cache_utils, "QuantoQuantizedLayer", Unrounded)
 
 
 def caches(config):

@@ -97,11 +97,11 @@ class KEqV(Attention):
         state = split_heads(project(self.k_proj, hidden_states), self.head_dim)  # [B, G, T, d]
         state = nn.functional.rms_norm(state, (self.head_dim,), eps=self.rms_norm_eps)
         kept = plain(remember_state(cache, self.layer_idx, state, attention_mask))  # [B, G, S, d]
-        key, weight = (kept, self.k_norm.weight) if stands_alone(self.k_norm) else (self.k_norm(kept), None)
         scale = self.head_dim**-0.5
         if not self.rotary:
-            key = key if weight is None else key * weight
-            return self.output(attend(query, key, kept, attention_mask, scale, attentions), hidden_states)
+            attended = attend(query, self.k_norm(kept), kept, attention_mask, scale, attentions)
+            return self.output(attended, hidden_states)
+        key, weight = (kept, self.k_norm.weight) if stands_alone(self.k_norm) else (self.k_norm(kept), None)
         of_new, of_kept = tables_as_read(position_embeddings, kept.shape[2])
         attended = attend_turned(
             rotate(query, of_new, self.rope_interleave), key, kept, attention_mask, scale, of_kept,

@@ -21,7 +21,7 @@ def run(argv: list[str]) -> None:
     from transformers import TrainingArguments
     from transformers.utils import logging
 
-    from ..report import draw_curves, write_model_card
+    from ..report import Redrawing, draw_curves, write_model_card
     from ..training import PRESETS, RunArguments, train, trainer_defaults
     from ..training.settings import preset_name
 
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> None:
         say_how_to_stop()
     runs = Path(arguments.weights_dir) / arguments.run
     figures = Path(arguments.figures_dir) / arguments.run
-    folders = train(arguments, trainer_flags, lambda folder: draw_curves(folder, figures))
+    folders = train(arguments, trainer_flags, Redrawing(lambda folder: draw_curves(folder, figures)))
     if not speaks:
         return
     draw_curves(runs, figures)

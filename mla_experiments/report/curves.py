@@ -4,6 +4,8 @@ Dashes and marks differ between mechanisms, so that the figures can be read with
 """
 
 import gc
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..run_files import METRICS_FILE, read_metrics, read_run
@@ -45,6 +47,24 @@ def draw_curves(runs: Path, figures: Path) -> list[Path]:
         axes.legend()
         written.append(save(figure, figures / "all.png"))
     return written
+
+
+class Redrawing:
+    """Draws the curves while a run trains, and lets time pass between drawings: each takes as long as many small steps.
+
+    Args:
+        draw: given a folder of runs, draws their curves.
+        seconds: between two drawings, at least.
+    """
+
+    def __init__(self, draw: Callable[[Path], object], seconds: float = 30):
+        self.draw, self.seconds, self.drawn = draw, seconds, float("-inf")
+
+    def __call__(self, runs: Path) -> None:
+        """Draw the runs of a folder, unless that was done just now."""
+        if time.monotonic() - self.drawn >= self.seconds:
+            self.draw(runs)
+            self.drawn = time.monotonic()
 
 
 def _axes(title: str):

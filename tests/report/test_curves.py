@@ -6,7 +6,7 @@ import json
 from matplotlib.figure import Figure
 
 from mla_experiments.manifest import write_record
-from mla_experiments.report.curves import draw_curves
+from mla_experiments.report.curves import Redrawing, draw_curves
 
 
 def figures_alive():
@@ -29,3 +29,13 @@ def test_figures_of_earlier_validations_are_not_kept(tmp_path):
     finally:
         gc.enable()
     assert [path.name for path in written] == ["mla.png", "all.png"] and kept <= 2
+
+
+def test_curves_are_drawn_at_once_and_then_when_time_has_passed(tmp_path, monkeypatch):
+    now, drawn = [100.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    redraw = Redrawing(lambda folder: drawn.append((folder, now[0])), seconds=30)
+    for seconds in (0, 29, 1, 5):
+        now[0] += seconds
+        redraw(tmp_path)
+    assert drawn == [(tmp_path, 100.0), (tmp_path, 130.0)]

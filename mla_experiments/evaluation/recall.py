@@ -110,16 +110,22 @@ def probe(
         names: of tasks.
 
     Raises:
-        UserError: a task whose answers do not stand in the row, or a tokenizer of too few words.
+        UserError: a task whose answers do not stand in the row or whose rows are longer than the model's context, or
+            a tokenizer of too few words.
     """
-    length = min(PROBE_LENGTH, model.config.max_position_embeddings // 4)
+    context = model.config.max_position_embeddings
     for name in names:
         task = probing(name)
-        task.check_length(length)
+        length = max(task.least_length, min(PROBE_LENGTH, context // 4))
+        if length > context:
+            raise UserError(
+                f"max_position_embeddings={context} of the model is too short for {name}, whose rows take {length} "
+                f"symbols; leave {name} out of --tasks"
+            )
         words = words_of(tokenizer, task.num_symbols)
         conditions = {"as usual": (task, length)} | task.conditions(length)
         for condition, (one, size) in tqdm(conditions.items(), name, unit=" conditions", leave=False):
-            if size <= model.config.max_position_embeddings:
+            if size <= context:
                 drawn = one.block(size, "test", 0, 0)
                 rows = Rows(words[drawn.symbols], drawn.answers)
                 yield task, condition, score_rows(model, rows, FEWER)

@@ -47,6 +47,14 @@ def test_a_model_that_knows_nothing_is_asked_everything_that_fits_and_is_mostly_
     assert all(scores.wrong.sum() / scores.tokens.sum() > 0.9 for _, _, scores in found)
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if TASKS[name].asks_any_model])
+def test_a_short_context_is_asked_what_it_holds_or_refused_in_its_own_words(tokenizer, name):
+    needed = task_named(name, {}).least_length
+    assert next(probe(a_model(tokenizer, needed), tokenizer, [name]))[2].tokens.sum() > 0
+    with pytest.raises(UserError, match=f"max_position_embeddings={needed - 1} .* leave {name} out of --tasks"):
+        list(probe(a_model(tokenizer, needed - 1), tokenizer, [name]))
+
+
 def test_a_model_that_looks_back_answers(tokenizer):
     """One that says what followed the last occurrence of a token, as an induction head does."""
 

@@ -4,6 +4,7 @@ Caches are filled with random numbers, so that a long context costs no prefill, 
 all steps are alike. Contestants take turns.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..allocator import keep_freed_memory
-from ..kernels import latent
-from ..modeling import DecoderForCausalLM, set_cache_dtype
+from ..kernels import PackedLinear, latent
+from ..modeling import DecoderForCausalLM, set_cache_dtype, set_weight_dtype
 from ..modeling.attention import Attention, set_decode_mode
 from ..modeling.attention.checks import require
 from ..modeling.cache import StoredLayer, growing
@@ -35,6 +36,7 @@ class Arguments:
     modes: list[str] = flag(["auto"], "how those decode that know several ways: auto, absorb, expand, full")
     budget_gib: float = flag(16.0, "leave out a context whose caches of all contestants together are larger")
     cache_dtypes: list[str] = flag([], "in which ours keep their caches: f32, bf16, f16, int8; by default their own")
+    weight_dtypes: list[str] = flag(["f32"], "in which ours keep their weights: f32, bf16, f16, int8")
     backend: str | None = flag(None, "of MLA's decoding (`mla-experiments kernels`)")
     rounds: int = flag(9, "timed turns of each contestant, after two to warm up")
 
@@ -48,6 +50,7 @@ def measure(given: Arguments) -> list[dict]:
     keep_freed_memory()
     latent.force_backend(given.backend)
     ceiling, models = ceilings(), contestants(given.attention, max(given.contexts) + 8)
+    models = {name: one for model in models.items() for name, one in in_fewer_bits(*model, given.weight_dtypes).items()}
     for mode in given.modes:
         require(
             mode == "auto" or any(mode in modes_of(model, [mode]) for model in models.values()),
@@ -113,6 +116,18 @@ def prepared(
         how = ", ".join(filter(None, (mode, dtype and f"cache {dtype}")))
         steps[f"{name}: {how}" if how else name] = (step, cache_bytes(cache))
     return steps
+
+
+def in_fewer_bits(name: str, model: PreTrainedModel, weight_dtypes: list[str]) -> dict[str, PreTrainedModel]:
+    """Return a model by its name, and where it is ours, one with its weights in each dtype asked for."""
+    if not isinstance(model, DecoderForCausalLM):
+        return {name: model}
+    made: dict[str, PreTrainedModel] = {}
+    for dtype in weight_dtypes:
+        one = copy.deepcopy(model)
+        set_weight_dtype(one, dtype)
+        made[name if dtype == "f32" else f"{name}, weights {dtype}"] = one
+    return made
 
 
 def dtypes_of(model: PreTrainedModel, asked: list[str]) -> list[str | None]:
@@ -212,6 +227,8 @@ def cache_bytes(cache: Cache) -> int:
 
 def weights_read(model: PreTrainedModel) -> int:
     """Return the bytes of weights that a step reads: all but an embedding table that is not also the head."""
-    total = sum(parameter.nbytes for parameter in model.parameters())
+    packed = [module.kept for module in model.modules() if isinstance(module, PackedLinear)]
+    total = sum(weight.nbytes for weight in (*model.parameters(), *packed))
     tables = model.get_input_embeddings().parameters()
-    return total - (0 if model.config.tie_word_embeddings else sum(table.nbytes for table in tables))
+    is_head = model.config.tie_word_embeddings and not isinstance(model.get_output_embeddings(), PackedLinear)
+    return total - (0 if is_head else sum(table.nbytes for table in tables))

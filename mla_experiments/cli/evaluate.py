@@ -1,6 +1,6 @@
 """Evaluate trained models on held-out text: perplexities, bits per byte, cache, size.
 
-With `--cache_dtype`: what a cache in fewer bits costs, beside what it saves.
+With `--cache_dtype` or `--weight_dtype`: what a cache or weights in fewer bits cost, beside what they save.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ EXAMPLES = """examples:
   mla-experiments eval                               all models in weights/, on the held-out text of data/
   mla-experiments eval mla mha --corpus other.txt    two of them, on any text
   mla-experiments eval mla --tasks needle copy       what they find again of what they have read
-  mla-experiments eval mla --cache_dtype int8        what a cache in fewer bits costs"""
+  mla-experiments eval mla --cache_dtype int8        what a cache in fewer bits costs
+  mla-experiments eval mla --weight_dtype int8       and what weights do"""
 SIGNED = ("difference", "95 % from", "to", "in percent")
 
 
@@ -45,6 +46,7 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "in place of it measure what a cache in bf16, f16 or int8 costs in bits per byte"},
     )
+    weight_dtype: str | None = field(default=None, metadata={"help": "and what weights in bf16, f16 or int8 cost"})
     limit: int | None = field(
         default=None, metadata={"help": "documents of each of the TASKS; by default all", "minimum": 1}
     )
@@ -58,11 +60,15 @@ def run(argv: list[str]) -> None:
     (given,) = parse([EvaluationArguments], argv, "eval", __doc__, examples=EXAMPLES)
     given["models"] = models or given["models"]
     output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
-    cache_dtype = given.pop("cache_dtype")
-    if tasks and cache_dtype:
-        raise UserError(f"cache_dtype={cache_dtype} is measured on text, and not on tasks; leave one of them out")
-    if cache_dtype:
-        return evaluate_cache(cache_dtype, given, output_dir)
+    fewer = {name: dtype for name in ("cache_dtype", "weight_dtype") if (dtype := given.pop(name))}
+    if fewer:
+        (name, dtype), *others = *fewer.items(), *([("tasks", tasks[0])] if tasks else [])
+        if others:
+            other = "{}={}".format(*others[0])
+            raise UserError(
+                f"{name}={dtype} is measured on text and alone, and not with {other}; leave one of them out"
+            )
+        return evaluate_in_fewer_bits(name, dtype, given, output_dir)
     if tasks:
         return evaluate_on_tasks(tasks, limit, given, output_dir)
     from ..evaluation import evaluate_models, evaluate_on_task, known_rows, task_asked_for
@@ -108,19 +114,19 @@ def evaluate_on_tasks(tasks: list[str], limit: int | None, given: dict, output_d
     wrote(output_dir / "probes.json", f"{len(rows)} conditions", "mla-experiments generate --model NAME")
 
 
-def evaluate_cache(dtype: str, given: dict, output_dir: Path) -> None:
-    """Print what a cache in fewer bits costs every model, paired by documents, and write `cache.json`."""
+def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path) -> None:
+    """Print what fewer bits cost every model, paired by documents, and write `cache.json` or `weights.json`."""
     need(*STATISTICS)
     import numpy as np
 
-    from ..evaluation.cache_cost import scored_twice
+    from ..evaluation.fewer_bits import STORAGES, scored_twice
     from ..evaluation.measures import BITS
     from ..manifest import library_versions, write_json
     from ..markdown import table
     from ..study.statistics import compared
 
-    rows = []
-    for one in scored_twice(dtype, **given):
+    rows, storage = [], STORAGES[name]
+    for one in scored_twice(storage, dtype, **given):
         nats = [np.array([document.nats for document in score.documents]) for score in (one.exact, one.kept)]
         num_bytes = np.array([document.bytes for document in one.exact.documents])
         found = compared("exact", dtype, {0: BITS.scale * nats[0]}, {0: BITS.scale * nats[1]}, num_bytes)
@@ -135,19 +141,20 @@ def evaluate_cache(dtype: str, given: dict, output_dir: Path) -> None:
                 "95 % from": low,
                 "to": high,
                 "in percent": 100 * found.difference / one.exact.bits_per_byte,
-                "cache bytes/token": one.exact_bytes,
+                storage.unit: one.exact_bytes,
                 f"in {dtype}": one.kept_bytes,
             }
         )
     shown = [
-        {name: f"{value:+.6f}" if name in SIGNED and value is not None else value for name, value in row.items()}
+        {key: f"{value:+.6f}" if key in SIGNED and value is not None else value for key, value in row.items()}
         for row in rows
     ]
     print(table(shown))
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "cache.json", {"versions": library_versions(), "cache_dtype": dtype, "results": rows})
-    following = f"mla-experiments generate NAME --cache_dtype {dtype}"
-    wrote(output_dir / "cache.json", f"{len(rows)} differences, paired by documents", following)
+    written = output_dir / f"{storage.name}.json"
+    write_json(written, {"versions": library_versions(), name: dtype, "results": rows})
+    following = f"mla-experiments generate NAME --{name} {dtype}"
+    wrote(written, f"{len(rows)} differences, paired by documents", following)
 
 
 def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:

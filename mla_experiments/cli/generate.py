@@ -21,6 +21,9 @@ class GenerationArguments:
     cache_dtype: str | None = field(
         default=None, metadata={"help": "in which the cache is kept: f32, bf16, f16, int8; by default the model's own"}
     )
+    weight_dtype: str | None = field(
+        default=None, metadata={"help": "in which weights are kept: bf16, f16, int8; by default the model's own"}
+    )
     weights_dir: str = field(default="weights", metadata={"help": "holds the trained models"})
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast, TextStreamer, set_seed
 from ..data import beginning_of_text, whole_text
 from ..errors import UserError
 from ..kernels.latent import force_backend
-from ..modeling import DecoderForCausalLM, set_cache_dtype
+from ..modeling import DecoderForCausalLM, set_cache_dtype, set_weight_dtype
 from .results import find_models, load_with_tokenizer
 
 COLDEST = 1e-6  # what logits are divided by without becoming infinite
@@ -35,6 +35,7 @@ def print_continuation(
     seed: int,
     backend: str | None,
     cache_dtype: str | None,
+    weight_dtype: str | None,
     weights_dir: str,
 ) -> None:
     """Print the prompt and its continuation, token by token as they are made.
@@ -48,17 +49,19 @@ def print_continuation(
         seed: of the sampling.
         backend: of MLA's decoding; None for the fastest.
         cache_dtype: in which the cache is kept, see `modeling.set_cache_dtype`; None for the model's own.
+        weight_dtype: in which weights are kept, see `modeling.set_weight_dtype`.
         weights_dir: holds the trained models.
 
     Raises:
         UserError: a prompt that is no Unicode text, no such model, prompt and continuation beyond its context, a
-            backend that cannot run here, an unknown cache_dtype, or a temperature next to 0.
+            backend that cannot run here, an unknown cache_dtype or weight_dtype, or a temperature next to 0.
     """
     whole_text(prompt, "prompt")
     force_backend(backend)
     (folder,) = find_models([model], Path(weights_dir))
     decoder, tokenizer = load_with_tokenizer(folder)
     set_cache_dtype(decoder, cache_dtype)
+    set_weight_dtype(decoder, weight_dtype)
     streamer = AfterPrompt(tokenizer, skip_prompt=True, skip_special_tokens=True)
     streamer.prompt = prompt
     continuation(decoder, tokenizer, prompt, max_new_tokens, temperature, top_k, seed, streamer)

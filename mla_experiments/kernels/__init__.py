@@ -3,7 +3,7 @@
 from .attention import attend
 from .factors import attend_factors
 from .latent import attend_latents
-from .linear import project
+from .linear import PackedLinear, project
 from .norm import normalise
 from .parted import attend_parts
 from .plain import stands_alone, weight_of
@@ -11,6 +11,7 @@ from .stored import Stored, plain
 from .turned import attend_turned, turned
 
 __all__ = [
+    "PackedLinear",
     "Stored",
     "attend",
     "attend_factors",

@@ -7,19 +7,22 @@ on some processors and for one or two rows only; `linear.c` does everywhere (`be
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .compiling import CannotCompile, library, loaded
-from .plain import is_untouched, may_leave_operators
+from .plain import is_untouched, may_leave_operators, stands_alone
+from .stored import KINDS, packed, unpacked
 
 NAME = "linear"
 FEW_ROWS = 16  # above, arithmetic binds, which MKL does well
 
 
 def project(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """Return `module(rows)`: in C where a plain `nn.Linear` maps few rows on a CPU in single precision.
+    """Return `module(rows)`: in C where a plain `nn.Linear`, or one in fewer bits, maps few rows in f32 on a CPU.
 
     Args:
         module: whatever maps `[..., in]` to `[..., out]`; an `nn.Linear`, or what others have put in its place.
@@ -35,33 +38,78 @@ def project(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 
 def _weight_for_c(module: nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
     """Return the weight of a module that C may stand in for, here, with these rows."""
-    weight = module._parameters.get("weight")
+    if is_untouched(module, nn.Linear):
+        weight = module.weight
+        if module.bias is not None or weight.dtype is not torch.float32:
+            return None
+    elif type(module) is PackedLinear and module.bias is None and stands_alone(module):
+        weight = module.kept
+    else:
+        return None
     served = (
-        weight is not None
-        and is_untouched(module, nn.Linear)
-        and module._parameters.get("bias") is None
-        and 0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
-        and may_leave_operators(weight, rows)
+        0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
+        and rows.shape[-1] == module.in_features
+        and may_leave_operators(rows, weight)
         and not isinstance(library(NAME), CannotCompile)
     )
     return weight if served else None
+
+
+class PackedLinear(nn.Module):
+    """y = x Wᵀ + b for inference, W in fewer bits: each of its rows as `stored.py` keeps a row of a cache.
+
+    Args:
+        linear: whose weight is taken.
+        dtype: bfloat16 or float16, or int8 with a scale for each row.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        weight = linear.weight.detach()
+        rows = packed(weight, (self.in_features,)) if dtype is torch.int8 else weight.to(dtype)
+        self.register_buffer("kept", rows.contiguous())
+        self.kept: torch.Tensor
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` to `[..., out]`, in the dtype of what is given."""
+        return F.linear(rows, self.weight.to(rows.dtype), self.bias)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """W `[out, in]` as it is kept, made anew where it is kept in 8 bits."""
+        return unpacked(self.kept, (self.in_features,)) if self.kept.dtype is torch.int8 else self.kept
+
+    def extra_repr(self) -> str:
+        """Say sizes and dtype."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, dtype={self.kept.dtype}"
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: what is rounded for decoding is none of the model's weights."""
+        raise RuntimeError("weights in fewer bits are for decoding and are not saved; save the model as it was loaded")
 
 
 @cache
 def prototyped() -> Callable:
     """Return the C function, its arguments declared."""
     function = loaded(NAME).few_rows
-    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 5 + [ctypes.c_int]
     function.restype = None
     return function
 
 
 def few_rows_linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return rows weightᵀ for `[..., in]` and `[out, in]`, on a CPU, in single precision, the weight contiguous."""
-    rows, (num_out, num_in) = rows.contiguous(), weight.shape
+    """Return rows weightᵀ on a CPU, rows `[..., in]` in single precision.
+
+    Args:
+        rows: `[..., in]`.
+        weight: `[out, in]`, contiguous, in single precision or 16 bits, or `[out, W]` as `stored.packed` gives it.
+    """
+    rows, num_out, num_in = rows.contiguous(), weight.shape[0], rows.shape[-1]
     output = rows.new_empty((*rows.shape[:-1], num_out))
     pointers = (rows.data_ptr(), weight.data_ptr(), output.data_ptr())
-    prototyped()(*pointers, rows.numel() // num_in, num_in, num_out, torch.get_num_threads())
+    form = (KINDS[weight.dtype], weight.shape[1] * weight.itemsize)
+    prototyped()(*pointers, rows.numel() // num_in, num_in, num_out, *form, torch.get_num_threads())
     return output
 
 

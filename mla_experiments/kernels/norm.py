@@ -38,7 +38,9 @@ def _for_c(module: nn.Module, rows: torch.Tensor) -> tuple[torch.Tensor, float] 
     if not is_untouched(module, nn.RMSNorm) or not 0 < rows.numel() <= FEW_NUMBERS:
         return None
     weight, eps = module._parameters["weight"], module.eps
-    if weight is None or eps is None or len(module.normalized_shape) != 1 or not may_leave_operators(weight, rows):
+    if weight is None or eps is None or len(module.normalized_shape) != 1 or weight.dtype is not torch.float32:
+        return None
+    if rows.shape[-1] != weight.shape[0] or not may_leave_operators(rows, weight):
         return None
     return None if isinstance(library(NAME), CannotCompile) else (weight, eps)
 

@@ -91,18 +91,17 @@ def _only_forwards(module: nn.Module) -> bool:
     )
 
 
-def may_leave_operators(weight: torch.Tensor, rows: torch.Tensor) -> bool:
-    """Return whether code outside PyTorch may compute with a weight and rows: numbers in single precision on a CPU.
+def may_leave_operators(rows: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether code outside PyTorch may map rows in single precision by a weight in any form, on a CPU.
 
     Args:
+        rows: of another dtype they are refused.
         weight: contiguous, or refused.
-        rows: `[..., weight.shape[-1]]`, or refused.
     """
     return (
-        rows.dtype is weight.dtype is torch.float32
+        rows.dtype is torch.float32
         and rows.is_cpu
         and weight.is_cpu
-        and rows.shape[-1] == weight.shape[-1]
         and is_plain(rows, weight)
         and not is_followed()
         and not torch.is_autocast_enabled("cpu")

@@ -20,6 +20,7 @@ from .decoder import (
 )
 from .devices import device, device_name
 from .loading import load_model
+from .weight_dtype import set_weight_dtype
 
 AutoConfig.register(DecoderConfig.model_type, DecoderConfig)
 AutoModel.register(DecoderConfig, DecoderModel)
@@ -36,4 +37,5 @@ __all__ = [
     "device_name",
     "load_model",
     "set_cache_dtype",
+    "set_weight_dtype",
 ]

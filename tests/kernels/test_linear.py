@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from mla_experiments.kernels import linear, project
+from mla_experiments.kernels import PackedLinear, linear, project
 from mla_experiments.kernels.compiling import CannotCompile, compiled, library
 from mla_experiments.kernels.linear import FEW_ROWS
+from mla_experiments.kernels.stored import STORED
 
 in_c = pytest.mark.skipif(isinstance(library("linear"), CannotCompile), reason=str(library("linear")))
 
@@ -44,6 +45,36 @@ def test_autocast_is_kept():
         assert project(nn.Linear(8, 8, bias=False), torch.randn(1, 8)).dtype == torch.bfloat16
 
 
+FEWER = [dtype for dtype in STORED.values() if dtype is not torch.float32]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(FEWER),
+    st.sampled_from([1, 2, 5, FEW_ROWS + 1]),
+    st.integers(1, 70),
+    st.integers(1, 20),
+    st.booleans(),
+)
+def test_a_weight_in_fewer_bits_is_rounded_once_a_row_and_multiplied_exactly(dtype, rows, num_in, num_out, bias):
+    layer, x = nn.Linear(num_in, num_out, bias=bias), torch.randn(rows, num_in)
+    with torch.inference_mode():
+        layer.weight[0] *= 1000  # whose scale is its own
+        kept = PackedLinear(layer, dtype)
+        output = project(kept, x)
+        rounding = (kept.weight.double() - layer.weight.double()).abs() / layer.weight.double().abs().amax(
+            1, keepdim=True
+        )
+    assert rounding.max() <= {torch.int8: 0.5 / 127, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] * 1.001
+    expected = F.linear(x.double(), kept.weight.double(), layer.bias.double() if bias else None)
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_in_fewer_bits_are_not_saved():
+    with pytest.raises(RuntimeError, match="are not saved; save the model as it was loaded"):
+        PackedLinear(nn.Linear(4, 4), torch.int8).state_dict()
+
+
 @in_c
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names a processor of another kind")
 def test_processors_with_shorter_vectors_get_the_same_answer(monkeypatch, tmp_path):
@@ -54,14 +85,20 @@ def test_processors_with_shorter_vectors_get_the_same_answer(monkeypatch, tmp_pa
         x, weight = torch.randn(rows, 37), torch.randn(19, 37)
         output = linear.few_rows_linear(x, weight)
         torch.testing.assert_close(output.double(), F.linear(x.double(), weight.double()), atol=1e-5, rtol=1e-5)
+        for kept in (PackedLinear(nn.Linear(37, 19, bias=False), dtype) for dtype in FEWER):
+            output = linear.few_rows_linear(x, kept.kept)
+            torch.testing.assert_close(
+                output.double(), F.linear(x.double(), kept.weight.double()), atol=1e-5, rtol=1e-5
+            )
 
 
 @in_c
 def test_a_row_s_result_does_not_depend_on_the_rows_beside_it():
-    x, weight = torch.randn(FEW_ROWS, 70), torch.randn(21, 70)
-    together = linear.few_rows_linear(x, weight)
-    for row in range(FEW_ROWS):
-        assert torch.equal(linear.few_rows_linear(x[row : row + 1], weight), together[row : row + 1])
+    x, layer = torch.randn(FEW_ROWS, 70), nn.Linear(70, 21, bias=False)
+    for weight in (layer.weight.detach(), *(PackedLinear(layer, dtype).kept for dtype in FEWER)):
+        together = linear.few_rows_linear(x, weight)
+        for row in range(FEW_ROWS):
+            assert torch.equal(linear.few_rows_linear(x[row : row + 1], weight), together[row : row + 1])
 
 
 @in_c

@@ -47,6 +47,8 @@ class Attention(CommonOptions, nn.Module, ABC):
         takes: which of `output_gate`, `qk_norm` and `attention_bias` it follows, which are common to mechanisms.
         fixed_options: those of its options that its definition fixes, so that a study has no choice of them.
         stock: the `model_type` of transformers' decoder that computes the same with the same weights, if there is one.
+        as_matrices: names of those of its modules whose weights it multiplies with beside calling them, which must stay
+            plain matrices.
         turns_when_read: whether keys are kept as they are and turned when they are read, so that `position_embeddings`
             have two more tables, of all tokens that are kept.
         decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
@@ -59,6 +61,7 @@ class Attention(CommonOptions, nn.Module, ABC):
     takes: ClassVar[frozenset[str]] = frozenset()
     fixed_options: ClassVar[frozenset[str]] = frozenset()
     stock: ClassVar[str | None] = None
+    as_matrices: ClassVar[frozenset[str]] = frozenset()
     turns_when_read: ClassVar[bool] = False
     decode_modes: ClassVar[tuple[str, ...]] = ("auto",)
     decode_mode: str = "auto"

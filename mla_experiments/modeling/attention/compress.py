@@ -20,6 +20,7 @@ LATENT_NORM_EPS = 1e-6  # DeepSeek's latent norms keep this whatever the block's
 class LatentAttention(Attention):
     """What MLA, GLA and MLRA have in common for the functions below: widths, queries and the way to the latent."""
 
+    as_matrices = frozenset({"kv_b_proj"})  # absorbed
     q_lora_rank: int | None
     kv_lora_rank: int
     qk_nope_head_dim: int

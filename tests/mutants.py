@@ -24,18 +24,8 @@ from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkResult
 REPOSITORY = Path(__file__).resolve().parents[1]
 PATIENCE = 900  # seconds for the tests of a part, on a busy machine
 PARTS = {  # files of the package, and the tests that are theirs
-    "attention": (
-        "modeling/attention/*.py",
-        "tests/contract/test_attention_contract.py tests/modeling/test_common_options.py tests/modeling/test_oracles.py "
-        "tests/modeling/test_latent_options.py tests/modeling/test_gta_gla_mlra.py "
-        "tests/modeling/test_keqv.py tests/modeling/test_tpa_mfa.py tests/modeling/test_mfa_kr.py tests/modeling/test_decode_modes.py "
-        "tests/modeling/test_hybrids.py tests/modeling/test_configuration.py tests/contract/test_plugins.py",
-    ),
-    "caches": (
-        "modeling/cache*.py",
-        "tests/modeling/test_cache.py tests/modeling/test_cache_dtype.py tests/modeling/test_caches_of_the_library.py "
-        "tests/modeling/test_windows.py",
-    ),
+    "attention": ("modeling/attention/*.py", "tests/contract tests/modeling"),
+    "caches": ("modeling/cache*.py", "tests/modeling/test_cache*.py tests/modeling/test_windows.py tests/contract"),
     "conversion": ("conversion/*.py", "tests/conversion"),
     "packing": ("data/packing.py", "tests/data/test_packing.py"),
     "evaluation": ("evaluation/*.py", "tests/evaluation"),
@@ -58,14 +48,19 @@ def annotations(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return found
 
 
+def named(patterns: str, folder: str) -> list[Path]:
+    """Return the files that patterns name below a folder."""
+    return sorted(path for pattern in patterns.split() for path in Path(folder).glob(pattern))
+
+
 def mutants_of(files: str, scratch: Path) -> list[MutationSpec]:
     """Return all mutants of a part."""
-    paths = sorted(path for pattern in files.split() for path in Path("mla_experiments").glob(pattern))
+    paths = named(files, "mla_experiments")
     with use_db(str(scratch / "mutants.sqlite"), WorkDB.Mode.create) as db:
         init(paths, db, {})
-        found = [item.mutations[0] for item in db.work_items]
+        every = [item.mutations[0] for item in db.work_items]
     types = {str(path): annotations(path) for path in paths}
-    return [one for one in found if not any(begin <= one.start_pos < end for begin, end in types[str(one.module_path)])]
+    return [one for one in every if not any(begin <= one.start_pos < end for begin, end in types[str(one.module_path)])]
 
 
 def told(part: str, mutant: MutationSpec, result: WorkResult) -> str:
@@ -97,7 +92,9 @@ def main() -> int:
             drawn = random.Random(given.seed)
             for part in given.parts:
                 files, tests = PARTS[part]
-                command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {tests}"
+                command = (
+                    f"{sys.executable} -m pytest -x -q -p no:cacheprovider {' '.join(map(str, named(tests, '.')))}"
+                )
                 if run_tests(command, PATIENCE)[0] is not TestOutcome.SURVIVED:
                     sys.exit(f"{tests} fail on the code as it is, so that they say nothing of mutants")
                 for mutant in drawn.sample(mutants_of(files, Path(scratch)), -(-given.count // len(given.parts))):

@@ -8,5 +8,5 @@ MEASUREMENTS = {  # what is measured, as the command line calls it, and the file
     "training": "training", "prefill": "prefill", "decode": "decode", "generation": "generation_time", "core": "core",
     "crossover": "crossover", "cache": "cache_size", "packing": "preparation", "drawing": "drawing",
     "conversion": "conversion_memory", "prediction": "prediction", "parallel": "parallel", "load": "load",
-    "all": "everything",
+    "assisted": "assisted", "all": "everything",
 }  # fmt: skip

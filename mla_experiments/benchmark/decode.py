@@ -156,16 +156,26 @@ def decode_step(
     """Return a function that decodes one token a sequence from a filled cache and takes it back, and that cache."""
     choose(model, mode, cache_dtype)
     cache = filled_cache(model, batch, context)
-    tokens = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
+    plain = step_from(model, cache, batch)
+
+    def step():
+        choose(model, mode, cache_dtype)
+        plain()
+
+    return step, cache
+
+
+def step_from(model: PreTrainedModel, cache: DynamicCache, batch: int, num_new: int = 1) -> Callable[[], None]:
+    """Return a function that decodes so many tokens a sequence from a cache at once, and takes them back."""
+    tokens = torch.zeros(batch, num_new, dtype=torch.long, device=model.device)
     model.eval()
 
     @torch.inference_mode()
     def step():
-        choose(model, mode, cache_dtype)
-        model(tokens, **by_name(cache), use_cache=True, logits_to_keep=1)
-        cache.crop(-1)
+        model(tokens, **by_name(cache), use_cache=True, logits_to_keep=num_new)
+        cache.crop(-num_new)
 
-    return step, cache
+    return step
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mla_experiments.benchmark import (
+    assisted,
     cache_size,
     conversion_memory,
     core,
@@ -57,6 +58,35 @@ def test_caches_in_fewer_bits_are_counted_and_decoded_from(dtype, per_token):
     rows = {row["model"]: row for row in decode.measure(given)}
     assert set(rows) == {f"mla, ours: auto, cache {dtype}", "mla, transformers"}
     assert rows[f"mla, ours: auto, cache {dtype}"]["cache MiB"] == 2 * 32 * per_token * LAYERS / 2**20
+
+
+def test_weights_in_fewer_bits_are_counted_and_read():
+    given = decode.Arguments(attention=["mha"], contexts=[8], batch_sizes=[1], weight_dtypes=["f32", "int8"], rounds=1)
+    assert [row["model"] for row in decode.measure(given)] == [
+        "mha, ours",
+        "mha, ours, weights int8",
+        "mha, transformers",
+    ]
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    for tied in (True, False):
+        model = DecoderForCausalLM(DecoderConfig(**sizes, attention="mha", tie_word_embeddings=tied))
+        maps = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+        rest = sum(module.weight.nbytes for module in model.modules() if isinstance(module, torch.nn.RMSNorm))
+        assert decode.weights_read(model) == rest + sum(one.weight.nbytes for one in maps)
+        packed = decode.in_fewer_bits("mha", model, ["int8"])["mha, weights int8"]
+        assert decode.weights_read(packed) == rest + sum(one.out_features * (one.in_features + 4) for one in maps)
+
+
+def test_a_step_of_guesses_is_held_against_as_many_plain_ones():
+    given = assisted.Arguments(attention=["mqa"], contexts=[16], guessed=[2, 3], rounds=1)
+    rows = assisted.measure(given)
+    assert [(row["model"], row["guessed"]) for row in rows] == [
+        (f"mqa, {who}", count) for who in ("ours", "transformers") for count in (2, 3)
+    ]
+    row = assisted.row("mla", 16, guessed=3, ms=6.0, plain_ms=4.0)
+    assert math.isclose(row["of a plain step"], 1.5) and math.isclose(row["of plain, a third right"], 2 / 1.5)
+    right = row["pays from, % right"] / 100  # with so many right, guessing gives as many tokens a second as not
+    assert math.isclose((1 + 3 * right) / 6.0, 1 / 4.0)
 
 
 def test_a_context_beyond_the_memory_budget_is_left_out_and_said(capsys):

@@ -5,6 +5,7 @@ many as were right and one more (Leviathan et al. 2023, Fast Inference from Tran
 2211.17192, §2). Guessing itself is not counted: it is the same for all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..allocator import keep_freed_memory
@@ -31,7 +32,7 @@ def measure(given: Arguments) -> list[dict]:
     models = contestants(given.attention, max(given.contexts) + max(given.guessed) + 8)
     rows = []
     for context in given.contexts:
-        steps = {}
+        steps: dict[tuple[str, int], Callable] = {}
         for name, model in models.items():
             cache = filled_cache(model, 1, context)
             steps |= {(name, count): step_from(model, cache, 1, 1 + count) for count in (0, *given.guessed)}

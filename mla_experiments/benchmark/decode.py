@@ -4,7 +4,6 @@ Caches are filled with random numbers, so that a long context costs no prefill, 
 all steps are alike. Contestants take turns.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..allocator import keep_freed_memory
 from ..kernels import PackedLinear, latent
-from ..modeling import DecoderForCausalLM, set_cache_dtype, set_weight_dtype
+from ..modeling import DecoderForCausalLM, set_cache_dtype
 from ..modeling.attention import Attention, set_decode_mode
 from ..modeling.attention.checks import require
 from ..modeling.cache import StoredLayer, growing
@@ -49,8 +48,8 @@ def measure(given: Arguments) -> list[dict]:
     """
     keep_freed_memory()
     latent.force_backend(given.backend)
-    ceiling, models = ceilings(), contestants(given.attention, max(given.contexts) + 8)
-    models = {name: one for model in models.items() for name, one in in_fewer_bits(*model, given.weight_dtypes).items()}
+    ceiling = ceilings()
+    models = contestants(given.attention, max(given.contexts) + 8, weight_dtypes=given.weight_dtypes)
     for mode in given.modes:
         require(
             mode == "auto" or any(mode in modes_of(model, [mode]) for model in models.values()),
@@ -116,18 +115,6 @@ def prepared(
         how = ", ".join(filter(None, (mode, dtype and f"cache {dtype}")))
         steps[f"{name}: {how}" if how else name] = (step, cache_bytes(cache))
     return steps
-
-
-def in_fewer_bits(name: str, model: PreTrainedModel, weight_dtypes: list[str]) -> dict[str, PreTrainedModel]:
-    """Return a model by its name, and where it is ours, one with its weights in each dtype asked for."""
-    if not isinstance(model, DecoderForCausalLM):
-        return {name: model}
-    made: dict[str, PreTrainedModel] = {}
-    for dtype in weight_dtypes:
-        one = copy.deepcopy(model)
-        set_weight_dtype(one, dtype)
-        made[name if dtype == "f32" else f"{name}, weights {dtype}"] = one
-    return made
 
 
 def dtypes_of(model: PreTrainedModel, asked: list[str]) -> list[str | None]:

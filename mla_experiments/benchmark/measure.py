@@ -8,7 +8,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from copy import copy
 from dataclasses import field
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..manifest import library_versions, write_json
 
-Name = TypeVar("Name", str, int)
+Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
 
 

@@ -20,13 +20,15 @@ class Arguments:
 
     attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
     prompts: list[int] = flag([512, 2048, 8192], "tokens of the prompt")
+    weight_dtypes: list[str] = flag(["f32"], "in which ours keep their weights: f32, bf16, f16, int8")
     rounds: int = flag(5, "timed turns of each contestant, after one to warm up")
 
 
 def measure(given: Arguments) -> list[dict]:
     """Return a row per prompt and model, taking turns; only the last position's logits are computed."""
     keep_freed_memory()
-    ceiling, models = ceilings(), contestants(given.attention, max(given.prompts))
+    ceiling = ceilings()
+    models = contestants(given.attention, max(given.prompts), weight_dtypes=given.weight_dtypes)
     return list(timed_prompts(models, given.prompts, given.rounds, ceiling))
 
 

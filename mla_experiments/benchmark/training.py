@@ -4,7 +4,8 @@ Two questions. With the same allocator settings for both sides, taking turns in 
 as a user starts it, each side in a process of its own with its own defaults: what does one get?
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..allocator import keep_freed_memory
-from ..modeling import DecoderConfig, DecoderForCausalLM
+from ..modeling import DecoderConfig, DecoderForCausalLM, set_weight_dtype
 from ..modeling.attention import MISSION
 from ..modeling.export import has_stock, stock_model
 from .measure import flag, in_fresh_process, interleaved, rates
@@ -66,12 +67,26 @@ def config_of(attention: str, sequence_length: int) -> DecoderConfig:
     return DecoderConfig(**SHAPE, attention=attention, max_position_embeddings=sequence_length)
 
 
-def contestants(attention: list[str], sequence_length: int, device: str = "cpu") -> dict[str, PreTrainedModel]:
-    """Return our model, and the stock one with the same weights where there is one, for every mechanism."""
+def contestants(
+    attention: list[str], sequence_length: int, device: str = "cpu", weight_dtypes: Sequence[str] = ("f32",)
+) -> dict[str, PreTrainedModel]:
+    """Return our model of every mechanism, and the stock one with the same weights where there is one.
+
+    Args:
+        attention: names of mechanisms.
+        sequence_length: the longest.
+        device: where they are.
+        weight_dtypes: in each of which ours keeps its weights.
+    """
     models: dict[str, PreTrainedModel] = {}
     for name in attention:
         ours = DecoderForCausalLM(config_of(name, sequence_length)).to(device)
-        models[f"{name}, ours"] = ours
+        for dtype in weight_dtypes:
+            if dtype == "f32":
+                models[f"{name}, ours"] = ours
+                continue
+            models[f"{name}, ours, weights {dtype}"] = rounded = copy.deepcopy(ours)
+            set_weight_dtype(rounded, dtype)
         if has_stock(ours.config):
             models[f"{name}, transformers"] = stock_model(ours)
     return models

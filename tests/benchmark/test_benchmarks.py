@@ -21,7 +21,7 @@ from mla_experiments.benchmark import (
 )
 from mla_experiments.cli import main
 from mla_experiments.kernels import latent
-from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
+from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, set_weight_dtype
 from mla_experiments.report.figures import draw_rows
 
 FLOAT32, LAYERS = 4, 8
@@ -73,8 +73,8 @@ def test_weights_in_fewer_bits_are_counted_and_read():
         maps = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
         rest = sum(module.weight.nbytes for module in model.modules() if isinstance(module, torch.nn.RMSNorm))
         assert decode.weights_read(model) == rest + sum(one.weight.nbytes for one in maps)
-        packed = decode.in_fewer_bits("mha", model, ["int8"])["mha, weights int8"]
-        assert decode.weights_read(packed) == rest + sum(one.out_features * (one.in_features + 4) for one in maps)
+        set_weight_dtype(model, "int8")
+        assert decode.weights_read(model) == rest + sum(one.out_features * (one.in_features + 4) for one in maps)
 
 
 def test_a_step_of_guesses_is_held_against_as_many_plain_ones():
@@ -123,8 +123,9 @@ def test_both_ways_that_the_crossover_compares_give_one_answer(shape):
 
 
 def test_prefill_and_generation_measure_every_contestant():
-    rows = prefill.measure(prefill.Arguments(attention=["mqa"], prompts=[16], rounds=1))
-    assert [row["prompt"] for row in rows] == [16] * len(rows) and len({row["model"] for row in rows}) == len(rows) > 1
+    given = prefill.Arguments(attention=["mqa"], prompts=[17], weight_dtypes=["f32", "bf16"], rounds=1)
+    rows = prefill.measure(given)
+    assert [row["prompt"] for row in rows] == [17] * len(rows) and len({row["model"] for row in rows}) == len(rows) > 1
     given = generation_time.Arguments(attention=["mqa"], prompts=[8], new_tokens=[2], rounds=1)
     names = {row["model"] for row in generation_time.measure(given)}
     assert {"mqa, ours, cache", "mqa, ours, none"} <= names

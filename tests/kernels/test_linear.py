@@ -59,15 +59,31 @@ FEWER = [dtype for dtype in STORED.values() if dtype is not torch.float32]
 def test_a_weight_in_fewer_bits_is_rounded_once_a_row_and_multiplied_exactly(dtype, rows, num_in, num_out, bias):
     layer, x = nn.Linear(num_in, num_out, bias=bias), torch.randn(rows, num_in)
     with torch.inference_mode():
-        layer.weight[0] *= 1000  # whose scale is its own
+        layer.weight[:1] *= 1000  # whose scale is its own
         kept = PackedLinear(layer, dtype)
         output = project(kept, x)
         rounding = (kept.weight.double() - layer.weight.double()).abs() / layer.weight.double().abs().amax(
             1, keepdim=True
         )
     assert rounding.max() <= {torch.int8: 0.5 / 127, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype] * 1.001
+    rounds_rows = dtype is torch.bfloat16 and rows > FEW_ROWS and linear.multiplies_bf16()
+    largest = num_in * (x.abs().amax() * kept.weight.abs().amax()).item()
     expected = F.linear(x.double(), kept.weight.double(), layer.bias.double() if bias else None)
-    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.double(), expected, atol=largest * (2**-7 if rounds_rows else 1e-6), rtol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 20), st.booleans(), st.booleans())
+def test_many_rows_meet_bf16_in_bf16_where_the_processor_has_it(num_in, num_out, bias, has_it):
+    layer, x = nn.Linear(num_in, num_out, bias=bias), torch.randn(FEW_ROWS + 1, num_in)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(linear, "multiplies_bf16", lambda: has_it)
+        kept = PackedLinear(layer, torch.bfloat16)
+        output = kept(x).double()
+        expected = F.linear(x.bfloat16().double() if has_it else x.double(), kept.weight.double())
+        assert kept(x).dtype is torch.float32
+        output -= layer.bias.double() if bias else 0  # which is added to what has been rounded
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=2**-8 if has_it else 1e-5)
 
 
 def test_weights_in_fewer_bits_are_not_saved():

@@ -5,6 +5,7 @@ on some processors and for one or two rows only; `linear.c` does everywhere (`be
 """
 
 import ctypes
+import logging
 from collections.abc import Callable
 from functools import cache
 
@@ -14,6 +15,7 @@ from torch import nn
 from .compiling import CannotCompile, library, loaded
 from .plain import is_untouched, may_leave_operators
 
+logger = logging.getLogger(__name__)
 NAME = "linear"
 FEW_ROWS = 16  # above, arithmetic binds, which MKL does well
 
@@ -42,9 +44,18 @@ def _weight_for_c(module: nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
         and module._parameters.get("bias") is None
         and 0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
         and may_leave_operators(weight, rows)
-        and not isinstance(library(NAME), CannotCompile)
+        and _is_there()
     )
     return weight if served else None
+
+
+@cache
+def _is_there() -> bool:
+    """Return whether there is the C code; where there is none, say once what that costs."""
+    found = library(NAME)
+    if isinstance(found, CannotCompile):
+        logger.warning("Decoding goes on in PyTorch alone, which takes up to twice as long (no C code: %s)", found)
+    return not isinstance(found, CannotCompile)
 
 
 @cache

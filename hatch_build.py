@@ -26,9 +26,8 @@ class Kernels(BuildHookInterface):
             return
         prebuilt = _read(Path(self.root) / KERNELS / "prebuilt.py")
         self.scratch = tempfile.TemporaryDirectory()
-        every = [(name, level) for level in prebuilt.levels() for name in prebuilt.names()]
         try:
-            made = [prebuilt.build(*one, compiler, Path(self.scratch.name)) for one in every]
+            made = self._made(prebuilt, compiler)
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"The wheel is without compiled C code: {getattr(error, 'stderr', None) or error}")
             return
@@ -36,6 +35,15 @@ class Kernels(BuildHookInterface):
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
             build_data["force_include"].update({str(path): f"{KERNELS}/prebuilt/{path.name}" for path in made})
+
+    def _made(self, prebuilt, compiler):
+        """Compile; what a better level would have byte by byte like a lesser one is left out."""
+        every = [(name, level) for level in reversed(prebuilt.levels()) for name in prebuilt.names()]
+        made = {}
+        for name, level in every:
+            path = prebuilt.build(name, level, compiler, Path(self.scratch.name))
+            made.setdefault(path.read_bytes(), path)
+        return made.values()
 
     def finalize(self, version, build_data, artifact_path):
         """Forget what was compiled."""

@@ -19,7 +19,7 @@ import yaml
 from conftest import REPOSITORY, synthetic_articles
 
 EXTRAS = "sample,study"  # as the tutorial installs them
-TOOLS = ("build", "twine", "check-wheel-contents")
+TOOLS = ("build", "hatchling", "twine", "check-wheel-contents")
 
 
 def environment(folder: Path, *wanted: str) -> Path:
@@ -39,7 +39,7 @@ def environment(folder: Path, *wanted: str) -> Path:
 
 def built(tools: Path, folder: Path) -> Path:
     """Build and check the source archive, and the wheel of it; return the wheel."""
-    subprocess.run([tools / "python", "-m", "build", "--outdir", folder, REPOSITORY], check=True)
+    subprocess.run([tools / "python", "-m", "build", "--no-isolation", "--outdir", folder, REPOSITORY], check=True)
     (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     subprocess.run([tools / "twine", "check", "--strict", source, wheel], check=True)
     subprocess.run([tools / "check-wheel-contents", wheel], check=True, cwd=REPOSITORY)
@@ -66,7 +66,7 @@ def use(commands: Path, folder: Path, comes_compiled: bool) -> None:
     """Do as the tutorial does, with nothing else at hand."""
     (folder / "home").mkdir(parents=True)
     (folder / "notes.txt").write_text("\n\n".join(synthetic_articles(400)), encoding="utf-8")
-    alone = {"PATH": str(commands), "HOME": str(folder / "home"), "LANG": "C.UTF-8"}
+    alone = {"PATH": str(commands), "HOME": str(folder / "home"), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 
     def run(*command: str) -> str:
         print("$", *command, flush=True)

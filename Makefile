@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/mla-experiments
 DEMO := --config experiments/demo.yaml
 
-.PHONY: help demo test test-versions test-mutants docs docs-numbers clean
+.PHONY: help demo test test-versions test-release test-mutants docs docs-numbers clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,9 @@ test: $(VENV)/.installed-dev  ## lint, types and the whole test suite
 
 test-versions: $(VENV)/.installed-dev  ## contract, generation, training, export at the oldest and newest libraries
 	$(BIN)/python tests/versions.py
+
+test-release: $(VENV)/.installed-dev  ## build and check what is released, and run the tutorial from it alone
+	$(BIN)/python tests/release.py
 
 test-mutants: $(VENV)/.installed-dev  ## change the code in 24 places and see whether the tests notice (an hour or more)
 	$(BIN)/pip install --quiet cosmic-ray

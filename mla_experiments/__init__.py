@@ -14,7 +14,7 @@ import importlib
 
 from . import registration
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _WHERE = {
     "DecoderConfig": ".modeling", "DecoderForCausalLM": ".modeling", "load_model": ".modeling",
     "GQA": ".modeling.attention", "MHA": ".modeling.attention", "MLA": ".modeling.attention",

@@ -2,13 +2,16 @@
 
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
+import yaml
 from conftest import REPOSITORY, synthetic_articles
 
+import mla_experiments
 from mla_experiments import cli, threads, versions
 from mla_experiments.cli import COMMANDS, installing, main
 from mla_experiments.errors import Missing, UserError
@@ -50,6 +53,13 @@ def test_one_table_of_versions_is_what_the_package_asks_for():
         assert f"{library}{versions.bounds(library)}" in project["dependencies"]
 
 
+def test_one_version_is_stated_everywhere():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.search(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert project["version"] == mla_experiments.__version__ == citation["version"] == newest[1]
+
+
 def pretend(monkeypatch, **found):
     real = importlib.metadata.version
     monkeypatch.setattr(versions.metadata, "version", lambda name: found.get(name) or real(name))
@@ -76,7 +86,7 @@ def test_env_says_what_a_report_needs(monkeypatch, capsys):
     pretend(monkeypatch, transformers="4.57.6")
     assert main(["env"]) == 0
     said = capsys.readouterr().out
-    for part in ("Python", "too old", "cores", "backend c", "gensim", *versions.TESTED):
+    for part in ("Python", "too old", "cores", "backend c", "C code of", "gensim", *versions.TESTED):
         assert part in said
 
 

@@ -72,11 +72,12 @@ def accelerator_and_backends() -> list[str]:
     try:
         import torch
 
-        from ..kernels import latent
+        from ..kernels import compiling, latent
         from ..modeling.devices import device_name
     except Exception as error:
         return [f"torch cannot be used: {error}"]
     lines = [f"trains and runs on: {device_name()}; torch uses {torch.get_num_threads()} threads"]
     for name, reason in latent.reasons().items():
         lines.append(f"backend {name:<12}{'usable' if reason is None else 'not usable: ' + reason}")
+    lines += [f"C code of {', '.join(names)}: {origin}" for origin, names in compiling.origins().items()]
     return lines

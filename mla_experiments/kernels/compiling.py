@@ -1,7 +1,7 @@
 """C code beside PyTorch on CPUs: compiled by this machine's own compiler at its first use, in about a second.
 
-It is kept in the user's cache folder under a name that says source, compiler and processor. Where there is no compiler,
-PyTorch alone serves, and `mla-experiments kernels` says why.
+It is kept in the user's cache folder under a name that says source, compiler and processor. Where there is no
+compiler, what a wheel has brought serves (`prebuilt.py`), else PyTorch alone; `mla-experiments kernels` says which.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+from . import prebuilt
+from .prebuilt import FLAGS
 
 
 class CannotCompile(RuntimeError):  # noqa: N818 - says what it is
@@ -24,11 +25,34 @@ class CannotCompile(RuntimeError):  # noqa: N818 - says what it is
 
 @cache
 def library(name: str) -> ctypes.CDLL | CannotCompile:
-    """Return the compiled `NAME.c` of this folder, or why there is none."""
+    """Return the compiled `NAME.c` of this folder, made here or in the wheel, or why there is none."""
     try:
         return compiled(name)
     except CannotCompile as error:
-        return error
+        path = prebuilt.best(name)
+        if path is None:
+            return error
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as refused:
+            return CannotCompile(f"{error}; {path} came with the package and cannot be loaded ({refused})")
+
+
+def origins() -> dict[str, list[str]]:
+    """Return where the C code comes from, or why there is none, each with the names of the sources it holds for."""
+    found: dict[str, list[str]] = {}
+    for name in prebuilt.names():
+        found.setdefault(_origin(library(name)), []).append(name)
+    return found
+
+
+def _origin(found: ctypes.CDLL | CannotCompile) -> str:
+    if isinstance(found, CannotCompile):
+        return f"none ({found})"
+    path = Path(found._name)
+    if path.parent == prebuilt.FOLDER:
+        return f"prebuilt, for {prebuilt.level_of(path)}"
+    return "compiled on this machine"
 
 
 def loaded(name: str) -> ctypes.CDLL:
@@ -54,13 +78,12 @@ def compiled(name: str, march: str = "native", folder: Path | None = None) -> ct
     Raises:
         CannotCompile: see there.
     """
-    source = Path(__file__).with_name(f"{name}.c")
+    source = prebuilt.SOURCES / f"{name}.c"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if platform.system() != "Linux" or compiler is None:
         raise CannotCompile("needs Linux and a C compiler, such as gcc")
     macros = _run(compiler, f"-march={march}", "-dM", "-E", "-x", "c", os.devnull)  # say compiler and processor
-    sources = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
-    content = "\0".join((*sources, macros, *FLAGS))
+    content = "\0".join((prebuilt.text_of(name), macros, *FLAGS))
     if folder is None:
         folder = cache_folder()
     path = folder / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"

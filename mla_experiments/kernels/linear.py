@@ -5,6 +5,7 @@ on some processors and for one or two rows only; `linear.c` does everywhere (`be
 """
 
 import ctypes
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from .compiling import CannotCompile, library, loaded
 from .plain import is_untouched, may_leave_operators, stands_alone
 from .stored import KINDS, packed, unpacked
 
+logger = logging.getLogger(__name__)
 NAME = "linear"
 FEW_ROWS = 16  # above, arithmetic binds, which MKL does well
 
@@ -50,7 +52,7 @@ def _weight_for_c(module: nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
         0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
         and rows.shape[-1] == module.in_features
         and may_leave_operators(rows, weight)
-        and not isinstance(library(NAME), CannotCompile)
+        and _is_there()
     )
     return weight if served else None
 
@@ -100,6 +102,15 @@ class PackedLinear(nn.Module):
 def multiplies_bf16() -> bool:
     """Return whether the processor multiplies matrices of bf16 itself, which is then several times as fast as f32."""
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@cache
+def _is_there() -> bool:
+    """Return whether there is the C code; where there is none, say once what that costs."""
+    found = library(NAME)
+    if isinstance(found, CannotCompile):
+        logger.warning("Decoding goes on in PyTorch alone, which takes up to twice as long (no C code: %s)", found)
+    return not isinstance(found, CannotCompile)
 
 
 @cache

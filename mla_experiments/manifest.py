@@ -8,8 +8,8 @@ themselves, and those of folders the checksums of their files: damage is found w
 """
 
 import contextlib
-import functools
 import errno
+import functools
 import hashlib
 import json
 import os

@@ -53,8 +53,8 @@ def pages() -> list[Path]:
 
 def blocks(page: Path) -> list[str]:
     """Return the indented blocks of a page."""
-    text = page.read_text(encoding="utf-8")
-    return [textwrap.dedent(found).strip() for found in re.findall(r"(?<=\n\n)(?:(?:    .*)?\n)+", text) if found.strip()]
+    found = re.findall(r"(?<=\n\n)(?:(?:    .*)?\n)+", page.read_text(encoding="utf-8"))
+    return [textwrap.dedent(block).strip() for block in found if block.strip()]
 
 
 def small(text: str) -> str:
@@ -114,7 +114,7 @@ def folder(tmp_path, monkeypatch, prepared):
     monkeypatch.setattr(proposal, "LEAST_TOKENS", 2000)
     monkeypatch.setattr(proposal, "SEEDS", (0,))
     monkeypatch.setattr(proposal, "TRIALS", 2)
-    monkeypatch.setattr(proposal, "tokens_within", lambda _, study, solved, *rest: (4096, [1e4] * len(solved)))
+    monkeypatch.setattr(proposal, "tokens_within", lambda _, study, solved, *rest: (2048, [1e4] * len(solved)))
     interleaved = record.interleaved
     monkeypatch.setattr(record, "interleaved", lambda steps, rounds: interleaved(steps, rounds=2))
     monkeypatch.setattr(plugins, "_modules", {})
@@ -140,3 +140,15 @@ def test_what_a_tutorial_says_to_type_works_and_prints_what_it_says(page, folder
 def test_every_substitution_and_every_line_that_is_skipped_stands_in_a_tutorial():
     text = "".join(page.read_text(encoding="utf-8") for page in pages())
     assert [line for line in [*INSTALLATION, *SMALL] if line not in text] == []
+
+
+def test_the_table_of_the_lesson_on_smollm2_is_that_of_its_results():
+    """The results name the size in front, and have a column more."""
+    lesson, results = (
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in path.read_text("utf-8").splitlines()]
+        for path in (REPOSITORY / "docs/convert-smollm2.md", REPOSITORY / "docs/results/conversion/README.md")
+    )
+    rows = [row for row in lesson if len(row) > 1 and row[-1][:1].isdigit()]
+    assert len(rows) == 5
+    of_results = [row[1:5] + row[6:] for row in results if row[0] in ("both", "half")]
+    assert all(row in of_results for row in rows)

@@ -133,7 +133,7 @@ def point(study: Study, row: dict, turned: list[tuple]) -> dict:
         "recipe": recipe(study, row),
         "budget": f"{row['parameters']:,} parameters, {row['train_tokens']:,} tokens, {row['seeds']} seeds",
         "verdict": verdict(study, row["name"]),
-        "turned": f"against {' and '.join(against)}, by another study" if against else "",
+        "turned": f"its verdict against {' and '.join(against)}" if against else "",
     }
 
 

@@ -21,6 +21,8 @@ def on_files(files: Files, config) -> Files:
     for name, content in {"reference/commands.md": commands(), "reference/study.md": study()}.items():
         files.append(File.generated(config, name, content=content))
     files.append(File.generated(config, "assets/plotly.min.js", content=get_plotlyjs()))  # no other server is asked
+    sorting = REPOSITORY / "mla_experiments/report/sort.js"  # that of the reports
+    files.append(File.generated(config, "assets/sort.js", abs_src_path=str(sorting)))
     for figure in (REPOSITORY / "benchmarks/results").glob("*.png"):
         files.append(File.generated(config, f"benchmarks/results/{figure.name}", abs_src_path=str(figure)))
     return files

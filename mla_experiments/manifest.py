@@ -9,6 +9,7 @@ themselves, and those of folders the checksums of their files: damage is found w
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -216,6 +217,9 @@ def is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
+version_of = functools.cache(version)  # a study asks hundreds of times, and each time reads files
+
+
 def library_versions() -> dict[str, str]:
     """Return the versions of what influences a result, this package's own among them."""
     from . import __version__
@@ -223,7 +227,7 @@ def library_versions() -> dict[str, str]:
     versions = {"python": platform.python_version(), "mla-experiments": __version__}
     for name in ("torch", "transformers", "tokenizers", "datasets", "numpy"):
         with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
+            versions[name] = version_of(name)
     return versions
 
 

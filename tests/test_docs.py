@@ -55,6 +55,38 @@ def test_the_atlas_shows_what_fits_a_budget_and_draws_what_is_asked_for(site, br
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_the_keyboard_sorts_the_table_of_the_atlas_and_what_is_not_known_stands_at_its_end(site, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get((site / "atlas/index.html").as_uri())
+    column = "return [...document.querySelector('.atlas-points').tBodies[0].rows].map(row => row.cells[%d].textContent)"
+
+    def known(place):
+        cells = browser.execute_script(column % place)
+        numbers = [float(cell.split()[0].replace(",", "")) for cell in cells if cell[0].isdigit()]
+        assert set(cells[len(numbers) :]) <= {"\N{EN DASH}"}
+        return numbers
+
+    heads = browser.find_elements("css selector", ".atlas-points th button")
+    assert len(heads) == 5
+    for place, head in enumerate(heads[1:], start=1):
+        for key, sign in ((Keys.ENTER, 1), (Keys.SPACE, -1)):
+            head.send_keys(key)
+            numbers = known(place)
+            assert numbers == sorted(numbers, key=lambda number: sign * number) and len(numbers) > 1
+    marked = "return [...document.querySelectorAll('.atlas-points [aria-sort]')].map(head => head.ariaSort)"
+    assert browser.execute_script(marked) == ["descending"]
+    heads[0].send_keys(Keys.ENTER)
+    families = [name[:3] for name in browser.execute_script(column % 0)]
+    assert families == sorted(families) and families[0] == "gqa"
+    rows = "return [...document.querySelector('.atlas-points').tBodies[0].rows].filter(row => !row.hidden)"
+    every = f"{rows}.map(row => Number(row.cells[1].textContent.replace(',', '')))"
+    least = min(browser.execute_script(every))
+    browser.execute_script("""const it = document.getElementById('atlas-budget');
+        it.value = '0'; it.dispatchEvent(new Event('input'))""")
+    assert set(browser.execute_script(every)) == {least}, "rows stay with their points"
+
+
 def test_the_data_of_a_committed_study_are_what_its_report_says():
     for path in SUMMARIES:
         said, rows = path.with_suffix(".md").read_text(encoding="utf-8").replace("\\", ""), {}

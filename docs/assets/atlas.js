@@ -32,7 +32,7 @@
       textposition: "middle right", name: point.study, showlegend: false,
       marker: {color, size: 11, symbol: marks[point.study]},
       error_y: {type: "data", symmetric: false, array: [up], arrayminus: [down], color, thickness: 1.5, width: 5},
-      customdata: [[`<b>${point.name}</b> (${point.study})`, point.recipe, point.budget, point.turned && `turned ${point.turned}`]],
+      customdata: [[`<b>${point.name}</b> (${point.study})`, point.recipe, point.budget, point.turned && `turned by another study: ${point.turned}`]],
       hovertemplate: "%{customdata[0]}<br>%{x:,} bytes, %{y:.4~f}<br>%{customdata[1]}<br>" +
                      "%{customdata[2]}<br>%{customdata[3]}<extra></extra>",
     };

@@ -76,7 +76,8 @@ def run(argv: list[str]) -> None:
         raise UserError(f"difference={given['difference']} is for studies; give the YAML file of one")
     architecture = changed(architecture_of(where["MODEL"]), given["attention"], options)
     hardware = hardware_of(given["hardware"], own)
-    print("\n".join(facts(architecture, hardware)) + "\n")
+    named = f"hardware: {given['hardware']}; --hardware names another"
+    print("\n".join([*facts(architecture, hardware), named]) + "\n")
     print(table(plan(architecture, hardware, given["contexts"], given["batch_sizes"])))
 
 

@@ -1,6 +1,7 @@
 """A chart as data, drawn twice: by matplotlib for files, by plotly for the page."""
 
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,10 +179,11 @@ def to_plotly(chart: Chart) -> dict:
         layout["xaxis"]["range"] = [math.log10(end) for end in widened]
     if chart.limit:
         layout["margin"]["t"] = 22  # room for the word above the line
+        inwards = "right" if chart.limit > statistics.median(chart.ticks("x")) else "left"  # phones cut off the rest
         dashes = {"color": "#888", "dash": "8px,5px", "width": 1.5}
         layout["shapes"] = [{"type": "line", "x0": chart.limit, "x1": chart.limit, "yref": "paper", "y0": 0, "y1": 1,
                              "line": dashes, "label": {"text": "budget", "textposition": "end", "textangle": 0,
-                                                       "xanchor": "left"}}]  # fmt: skip
+                                                       "xanchor": inwards}}]  # fmt: skip
     return {"data": traces, "layout": layout}
 
 

@@ -66,20 +66,6 @@ document.querySelectorAll(".axes button").forEach(button => button.addEventListe
   draw(chart);
 }));
 
-const number = text => parseFloat(text.replaceAll(",", ""));
-const compare = (a, b) => {
-  const [x, y] = [number(a), number(b)];
-  return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) || a.localeCompare(b) : x - y;
-};
-document.querySelectorAll("th button").forEach(button => button.addEventListener("click", () => {
-  const head = button.parentElement, column = head.cellIndex, body = head.closest("table").tBodies[0];
-  const up = head.getAttribute("aria-sort") !== "ascending";
-  for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", up ? "ascending" : "descending");
-  const text = row => row.cells[column].textContent;
-  body.append(...[...body.rows].sort((a, b) => compare(text(a), text(b)) * (up ? 1 : -1)));
-}));
-
 const folds = [...document.querySelectorAll("details")];
 let opened = [];
 folds.forEach(fold => fold.addEventListener("toggle", drawAll));

@@ -1,6 +1,6 @@
 """The interactive page of a report: one file that opens from disk, with plotly inside, and all text escaped.
 
-Its content security policy lets it load nothing, and run no script but its own two, which are named by their hashes:
+Its content security policy lets it load nothing, and run no script but its own three, which are named by their hashes:
 should text ever get past the escaping, it still does nothing.
 """
 
@@ -30,8 +30,10 @@ def write_page(path: Path, text: Text, charts: dict[str, list[Chart]], variants:
     """
     from plotly.offline import get_plotlyjs
 
-    looks, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    scripts = [get_plotlyjs(), script]
+    looks, sorting, script = (
+        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "sort.js", "page.js")
+    )
+    scripts = [get_plotlyjs(), sorting, script]
     page = fill(
         "page.html",
         text=text,

@@ -18,7 +18,8 @@ Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
 Point = tuple[Row, dict, float, float]  # a variant and its style, where it stands, what counts as cost
 CACHE_CONTEXTS: list[float] = [512, 2048, 8192, 32768, 131072]
 ASIDE = 1.04  # times, from one point to the next of those that would lie on one another
-FRONT = "The dotted line joins those that no other beats in both. Bars are 95 % intervals over seeds."
+FRONT = " The dotted line joins those that no other beats in both."
+BARS = " Bars are 95 % intervals over seeds."
 
 
 def charts(found: Findings) -> dict[str, list[Chart]]:
@@ -52,16 +53,17 @@ def looks(rows: list[Row]) -> list[Style]:
 def cache_front(rows: list[Owned], found: Findings) -> Chart:
     """Return quality against the cache, with the study's budget where it has one."""
     budget = found.content["stated"].get("cache_bytes_per_token")
-    caption = f"Lower is better, and further left is cheaper. {FRONT}"
     caches = [row.cache_bytes for row, _ in rows]
-    if len(set(caches)) < len(caches):
-        caption += " Of equal caches the points stand side by side."
     chart = Chart(
-        "front-cache", "Quality against cache", f"{caption} The dashed line is the budget." if budget else caption,
+        "front-cache", "Quality against cache", "Lower is better, and further left is cheaper.",
         "cache bytes per token", f"{found.measure.axis}, test", log_x=True, limit=budget,
         x_ticks=spaced(sorted({row.cache_bytes for row, _ in rows})),
     )  # fmt: skip
     chart = with_front(chart, [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows])
+    if len(set(caches)) < len(caches):
+        chart.caption += " Of equal caches the points stand side by side."
+    if budget:
+        chart.caption += " The dashed line is the budget."
     for series, shift in zip(chart.series[1:], aside(caches), strict=True):
         series.x, series.named = [value * shift for value in series.x], series.x
     return chart
@@ -77,7 +79,7 @@ def speed_front(rows: list[Owned], found: Findings) -> list[Chart]:
     """Return quality against the speed of decoding a long context; none where it was not measured."""
     context = DECODE_CONTEXTS[-1]
     chart = Chart(
-        "front-decode", "Quality against decoding speed", f"Lower is better, and further right is faster. {FRONT}",
+        "front-decode", "Quality against decoding speed", "Lower is better, and further right is faster.",
         f"decode tokens/s at {context:,}", f"{found.measure.axis}, test",
     )  # fmt: skip
     timed = [(row, own, row.decode[context].median) for row, own in rows if context in row.decode]
@@ -89,6 +91,7 @@ def with_front(chart: Chart, points: list[Point]) -> Chart:
     ranked = [(cost, row.bits.mean, where) for row, _, where, cost in points]
     best = [p for p in sorted(ranked) if not any(q[:2] != p[:2] and q[0] <= p[0] and q[1] <= p[1] for q in ranked)]
     chart.series.append(Series("Pareto front", [p[2] for p in best], [p[1] for p in best]))
+    chart.caption += (FRONT if len(best) > 1 else "") + BARS  # a line takes two
     for row, own, where, _ in points:
         spread = None if row.bits.half_width is None else [row.bits.half_width]
         chart.series.append(Series(row.name, [where], [row.bits.mean], spread, **own, look="points"))

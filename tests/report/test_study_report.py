@@ -303,8 +303,18 @@ def test_the_budget_is_a_line_in_the_first_figure_where_there_is_one(tmp_path):
     change(folder, stated={"cache_bytes_per_token": 1000})
     (front,) = charts(found := read_findings(folder))["lead"]
     assert to_plotly(front)["layout"]["shapes"][0]["x0"] == 1000 and "budget" in front.caption
+    assert ("dotted line" in front.caption) == (len(front.series[0].x) > 1), "one point has no line"
     assert front.widened() is None, "caches of 512 to 4,096 span the axis"
     assert len(text_of(found).answer.lead) <= 3 and "At 1,000 bytes" in text_of(found).answer.headline
+
+
+def test_the_word_above_the_budget_stands_inside_the_figure(tmp_path):
+    """On a phone it would be cut off at the right edge."""
+    folder = fake_study(tmp_path)
+    for budget, side in ((4096, "right"), (512, "left")):
+        change(folder, stated={"cache_bytes_per_token": budget})
+        (front,) = charts(read_findings(folder))["lead"]
+        assert to_plotly(front)["layout"]["shapes"][0]["label"]["xanchor"] == side
 
 
 @pytest.mark.parametrize(

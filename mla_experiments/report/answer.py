@@ -37,8 +37,10 @@ class Answer:
 def answer(found: Findings) -> Answer:
     """Say what came out, how sure it is and what it depends on, what it holds for, and what it costs."""
     settings = found.settings
-    first, sure, speed = [*at_the_budget(found), *sentences(found)], [], []
-    is_budget_met = bool(first) and len(settings) == 1
+    of_budgets = [said for rows in settings.values() if (said := at_the_budget(found, rows))]
+    is_budget_met = bool(of_budgets)
+    taken, above = [said[0] for said in of_budgets], [one for said in of_budgets for one in said[1:]]
+    first, sure, speed = [*taken, *above, *sentences(found)], [], []
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
         sure += more
@@ -54,31 +56,37 @@ def answer(found: Findings) -> Answer:
     return Answer(first[:LEAD], [*first[LEAD:], *sure, *edges(found), scope(found)], speed)
 
 
-def at_the_budget(found: Findings) -> list[str]:
-    """Say what to take at the study's budget of cache, where it has one and one setting; then what is above it."""
-    budget = found.content["stated"].get("cache_bytes_per_token")
-    if not budget or len(found.settings) > 1:
+def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
+    """Say what to take at a budget of cache, where budgets are all that is swept, if anything; then what is above it.
+
+    Args:
+        found: of the study.
+        rows: those of one setting.
+    """
+    budget = rows[0].budget
+    if not budget or len({row.budget for row in found.rows}) < len(found.settings):
         return []
-    within = [row for row in found.rows if row.cache_bytes <= budget * (1 + NEAR)]
-    over = [row for row in found.rows if row not in within]
+    within = [row for row in rows if row.cache_bytes <= budget * (1 + NEAR)]
+    over = [row for row in rows if row not in within]
     if not within:
         return []
     best, *others = sorted(within, key=lambda row: row.bits.mean)
     told, tied, untested = sorted_out({row.name: pair(found, best.name, row.name) for row in others})
     level = [row for row in within if row.name not in told]
     taken, merit = cheapest(level)
-    start = f"At {budget:,} bytes of cache a token, take {taken.name}"
+    start = f"At {budget:,} bytes of cache a token, take {taken.mechanism}"
     if untested:
         why = f", which came out {'lowest' if taken is best else 'near the lowest'}: {only(untested)} cannot tell more"
     elif tied:
-        names = joined([row.name for row in level])
+        names = joined([row.mechanism for row in level])
         why = f": {names} are not told apart, and it {merit}"
     else:
         why = ", which is better than the others there" if told else ", the only one that fits"
     said = [f"{start}{why}."]
     if over:
-        kept = joined([f"{row.name} ({row.cache_bytes:,} bytes)" for row in over])
-        said.append(f"Above the budget, and here for comparison alone: {kept}.")
+        kept = joined([f"{row.mechanism} ({row.cache_bytes:,} bytes)" for row in over])
+        which = "the budget" if len(found.settings) == 1 else f"{budget:,} bytes"
+        said.append(f"Above {which}, and here for comparison alone: {kept}.")
     return said
 
 
@@ -94,7 +102,10 @@ def cheapest(level: list[Row]) -> tuple[Row, str]:
     spread = " (within the spread of speeds)" if any(speed.high >= low for speed in speeds.values()) else ""
     if len(alike) == len(level):
         return fast, f"decodes fastest{spread}; their caches are alike"
-    return fast, f"decodes fastest{spread} of {joined([row.name for row in alike])}, which keep the smallest caches"
+    return (
+        fast,
+        f"decodes fastest{spread} of {joined([row.mechanism for row in alike])}, which keep the smallest caches",
+    )
 
 
 def edges(found: Findings) -> list[str]:

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..evaluation.measures import BITS, Measure, measure_of, ratio
 from ..evaluation.scores import SplitScores, scores_of
 from ..manifest import read_record
-from ..study.fields import CORPUS
+from ..study.fields import BUDGET, CORPUS
 from ..study.record import STUDY
 from ..study.statistics import Comparison, Estimate, compare, estimate, perplexity_per_word
 from ..study.trials import in_words
@@ -42,7 +42,7 @@ class Row:
 
     `setting` is what is swept beside mechanisms and their options, such as `positions=learned`; `decode` holds tokens
     per second by context, where it was measured. `bits` is of the study's measure, bits per byte of text, and
-    `perplexity` of text alone.
+    `perplexity` of text alone. `budget` is of the bytes of the cache, where it has one.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Row:
     parameters: int
     training_flops: float
     cache_bytes: int
+    budget: int | None
     training_speed: Speed | None
     decode: dict[int, Speed]
 
@@ -146,7 +147,10 @@ def read_findings(folder: Path) -> Findings:
     if not rows or measure is None:
         raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
     parts = {variant["name"]: variant["variant"] for variant in content["variants"]}
-    compared = compare(scores, weights, lambda a, b: one_apart(parts[a], parts[b]), measure)
+    of_rows = {row.name: row.runs for row in rows}  # the same where no budget is small enough to make a difference
+    compared = compare(
+        scores, weights, lambda a, b: one_apart(parts[a], parts[b]) and of_rows[a] != of_rows[b], measure
+    )
     return Findings(content, rows, compared, found, measure)
 
 
@@ -208,6 +212,7 @@ def row_of(content: dict, variant: dict, runs: Runs, tests: list[SplitScores]) -
         parameters=variant["parameters"],
         training_flops=variant["training_flops_per_token"],
         cache_bytes=variant["cache_bytes_per_token"],
+        budget=variant["variant"]["changed"].get(BUDGET, content["stated"].get(BUDGET)),
         training_speed=Speed.of(content["training"][name]) if name in content["training"] else None,
         decode={int(context): Speed.of(speed) for context, speed in content["decode"].get(name, {}).items()},
     )

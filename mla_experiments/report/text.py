@@ -123,9 +123,10 @@ def matched(found: Findings) -> str:
     residuals = ", ".join(f"{with_solved(variant)} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
     off = [variant["name"] for variant in variants if abs(variant["cache_residual"]) > NEAR]
     outside = f" Not at the budget: {joined(off)}." if off else ""
+    budgets = " or ".join(f"{budget:,}" for budget in dict.fromkeys(row.budget for row in found.rows))
     return (
-        f"The cache was to be {stated['cache_bytes_per_token']:,} bytes a token, and is as near as groups and latent "
-        f"ranks allow: {residuals}.{outside} {said}"
+        f"The cache was to be {budgets} bytes a token, and is as near as groups and latent ranks allow: "
+        f"{residuals}.{outside} {said}"
     )
 
 

@@ -16,7 +16,7 @@ from ..training.arguments import check_least, steps_of
 from ..training.flags import taken
 from ..vocabulary import AUTO, USUAL
 from ..yaml_files import read_yaml
-from .fields import CORPUS
+from .fields import BUDGET, CORPUS
 from .halving import entrants, steps_at
 from .schema import Stated, as_list, names_of, read_fields
 from .tuning import OPTION, Settings, Space, designs_of, options_of
@@ -38,7 +38,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A whole study, as stated; `source` is the text of its file."""
+    """A whole study, as stated; `source` is the text of its file.
+
+    `cache_bytes_per_token` is its one budget; where there are several, each variant has its own, see `budget_of`.
+    """
 
     name: str
     source: str
@@ -54,10 +57,15 @@ class Study:
 
     def arguments(self, variant: Variant) -> tuple[dict, dict]:
         """Return the run arguments and the Trainer's flags of a variant, without what a run changes."""
-        values = self.settings | {name: one for name, one in variant.changed.items() if not name.startswith(CORPUS)}
+        aside = {name for name in variant.changed if name == BUDGET or name.startswith(CORPUS)}
+        values = self.settings | {name: one for name, one in variant.changed.items() if name not in aside}
         names = {f.name for f in fields(RunArguments) if f.init}
         own = {name: value for name, value in values.items() if name in names}
         return own, {name: value for name, value in values.items() if name not in names}
+
+    def budget_of(self, variant: Variant) -> int | None:
+        """Return the bytes of cache that a token of a variant may take, if the study holds that equal."""
+        return variant.changed.get(BUDGET, self.cache_bytes_per_token)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -129,6 +137,8 @@ def read_study(path: Path) -> Study:
     flags = {name: value for name, value in file.others.items() if name not in options}
     swept = {name: values for name, values in flags.items() if isinstance(values, list)}
     same = {name: value for name, value in flags.items() if name not in swept}
+    budgets = file.cache_bytes_per_token
+    swept |= {BUDGET: budgets} if len(budgets) > 1 else {}
     usual = {name: value for name, value in (trainer_defaults() | PRESETS[file.preset]).items() if value is not None}
     data = file.model_dump(include={"corpus", "text_column", "vocab_size", "shuffle_seed"})
     data["corpus"] = with_fields(file.corpus, {name: same.pop(name) for name in of_corpus if name in same})
@@ -143,7 +153,7 @@ def read_study(path: Path) -> Study:
         space=file.space,
         designs=designs_of(file.space, file.learning_rate, names_of(file.attention)),
         match=file.match,
-        cache_bytes_per_token=file.cache_bytes_per_token,
+        cache_bytes_per_token=budgets[0] if len(budgets) == 1 else None,
     )
     for variant in study.variants:  # refuses what cannot be before anything is prepared
         if task := study.task_of(variant):

@@ -24,6 +24,7 @@ from .tuning import OPTION, options_of
 
 CLASSES = (RunArguments, TrainingArguments)
 CORPUS = "corpus."  # before the fields of a synthetic corpus
+BUDGET = "cache_bytes_per_token"
 FIXED = (  # what a trial may not change
     "train_tokens", "max_steps", "sequence_length", "loss_on", "hidden_size", "num_hidden_layers",
     "num_attention_heads", "intermediate_size", "positions", "validation_tokens", "attention", "preset",

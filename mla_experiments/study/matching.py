@@ -17,7 +17,7 @@ from ..modeling.attention.hybrid import spread
 from ..modeling.export import stock_config
 from ..training import RunArguments
 from .description import Study, Variant, with_settings
-from .fields import CORPUS
+from .fields import BUDGET, CORPUS
 from .tuning import Settings
 
 TOLERANCE = 0.005
@@ -68,18 +68,19 @@ def size_of(variant: Variant) -> dict:
 
 
 def check_budget(study: Study, solved: list[Matched]) -> None:
-    """Refuse a budget that all variants miss, and say what is nearest to it.
+    """Refuse a budget that all its variants miss, and say what is nearest to it.
 
     Raises:
         UserError: see there.
     """
-    if study.match != "cache" or any(abs(one.cache_residual or 0) <= NEAR for one in solved):
-        return
-    nearest = min(solved, key=lambda one: abs(one.cache_residual or 0))
-    raise UserError(
-        f"cache_bytes_per_token={study.cache_bytes_per_token} is met by no variant to within {100 * NEAR:g} %; the "
-        f"nearest is {nearest.variant.name} with {nearest.cache_bytes_per_token:,}"
-    )
+    for budget in dict.fromkeys(study.budget_of(one.variant) for one in solved if study.match == "cache"):
+        of_it = [one for one in solved if study.budget_of(one.variant) == budget]
+        nearest = min(of_it, key=lambda one: abs(one.cache_residual or 0))
+        if abs(nearest.cache_residual or 0) > NEAR:
+            raise UserError(
+                f"{BUDGET}={budget} is met by no variant to within {100 * NEAR:g} %; the nearest is "
+                f"{nearest.variant.name} with {nearest.cache_bytes_per_token:,}"
+            )
 
 
 def same_models(study: Study, solved: list[Matched], vocab_size: int) -> dict[str, str]:
@@ -162,7 +163,7 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
             f"match={study.match} cannot be met by {variant.name}: the nearest is {100 * residual:+.2f} %, more than "
             f"{100 * TOLERANCE} %; choose a larger model or match: none"
         )
-    cached = BYTES * cache_elements_per_token(config)
+    cached, budget = BYTES * cache_elements_per_token(config), study.budget_of(variant)
     return Matched(
         variant=variant,
         options=options,
@@ -171,7 +172,7 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
         training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
         cache_bytes_per_token=cached,
         residual=residual,
-        cache_residual=study.cache_bytes_per_token and cached / study.cache_bytes_per_token - 1,
+        cache_residual=budget and cached / budget - 1,
     )
 
 
@@ -183,12 +184,12 @@ def cost(study: Study, config: DecoderConfig) -> float:
 
 
 def nearest_cache(study: Study, variant: Variant, vocab_size: int) -> dict:
-    """Return the option of a mechanism whose cache is nearest to the study's budget.
+    """Return the option of a mechanism whose cache is nearest to the budget.
 
     The cache grows with the option, whatever it is: of the values that the mechanism can have, halving finds the one.
     """
-    wanted, name = study.cache_bytes_per_token, cache_option(study, variant.attention)
-    if name is None:
+    wanted, name = study.budget_of(variant), cache_option(study, variant.attention)
+    if name is None or wanted is None:
         return {}
     values = possible_values(name, config_of(study, variant, variant.options, vocab_size), variant.options)
 

@@ -93,7 +93,7 @@ def said_beforehand(trials: Trials) -> list[str]:
     """Say which variants are not at the budget of the cache, and where validation is too small to choose by."""
     said = [
         f"{one.variant.name} keeps {one.cache_bytes_per_token:,} bytes a token, "
-        f"{'above' if one.cache_residual > 0 else 'below'} the budget of {trials.study.cache_bytes_per_token:,}."
+        f"{'above' if one.cache_residual > 0 else 'below'} the budget of {trials.study.budget_of(one.variant):,}."
         for one in trials.variants
         if one.cache_residual is not None and abs(one.cache_residual) > NEAR
     ]

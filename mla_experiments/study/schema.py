@@ -223,8 +223,8 @@ class StudyFile(Fields):
     match: Literal["none", "parameters", "flops", "cache"] = Field(
         "none", description="none, parameters, flops or cache: what is held equal"
     )
-    cache_bytes_per_token: Annotated[int, Field(strict=True, ge=1)] | None = Field(
-        None, description="with match: cache, the budget, in single precision"
+    cache_bytes_per_token: Listed[Annotated[int, Field(strict=True, ge=1)]] = Field(
+        [], description="with match: cache, the budget, or several, each matched apart; in single precision"
     )
     tuning: Tuning | None = None
 
@@ -238,7 +238,7 @@ class StudyFile(Fields):
 
     @checked(mode="after")
     def _match(self):
-        if (self.match == "cache") != (self.cache_bytes_per_token is not None):
+        if (self.match == "cache") != bool(self.cache_bytes_per_token):
             raise UserError("match=cache and cache_bytes_per_token belong together; give both or neither")
         hybrids = [name for name in names_of(self.attention) if is_hybrid(name)]
         if self.match == "cache" and hybrids:  # of several options none is the one to solve for

@@ -18,7 +18,7 @@ from mla_experiments.report.charts import to_plotly
 from mla_experiments.report.findings import read_findings
 from mla_experiments.report.study import to_markdown, write_report
 from mla_experiments.report.study_charts import charts, looks
-from mla_experiments.report.text import text_of
+from mla_experiments.report.text import matched, text_of
 from mla_experiments.study.description import Variant
 
 
@@ -315,6 +315,34 @@ def test_the_word_above_the_budget_stands_inside_the_figure(tmp_path):
         change(folder, stated={"cache_bytes_per_token": budget})
         (front,) = charts(read_findings(folder))["lead"]
         assert to_plotly(front)["layout"]["shapes"][0]["label"]["xanchor"] == side
+
+
+def test_each_of_several_budgets_has_its_answer_and_one_model_is_not_compared_with_itself(tmp_path):
+    budgets = {"cache_bytes_per_token": 512}, {"cache_bytes_per_token": 1024}
+    variants = [
+        (Variant(name, {}, of), worse) for of in budgets for name, worse in (("mha", 0.0), ("mla", 0.05), ("gqa", 0))
+    ]
+    folder = fake_study(tmp_path, variants=variants)
+    record = read_record(folder / "study.json")
+    for variant, kept in zip(record["variants"], (4096, 512, 480, 4096, 1024, 1000), strict=True):
+        variant["cache_bytes_per_token"], variant["cache_residual"] = kept, 0.0
+    first, second = (f"mha cache_bytes_per_token={budget}" for budget in (512, 1024))
+    trained = {run["seed"]: run["folder"] for run in record["runs"] if run["variant"] == first and not run["is_tuning"]}
+    for run in record["runs"]:  # no budget makes a difference to it
+        if run["variant"] == second and not run["is_tuning"]:
+            run["folder"] = trained[run["seed"]]
+    stated = {"match": "cache", "cache_bytes_per_token": None}
+    change(folder, variants=record["variants"], runs=record["runs"], stated=stated)
+    found = read_findings(folder)
+    answer, pairs = text_of(found).answer, {frozenset((c.a, c.b)) for c in found.comparisons}
+    assert answer.lead[0].startswith("At 512 bytes of cache a token, take gqa, which is better")
+    assert answer.lead[1].startswith("At 1,024 bytes of cache a token, take gqa, which is better")
+    assert answer.lead[2].startswith("Above 512 bytes, and here for comparison alone: mha (4,096 bytes).")
+    assert frozenset((first, second)) not in pairs
+    assert {
+        frozenset((f"mla {key}={a}", f"mla {key}={b}")) for key, a, b in [("cache_bytes_per_token", 512, 1024)]
+    } < pairs
+    assert "to be 512 or 1,024 bytes a token" in matched(found)
 
 
 @pytest.mark.parametrize(

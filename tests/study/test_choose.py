@@ -77,7 +77,7 @@ def test_a_size_is_met_by_the_nearest_model():
 
 
 def test_a_study_without_a_budget_has_no_such_answer():
-    class Found:
-        content, settings = {"stated": {"cache_bytes_per_token": None}}, {"": []}
+    class Line:
+        budget = None
 
-    assert at_the_budget(Found()) == []
+    assert at_the_budget(None, [Line()]) == []

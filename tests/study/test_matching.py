@@ -57,6 +57,23 @@ def test_cache_is_as_near_as_groups_and_rank_allow(tmp_path):
     assert gqa.cache_residual == pytest.approx(512 / 520 - 1) and mla.cache_residual == 0
 
 
+def test_each_of_several_budgets_is_matched_on_its_own(tmp_path):
+    stated = study(tmp_path, match="cache", cache_bytes_per_token=[256, 512], attention=["mha", "gqa", "mla"],
+                   num_attention_heads=8)  # fmt: skip
+    solved = {matched.variant.name: matched for matched in match(stated, 300)}
+    kept = {name.replace("cache_bytes_per_token=", ""): one.cache_bytes_per_token for name, one in solved.items()}
+    assert kept == {"mha 256": 1024, "mha 512": 1024, "gqa 256": 256, "gqa 512": 512, "mla 256": 256, "mla 512": 512}
+    assert [stated.budget_of(one.variant) for one in solved.values()] == [256, 512] * 3
+    assert solved["mha cache_bytes_per_token=512"].cache_residual == 1
+    assert max(one.parameters for one in solved.values()) / min(one.parameters for one in solved.values()) < 1.005
+    assert (
+        "cache_bytes_per_token" not in stated.arguments(stated.variants[0])[0] | stated.arguments(stated.variants[0])[1]
+    )
+    with pytest.raises(UserError, match="cache_bytes_per_token=10 is met by no variant"):
+        narrow = study(tmp_path, match="cache", cache_bytes_per_token=[512, 10], attention=["gqa"])
+        match(narrow, 300)
+
+
 def test_each_size_of_a_sweep_is_matched_on_its_own(tmp_path):
     stated = study(tmp_path, match="parameters", attention=["mha", "mqa", "mla"], hidden_size=[32, 64])
     totals = {32: [], 64: []}

@@ -2,8 +2,8 @@
 
 Halving (`tuning.halving`) ends trials in the middle of their schedule, where a high learning rate looks worse than it
 will. Here every trial was trained to its end, so that what halving would have kept can be held against what was best.
-For each mechanism and share of training: is the best of all trials among the better half there, and how much worse is
-the best of those that halving keeps? Reads the `metrics.jsonl` of finished trials; seconds.
+For each mechanism and share of training: does the best of all trials lead there, is it among the better half, and how
+much worse is the best of those that halving keeps? Reads the `metrics.jsonl` of finished trials; seconds.
 """
 
 import argparse
@@ -41,11 +41,17 @@ def curves_of(study: Path) -> dict[str, list[dict[int, float]]]:
     return {name: curves for name, curves in found.items() if len(curves) > 1} or sys.exit(f"{study} has no trials")
 
 
-def cost(curves: list[dict[int, float]], share: float) -> float:
-    """Return the nats a token by which the best that halving keeps is worse than the best of all, in the end."""
+def cost(curves: list[dict[int, float]], share: float, count: int) -> float:
+    """Return the nats a token by which the best of those that lead there is worse than the best of all, in the end.
+
+    Args:
+        curves: validation losses by step of every trial.
+        share: of the training after which trials are compared.
+        count: how many then go on.
+    """
     last = max(curves[0])
     step = next(step for step in sorted(curves[0]) if step >= share * last)
-    kept = sorted(curves, key=lambda losses: losses[step])[: entrants(len(curves), 1)[1]]
+    kept = sorted(curves, key=lambda losses: losses[step])[:count]
     return min(losses[last] for losses in kept) - min(losses[last] for losses in curves)
 
 
@@ -58,11 +64,13 @@ def main() -> None:
         curves = curves_of(study)
         apart = [max(ends) - min(ends) for ends in ([losses[max(losses)] for losses in one] for one in curves.values())]
         for share in SHARES:
-            costs = np.array([cost(one, share) for one in curves.values()])
+            costs = np.array([cost(one, share, entrants(len(one), 1)[1]) for one in curves.values()])
+            leads = np.array([cost(one, share, 1) for one in curves.values()])
             rows.append({
                 "study": study.name, "mechanisms": len(curves), "trials each": min(map(len, curves.values())),
-                "at": f"{share:.0%}", "best kept": f"{(costs == 0).sum()} of {len(costs)}",
-                "cost, nats a token": f"{costs.mean():.4f}", "at most": f"{costs.max():.4f}",
+                "at": f"{share:.0%}", "best leads": f"{(leads == 0).sum()} of {len(leads)}",
+                "best is kept": f"{(costs == 0).sum()} of {len(costs)}", "cost, nats a token": f"{costs.mean():.4f}",
+                "at most": f"{costs.max():.4f}", "of the leader alone": f"{leads.mean():.4f}",
                 "best to worst trial": f"{np.mean(apart):.4f}",
             })  # fmt: skip
     print(table(rows))

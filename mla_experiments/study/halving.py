@@ -5,8 +5,8 @@ Jamieson & Talwalkar 2016, Non-stochastic Best Arm Identification, arXiv 1502.07
 with the schedule of the whole one: who goes on is resumed from a checkpoint, to the same bits as if nobody had looked.
 
 So a rung compares trials in the middle of their schedule, by the validation loss that training logs there, before the
-learning rate has fallen. A high rate looks worse there than it would in the end, under any schedule that falls; a late
-first rung says more of the end and saves less.
+learning rate has fallen. A high rate looks worse there than it would in the end, under any schedule that falls
+(docs/statistics.md has by how much); a late first rung says more of the end and saves less.
 """
 
 import math

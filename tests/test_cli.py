@@ -1,5 +1,6 @@
 """The command line teaches, reads YAML, and refuses in one sentence with exit code 2."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,8 +122,12 @@ def test_scripts_explain_themselves(script):
 
 def test_kernels_lists_every_backend_and_why_it_cannot_run(capsys):
     assert main(["kernels"]) == 0
-    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    backends, code = capsys.readouterr().out.split("\n\n")
+    listed = dict(line.split(maxsplit=1) for line in backends.splitlines())
     assert list(listed) == ["flashmla", "flashinfer", "triton", "c", "torch"]
     assert listed["torch"] == "usable"
     assert all(said == "usable" or said.startswith("not usable: ") for said in listed.values())
+    assert all(
+        re.match(r"C code of [\w, ]+: (compiled on this machine|prebuilt|none)", line) for line in code.splitlines()
+    )
     assert main(["kernels", "--fast"]) == 2

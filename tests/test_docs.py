@@ -78,7 +78,7 @@ def test_the_keyboard_sorts_the_table_of_the_atlas_and_what_is_not_known_stands_
     assert browser.execute_script(marked) == ["descending"]
     heads[0].send_keys(Keys.ENTER)
     families = [name[:3] for name in browser.execute_script(column % 0)]
-    assert families == sorted(families) and families[0] == "gqa"
+    assert families == sorted(families) and len(set(families)) > 3
     rows = "return [...document.querySelector('.atlas-points').tBodies[0].rows].filter(row => !row.hidden)"
     every = f"{rows}.map(row => Number(row.cells[1].textContent.replace(',', '')))"
     least = min(browser.execute_script(every))

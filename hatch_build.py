@@ -5,7 +5,6 @@ Without one, or with MLA_EXPERIMENTS_PURE=1, the wheel is one for every machine,
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -21,10 +20,10 @@ class Kernels(BuildHookInterface):
 
     def initialize(self, version, build_data):
         """Compile, and name the files and the kind of machine to the builder."""
-        compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+        prebuilt = _read(Path(self.root) / KERNELS / "prebuilt.py")
+        compiler = prebuilt.compiler()
         if version == "editable" or compiler is None or os.environ.get("MLA_EXPERIMENTS_PURE") == "1":
             return
-        prebuilt = _read(Path(self.root) / KERNELS / "prebuilt.py")
         self.scratch = tempfile.TemporaryDirectory()
         try:
             made = self._made(prebuilt, compiler)

@@ -9,7 +9,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -79,7 +78,7 @@ def compiled(name: str, march: str = "native", folder: Path | None = None) -> ct
         CannotCompile: see there.
     """
     source = prebuilt.SOURCES / f"{name}.c"
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = prebuilt.compiler()
     if platform.system() != "Linux" or compiler is None:
         raise CannotCompile("needs Linux and a C compiler, such as gcc")
     macros = _run(compiler, f"-march={march}", "-dM", "-E", "-x", "c", os.devnull)  # say compiler and processor

@@ -7,7 +7,9 @@ Imports nothing of this package: `hatch_build.py` reads this file alone.
 """
 
 import hashlib
+import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -26,6 +28,11 @@ LEVELS: dict[str, Levels] = {  # by kind of processor, the best level first
     },
     "aarch64": {"armv8-a": (("-march=armv8-a",), {"asimd"})},  # the sources use nothing that later ones have
 }
+
+
+def compiler() -> str | None:
+    """Return the C compiler of this machine, if there is one."""
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 
 
 def names() -> list[str]:
@@ -50,7 +57,7 @@ def path_of(name: str, level: str) -> Path:
     return FOLDER / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}-{level}.so"
 
 
-def build(name: str, level: str, compiler: str, folder: Path) -> Path:
+def build(name: str, level: str, command: str, folder: Path) -> Path:
     """Compile `NAME.c` for a level into a folder, and return the file.
 
     It is linked in a step of its own, which names no OpenMP: a compiler that knows of it would have its own loaded.
@@ -61,8 +68,8 @@ def build(name: str, level: str, compiler: str, folder: Path) -> Path:
     """
     source, product = SOURCES / f"{name}.c", folder / path_of(name, level).name
     half = product.with_suffix(".o")
-    compiling = [compiler, *FLAGS, *levels()[level][0], "-c", str(source), "-o", str(half)]
-    for argv in (compiling, [compiler, "-shared", "-s", str(half), "-o", str(product)]):
+    compiling = [command, *FLAGS, *levels()[level][0], "-c", str(source), "-o", str(half)]
+    for argv in (compiling, [command, "-shared", "-s", str(half), "-o", str(product)]):
         subprocess.run(argv, check=True, capture_output=True, text=True)
     return product
 

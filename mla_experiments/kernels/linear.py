@@ -41,15 +41,17 @@ def project(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 def _weight_for_c(module: nn.Module, rows: torch.Tensor) -> torch.Tensor | None:
     """Return the weight of a module that C may stand in for, here, with these rows."""
     if is_untouched(module, nn.Linear):
-        weight = module.weight
-        if module.bias is not None or weight.dtype is not torch.float32:
+        weight = module._parameters["weight"]  # where it is kept, since a step asks some fifty times
+        if weight is None or weight.dtype is not torch.float32:
             return None
-    elif type(module) is PackedLinear and module.bias is None and stands_alone(module):
-        weight = module.kept
+    elif type(module) is PackedLinear and stands_alone(module):
+        weight = module._buffers["kept"]
     else:
         return None
     served = (
-        0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
+        weight is not None
+        and module._parameters.get("bias") is None
+        and 0 < rows.numel() <= FEW_ROWS * rows.shape[-1]
         and rows.shape[-1] == module.in_features
         and may_leave_operators(rows, weight)
         and _is_there()

@@ -7,6 +7,7 @@ the thread's own time, the least of the turns. A minute.
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mla_experiments.kernels import PackedLinear, project
-from mla_experiments.kernels.stored import STORED
+from mla_experiments.kernels.stored import ALIGNED, STORED, packed
 from mla_experiments.markdown import table
 
 SHAPES = ((512, 512), (1408, 512), (512, 1408), (16_384, 512))  # of the reference configuration, [out, in]
@@ -24,14 +25,17 @@ BEYOND_CACHES, TURNS = 64_000_000, 15  # bytes, in single precision
 
 def maps(layers: list[nn.Linear]) -> dict[str, list[Callable]]:
     """Return what is compared, each for all layers; PyTorch's int8 wants numbers and scales apart."""
-    found = {"ours, f32": [lambda x, layer=layer: project(layer, x) for layer in layers]}
+    found: dict[str, list[Callable]] = {}
     for name, dtype in STORED.items():
-        packed = [PackedLinear(layer, dtype) for layer in layers] if name != "f32" else []
-        found |= {f"ours, {name}": [lambda x, layer=layer: project(layer, x) for layer in packed]} if packed else {}
-    scales = [layer.weight.abs().amax(1) / 127 for layer in layers]
-    octets = [(one.weight / scale[:, None]).round().to(torch.int8) for one, scale in zip(layers, scales, strict=True)]
+        kept = layers if name == "f32" else [PackedLinear(layer, dtype) for layer in layers]
+        found[f"ours, {name}"] = [partial(project, one) for one in kept]
+    width = layers[0].in_features
+    rows = [packed(layer.weight, (width,)) for layer in layers]  # numbers, and behind them their scale
     for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
-        kept = [(numbers, scale.to(dtype)) for numbers, scale in zip(octets, scales, strict=True)]
+        kept = [
+            (row[:, :width].contiguous(), row[:, -ALIGNED:].contiguous().view(torch.float32)[:, 0].to(dtype))
+            for row in rows
+        ]
         found[f"torch int8, states {name}"] = [
             lambda x, own=own, dtype=dtype: torch._weight_int8pack_mm(x.to(dtype), *own) for own in kept
         ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from ..modeling import DecoderForCausalLM, set_cache_dtype, set_weight_dtype
 from .perplexity import Score, score_documents
@@ -88,15 +89,19 @@ def scored_twice(
     for folder in folders:
         model, tokenizer = load_with_tokenizer(folder)
         name = shown_name(folder, Path(weights_dir))
-
-        def scored(said: str, model=model, tokenizer=tokenizer, name=name) -> dict[str, Score]:
-            return {
-                split: score_documents(model, tokenizer, texts, description=f"{name} on {split}{said}")
-                for split, texts in splits.items()
-            }
-
-        exact, exact_bytes = scored(""), storage.size(model)
+        exact, exact_bytes = scores_by_split(model, tokenizer, splits, name), storage.size(model)
         storage.keep(model, dtype)
-        kept, kept_bytes = scored(f", {storage.name} in {dtype}"), storage.size(model)
+        said = f"{name}, {storage.name} in {dtype},"
+        kept, kept_bytes = scores_by_split(model, tokenizer, splits, said), storage.size(model)
         for split in splits:
             yield ScoredTwice(name, split, exact[split], kept[split], exact_bytes, kept_bytes)
+
+
+def scores_by_split(
+    model: DecoderForCausalLM, tokenizer: PreTrainedTokenizerFast, splits: dict[str, list[str]], name: str
+) -> dict[str, Score]:
+    """Return the scores of a model, by the name that its bar shows, on the documents of each split."""
+    return {
+        split: score_documents(model, tokenizer, texts, description=f"{name} on {split}")
+        for split, texts in splits.items()
+    }

@@ -1,9 +1,10 @@
-"""What successive halving would have cost studies that halved nothing: `python benchmarks/halving.py studies/NAME ...`.
+"""Which trials would successive halving keep? `python benchmarks/halving.py studies/rates studies/rates-50 ...`.
 
-Halving (`tuning.halving`) ends trials in the middle of their schedule, where a high learning rate looks worse than it
-will. Here every trial was trained to its end, so that what halving would have kept can be held against what was best.
-For each mechanism and share of training: does the best of all trials lead there, is it among the better half, and how
-much worse is the best of those that halving keeps? Reads the `metrics.jsonl` of finished trials; seconds.
+The first study has tried all its settings on all its tokens; the others are the same file with part of `train_tokens`
+and `warmup_tokens`. In each: does the best of all settings lead there, is it among the better half, and how much
+worse in the end is whoever leads? Once where trials are trainings of their own, as `tuning.halving` has it, and once
+where the whole training is looked at under way, at the same share of its tokens, as many tools have it: its learning
+rate is still high there. Reads what the studies recorded; seconds.
 """
 
 import argparse
@@ -16,64 +17,89 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mla_experiments.manifest import read_record
 from mla_experiments.markdown import table
+from mla_experiments.report.findings import bits_of
 from mla_experiments.run_files import read_metrics
 from mla_experiments.study.halving import entrants
 
-SHARES = (0.25, 0.5, 0.75)
+Trials = dict[str, dict[str, Path]]  # folders of runs by variant and settings
 
 
-def curves_of(study: Path) -> dict[str, list[dict[int, float]]]:
-    """Return the validation losses by step of every trial, by variant.
+def trials_of(study: Path) -> Trials:
+    """Return the trials of a study.
 
     Raises:
-        SystemExit: the study halved some, or tried nothing.
+        SystemExit: it has none, or has not come to its end.
     """
-    found: dict[str, list[dict[int, float]]] = {}
-    for run in read_record(study / "study.json")["runs"]:
-        if not run["is_tuning"]:
-            continue
-        if run.get("halved"):
-            sys.exit(f"{study} halves its trials, so that what came of those that stopped is not known")
-        if run["done"]:
-            metrics = read_metrics(study.parent / run["folder"])
-            losses = {line["step"]: line["eval_loss"] for line in metrics if "eval_loss" in line}
-            found.setdefault(run["variant"], []).append(losses)
-    return {name: curves for name, curves in found.items() if len(curves) > 1} or sys.exit(f"{study} has no trials")
+    content = read_record(study / "study.json")
+    found: Trials = {}
+    for run in content["runs"]:
+        if run["is_tuning"]:
+            found.setdefault(run["variant"], {})[str(run["settings"])] = study.parent / run["folder"]
+    if not found or not content["complete"]:
+        sys.exit(f"{study} has no trials, or not all of them")
+    return found
 
 
-def cost(curves: list[dict[int, float]], share: float, count: int) -> float:
-    """Return the nats a token by which the best of those that lead there is worse than the best of all, in the end.
+def by_scores(trials: dict[str, Path]) -> np.ndarray:
+    """Return the bits per byte of all validation, by trial."""
+    return np.array([bits_of(folder, "validation") for folder in trials.values()])
+
+
+def under_way(trials: dict[str, Path], share: float) -> np.ndarray:
+    """Return the validation loss that was logged at the first validation from a share of the steps on, by trial."""
+    found = []
+    for folder in trials.values():
+        losses = {line["step"]: line["eval_loss"] for line in read_metrics(folder) if "eval_loss" in line}
+        found.append(next(losses[step] for step in sorted(losses) if step >= share * max(losses)))
+    return np.array(found)
+
+
+def tokens_of(study: Path) -> int:
+    """Return how many tokens its runs train on."""
+    return read_record(study / "study.json")["stated"]["settings"]["train_tokens"]
+
+
+def row(looked_at: str, there: list[np.ndarray], ends: list[np.ndarray], tokens: int) -> dict:
+    """Return how the order of trials that is seen early agrees with that in the end; a list has a part per variant.
 
     Args:
-        curves: validation losses by step of every trial.
-        share: of the training after which trials are compared.
-        count: how many then go on.
+        looked_at: what.
+        there: by trial, where they are looked at.
+        ends: bits per byte of validation by trial in the end.
+        tokens: that the trials of a variant had taken by then.
     """
-    last = max(curves[0])
-    step = next(step for step in sorted(curves[0]) if step >= share * last)
-    kept = sorted(curves, key=lambda losses: losses[step])[:count]
-    return min(losses[last] for losses in kept) - min(losses[last] for losses in curves)
+    best = [early.argsort().tolist().index(end.argmin()) for early, end in zip(there, ends, strict=True)]
+    cost = [end[early.argmin()] - end.min() for early, end in zip(there, ends, strict=True)]
+    return {
+        "looked at": looked_at,
+        "tokens a variant": f"{tokens:,}",
+        "the best leads": f"in {best.count(0)} of {len(best)}",
+        "is in the better half": f"in {sum(place < entrants(len(ends[0]), 1)[1] for place in best)}",
+        "who leads ends worse by, bits/byte": f"{np.mean(cost):.4f}",
+        "at most": f"{max(cost):.4f}",
+    }
 
 
 def main() -> None:
-    """Print a table of all studies given."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="+", type=Path, help="folders of studies with trials, none of them halved")
-    rows = []
-    for study in parser.parse_args().studies:
-        curves = curves_of(study)
-        apart = [max(ends) - min(ends) for ends in ([losses[max(losses)] for losses in one] for one in curves.values())]
-        for share in SHARES:
-            costs = np.array([cost(one, share, entrants(len(one), 1)[1]) for one in curves.values()])
-            leads = np.array([cost(one, share, 1) for one in curves.values()])
-            rows.append({
-                "study": study.name, "mechanisms": len(curves), "trials each": min(map(len, curves.values())),
-                "at": f"{share:.0%}", "best leads": f"{(leads == 0).sum()} of {len(leads)}",
-                "best is kept": f"{(costs == 0).sum()} of {len(costs)}", "cost, nats a token": f"{costs.mean():.4f}",
-                "at most": f"{costs.max():.4f}", "of the leader alone": f"{leads.mean():.4f}",
-                "best to worst trial": f"{np.mean(apart):.4f}",
-            })  # fmt: skip
+    parser.add_argument("whole", type=Path, help="folder of the study whose trials have all tokens")
+    parser.add_argument("parts", nargs="+", type=Path, help="folders of the same study on fewer tokens")
+    given = parser.parse_args()
+    whole = trials_of(given.whole)
+    ends = list(map(by_scores, whole.values()))
+    rows, count = [], len(ends[0])
+    for part in given.parts:
+        trials, tokens = trials_of(part), tokens_of(part)
+        if {name: set(tried) for name, tried in trials.items()} != {name: set(tried) for name, tried in whole.items()}:
+            sys.exit(f"{part} tried other settings than {given.whole}")
+        share = tokens / tokens_of(given.whole)
+        same_order = [{settings: trials[name][settings] for settings in tried} for name, tried in whole.items()]
+        rows.append(row(f"{share:.0%}, whole schedules", list(map(by_scores, same_order)), ends, count * tokens))
+        early = [under_way(tried, share) for tried in whole.values()]
+        rows.append(row(f"{share:.0%}, under way", early, ends, count * tokens))
     print(table(rows))
+    print(f"\nBest to worst trial in the end: {np.mean([end.max() - end.min() for end in ends]):.4f} bits a byte.")
 
 
 if __name__ == "__main__":

@@ -72,22 +72,43 @@ def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
         return []
     best, *others = sorted(within, key=lambda row: row.bits.mean)
     told, tied, untested = sorted_out({row.name: pair(found, best.name, row.name) for row in others})
-    level = [row for row in within if row.name not in told]
+    level, aside = as_good(found, [row for row in within if row.name not in told], best)
     taken, merit = cheapest(level)
     start = f"At {budget:,} bytes of cache a token, take {taken.mechanism}"
     if untested:
         why = f", which came out {'lowest' if taken is best else 'near the lowest'}: {only(untested)} cannot tell more"
     elif tied:
         names = joined([row.mechanism for row in level])
-        why = f": {names} are not told apart, and it {merit}"
+        over_best = taken.bits.mean - best.bits.mean
+        lead = f"; it came out {over_best:.4f} above the lowest" if over_best > 0 else ", and came out lowest"
+        why = f": {names} are not told apart, and it {merit}{lead}" if len(level) > 1 else ", which came out lowest"
     else:
         why = ", which is better than the others there" if told else ", the only one that fits"
-    said = [f"{start}{why}."]
+    said = [f"{start}{why}.", *aside]
     if over:
         kept = joined([f"{row.mechanism} ({row.cache_bytes:,} bytes)" for row in over])
         which = "the budget" if len(found.settings) == 1 else f"{budget:,} bytes"
         said.append(f"Above {which}, and here for comparison alone: {kept}.")
     return said
+
+
+def as_good(found: Findings, level: list[Row], best: Row) -> tuple[list[Row], list[str]]:
+    """Set aside, of those that are not told apart from the best, those that came out farther behind than one that is.
+
+    Their own intervals are too wide for a verdict; nobody should take them for that.
+
+    Returns:
+        Those that are left, and a sentence on the others, if there are any.
+    """
+    told = [c for c in found.comparisons if c.is_told and best.name in (c.a, c.b)]
+    least = min((abs(c.difference) for c in told), default=float("inf"))
+    behind = {row.name: row.bits.mean - best.bits.mean for row in level}
+    aside = [row for row in level if behind[row.name] > least]
+    if not aside:
+        return level, []
+    amounts = joined([f"{row.mechanism} came out {behind[row.name]:.4f} above the lowest" for row in aside])
+    sentence = f"Left aside: {amounts}, farther than what is told to be behind, but too unevenly for a verdict."
+    return [row for row in level if row not in aside], [sentence]
 
 
 def cheapest(level: list[Row]) -> tuple[Row, str]:
@@ -129,7 +150,7 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
         return [f"{best.mechanism} came out lowest, but {only(untested)} cannot tell."]
     level = joined([best.mechanism, *tied])
     if told:
-        said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told)}."]
+        said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told, best.mechanism)}."]
     else:
         said = [f"No difference is told between {level}."]
     if tied:
@@ -166,15 +187,15 @@ def share_of(amount: float, best: Row) -> str:
     return f" ({100 * amount / best.bits.mean:.1f} %)" if best.perplexity else ""
 
 
-def behind(told: Pairs) -> str:
+def behind(told: Pairs, best: str) -> str:
     """Say by how much some variants are behind the best, with intervals where they are few."""
     if len(told) > 3:
         amounts = [abs(c.difference) for c in told.values()]
-        return f"{joined(list(told))} are behind by {min(amounts):.4f} to {max(amounts):.4f} {unit_of(told)}"
+        return f"{joined(list(told))} are behind {best} by {min(amounts):.4f} to {max(amounts):.4f} {unit_of(told)}"
     parts: list[str] = []
     for name, c in told.items():
         low, high = sorted(abs(end) for end in c.interval or ())
-        said = "by" if parts else "is behind by"
+        said = "by" if parts else f"is behind {best} by"
         unit = "" if parts else f" {unit_of(told)}"
         parts.append(f"{name} {said} {abs(c.difference):.4f}{unit} (95 % interval {low:.4f} to {high:.4f})")
     return joined(parts)

@@ -3,7 +3,7 @@
 What is not there yet is left out; nothing is estimated in its place.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ from ..evaluation.measures import BITS, Measure, measure_of, ratio
 from ..evaluation.scores import SplitScores, scores_of
 from ..manifest import read_record
 from ..study.fields import BUDGET, CORPUS
+from ..study.halving import entrants
+from ..study.matching import CACHE_CONTEXTS
 from ..study.record import STUDY
 from ..study.statistics import Comparison, Estimate, compare, estimate, perplexity_per_word
 from ..study.trials import in_words
 from ..study.tuned import Tuned, tuned
-from ..study.tuning import Factor
+from ..study.tuning import Factor, Settings
 
 Runs = dict[int, Path]  # folders by seed
 
@@ -42,7 +44,8 @@ class Row:
 
     `setting` is what is swept beside mechanisms and their options, such as `positions=learned`; `decode` holds tokens
     per second by context, where it was measured. `bits` is of the study's measure, bits per byte of text, and
-    `perplexity` of text alone. `budget` is of the bytes of the cache, where it has one.
+    `perplexity` of text alone. `cache_bytes` is of a token, `budget` what it may be, where there is one;
+    `cache_of` is of a sequence, by its length.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Row:
     parameters: int
     training_flops: float
     cache_bytes: int
+    cache_of: dict[int, int]
     budget: int | None
     training_speed: Speed | None
     decode: dict[int, Speed]
@@ -68,6 +72,19 @@ class Row:
         return len(self.runs)
 
 
+@dataclass(frozen=True)
+class Partial:
+    """A trial on a part of the tokens, and how it came out among the others: which place, and whether it got more."""
+
+    variant: str
+    settings: Settings
+    value: float
+    share: float
+    place: int
+    of: int
+    goes_on: bool
+
+
 @dataclass(frozen=True, eq=False)  # each is itself alone, so that what derives from it can be kept
 class Findings:
     """Everything that a report shows of a study; `content` is that of `study.json`, differences are of `measure`."""
@@ -76,14 +93,17 @@ class Findings:
     rows: list[Row]
     comparisons: list[Comparison]
     tuned: dict[str, Tuned]
+    partial: list[Partial] = field(default_factory=list)
     measure: Measure = BITS
 
     @property
     def planned(self) -> int:
         """How many runs the study has in all."""
         stated = self.content["stated"]
+        halvings = len((stated.get("space") or {}).get("halving", ()))
         of_variants = [len(stated["designs"][v["variant"]["attention"]]) for v in self.content["variants"]]
-        return sum(trials for trials in of_variants if trials > 1) + len(of_variants) * len(stated["seeds"])
+        trials = sum(sum(entrants(count, halvings)) for count in of_variants if count > 1)
+        return trials + len(of_variants) * len(stated["seeds"])
 
     @property
     def failures(self) -> list[str]:
@@ -99,13 +119,7 @@ class Findings:
     def unfinished(self) -> int:
         """How many runs are still to do."""
         done = sum(run["done"] for run in self.content["runs"])
-        return self.planned - done - len(self.stopped) - len(self.failures)
-
-    @property
-    def stopped(self) -> list[dict]:
-        """The trials that halving stopped, as recorded, each with how it stood where it did: under `stood`."""
-        halved = [run | {"stood": run["halved"][-1]} for run in self.content["runs"] if run.get("halved")]
-        return [run for run in halved if not run["stood"]["goes_on"]]
+        return self.planned - done - len(self.failures)
 
     @property
     def settings(self) -> dict[str, list[Row]]:
@@ -151,15 +165,26 @@ def read_findings(folder: Path) -> Findings:
     compared = compare(
         scores, weights, lambda a, b: one_apart(parts[a], parts[b]) and of_rows[a] != of_rows[b], measure
     )
-    return Findings(content, rows, compared, found, measure)
+    partial = [
+        Partial(run["variant"], run["settings"], bits_of(root / run["folder"], "validation"), **run["halved"])
+        for run in content["runs"]
+        if run.get("halved")
+    ]
+    return Findings(content, rows, compared, found, partial, measure)
 
 
 def as_now(content: dict) -> None:
-    """Turn a record of before settings were tuned into one of now, in place.
+    """Turn a record of an older version into one of now, in place.
 
-    Then the first seed tried the learning rates, and stayed in the comparison; here it tries them alone.
+    The oldest had the first seed try the learning rates and stay in the comparison; here it tries them alone. Caches of
+    whole sequences were not recorded: without windows they are those of so many tokens, with windows they stay unknown.
     """
     stated = content["stated"]
+    for variant in content["variants"]:
+        has_windows = (stated["settings"] | variant["variant"]["changed"]).get("sliding_window")
+        of_token = variant["cache_bytes_per_token"]
+        of_sequences = {} if has_windows else {length: length * of_token for length in CACHE_CONTEXTS}
+        variant.setdefault("cache_bytes", of_sequences)
     if "designs" in stated:
         return
     stated["designs"] = {
@@ -175,8 +200,9 @@ def as_now(content: dict) -> None:
 
 
 def tried(content: dict, name: str, root: Path) -> Tuned | None:
-    """Return what came of the settings that a variant tried, as far as they have; None where nothing has."""
-    done = [run for run in content["runs"] if run["done"] and run["variant"] == name and run["is_tuning"]]
+    """Return what came of the settings that a variant tried on all tokens, so far; None where nothing has."""
+    tuning = [run for run in content["runs"] if run["variant"] == name and run["is_tuning"]]
+    done = [run for run in tuning if run["done"] and run.get("share", 1.0) == 1]
     if not done:
         return None
     space = content["stated"].get("space") or {"factors": {}}
@@ -212,6 +238,7 @@ def row_of(content: dict, variant: dict, runs: Runs, tests: list[SplitScores]) -
         parameters=variant["parameters"],
         training_flops=variant["training_flops_per_token"],
         cache_bytes=variant["cache_bytes_per_token"],
+        cache_of={int(length): taken for length, taken in variant["cache_bytes"].items()},
         budget=variant["variant"]["changed"].get(BUDGET, content["stated"].get(BUDGET)),
         training_speed=Speed.of(content["training"][name]) if name in content["training"] else None,
         decode={int(context): Speed.of(speed) for context, speed in content["decode"].get(name, {}).items()},

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..run_files import METRICS_FILE, check_files, read_metrics
+from ..study.matching import CACHE_CONTEXTS
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import estimate
 from . import accuracy, scaling
@@ -16,7 +17,6 @@ from .styles import Style, style
 Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
 
 Point = tuple[Row, dict, float, float]  # a variant and its style, where it stands, what counts as cost
-CACHE_CONTEXTS: list[float] = [512, 2048, 8192, 32768, 131072]
 ASIDE = 1.04  # times, from one point to the next of those that would lie on one another
 FRONT = " The dotted line joins those that no other beats in both."
 BARS = " Bars are 95 % intervals over seeds."
@@ -102,11 +102,11 @@ def cache_size(rows: list[Owned]) -> Chart:
     """Return the cache of one sequence against its length."""
     chart = Chart(
         "cache", "Cache against context", "What one sequence takes in memory, in single precision; half of it in bf16.",
-        "context, tokens", "MiB", log_x=True, log_y=True, x_ticks=CACHE_CONTEXTS,
+        "context, tokens", "MiB", log_x=True, log_y=True, x_ticks=list(map(float, CACHE_CONTEXTS)),
     )  # fmt: skip
     for row, own in rows:
-        mib = [context * row.cache_bytes / 2**20 for context in CACHE_CONTEXTS]
-        chart.series.append(Series(row.name, CACHE_CONTEXTS, mib, **own))
+        lengths = [float(length) for length in row.cache_of]
+        chart.series.append(Series(row.name, lengths, [taken / 2**20 for taken in row.cache_of.values()], **own))
     return chart
 
 
@@ -168,7 +168,7 @@ def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
     """Return the expected best of so many trials."""
     caption = "The lowest of so many trials drawn from those that were made; the band is its standard deviation."
     chart = Chart("trials", "What tuning is worth", caption, "trials", f"{found.measure.axis}, validation, of the best")
-    halved = {run["variant"] for run in found.stopped}  # what those would have come to is not known
+    halved = {trial.variant for trial in found.partial}  # what all would have come to is not known
     for row, own in rows:
         if (tuned := found.tuned.get(row.name)) and row.name not in halved:
             means, deviations = map(list, zip(*tuned.expected_best, strict=True))

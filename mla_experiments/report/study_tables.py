@@ -81,15 +81,14 @@ def settings_tried(found: Findings) -> Table:
     rows = []
     for name, tuned in found.tuned.items():
         expected = [mean for mean, _ in tuned.expected_best]
-        stopped = sum(run["variant"] == name for run in found.stopped)
-        of_all = f"{len(tuned.values) + stopped}, {stopped} of them stopped early"
+        begun = sum(trial.variant == name and trial.share == found.partial[0].share for trial in found.partial)
         rows.append(
             {
                 "variant": name,
-                "trials": of_all if stopped else str(len(tuned.values)),
+                "trials": f"{begun}, {len(tuned.values)} on all tokens" if begun else str(len(tuned.values)),
                 "best": in_words(tuned.best),
                 f"{found.measure.heading}, validation": f"{min(tuned.values):.4f}",
-                "gained by trying": MISSING if stopped else f"{expected[0] - expected[-1]:.4f}",
+                "gained by trying": MISSING if begun else f"{expected[0] - expected[-1]:.4f}",
                 "fitted optimum": f"{tuned.fit.optimum:.2g}" if tuned.fit and tuned.fit.optimum else MISSING,
                 "at the edge": ", ".join(tuned.edges) or MISSING,
             }
@@ -97,17 +96,18 @@ def settings_tried(found: Findings) -> Table:
     return rows
 
 
-def stopped_early(found: Findings) -> Table:
-    """Return a row per trial that halving stopped: how it stood there."""
+def tried_on_part(found: Findings) -> Table:
+    """Return a row per trial on a part of the tokens: how it came out there."""
     return [
         {
-            "variant": run["variant"],
-            "trial": in_words(run["settings"]),
-            "stopped after": f"{100 * run['stood']['share']:.3g} % (step {run['stood']['step']:,})",
-            "validation loss there": f"{run['stood']['loss']:.4f}",
-            "place": f"{run['stood']['place']} of {run['stood']['of']}",
+            "variant": trial.variant,
+            "trial": in_words(trial.settings),
+            "tokens": f"{100 * trial.share:.3g} %",
+            f"{found.measure.heading}, validation": f"{trial.value:.4f}",
+            "place": f"{trial.place} of {trial.of}",
+            "": "has more" if trial.goes_on else "ends here",
         }
-        for run in found.stopped
+        for trial in found.partial
     ]
 
 

@@ -13,7 +13,7 @@ from . import accuracy, scaling
 from .answer import Answer, answer, joined
 from .findings import Findings
 from .nuisance import of_what
-from .study_tables import Table, differences, recipes, results, settings_tried, speeds, stopped_early
+from .study_tables import Table, differences, recipes, results, settings_tried, speeds, tried_on_part
 
 WORDS = {  # what a reader meets in a report, a line each
     "±": "the 95 % interval over seeds: of 20 such intervals, 19 hold the mean that endless seeds would give",
@@ -28,7 +28,7 @@ BITS_WORD = {"Bits per byte": "what a model needs to tell the next byte of held-
 HOW_TOLD_APART = (
     "All corrected intervals hold at once, 95 times in 100. The variances of seeds (paired), of documents, and of what "
     "is of both alone are added, with Satterthwaite's degrees of freedom. Fewer than three seeds or ten documents give "
-    "no verdict."
+    "no verdict. The intervals of seeds alone and of documents alone are not corrected."
 )
 
 
@@ -52,7 +52,7 @@ class Text:
     differences: Table
     tuned: Table
     tuning: list[str]
-    stopped: Table
+    partial: Table
     prompt: str
     samples: dict[str, str]
     made: list[str]
@@ -84,7 +84,7 @@ def text_of(found: Findings) -> Text:
         differences=differences(found),
         tuned=settings_tried(found),
         tuning=tuning_said(found),
-        stopped=stopped_early(found),
+        partial=tried_on_part(found),
         prompt=PROMPT,
         samples=content["samples"],
         made=made(content),
@@ -145,20 +145,21 @@ def tuning_said(found: Findings) -> list[str]:
 
 
 def halving(found: Findings) -> str:
-    """Say what stopping the worse half of the trials saved; empty where none was stopped."""
-    stated = found.content["stated"]
-    if not found.stopped:
+    """Say what halving saved; empty where all trials had all tokens."""
+    if not found.partial:
         return ""
+    stated = found.content["stated"]
     changed = {variant["name"]: variant["variant"]["changed"] for variant in found.content["variants"]}
     tokens = {name: of.get("train_tokens", stated["settings"]["train_tokens"]) for name, of in changed.items()}
-    trials = [tokens[run["variant"]] for run in found.content["runs"] if run["is_tuning"]]
-    saved = sum((1 - run["stood"]["share"]) * tokens[run["variant"]] for run in found.stopped)
+    trials = [run for run in found.content["runs"] if run["is_tuning"]]
+    spent = sum(run["share"] * tokens[run["variant"]] for run in trials)
+    first = min(run["share"] for run in trials)
+    whole = sum(tokens[run["variant"]] for run in trials if run["share"] == first)
     shares = joined([f"{100 * share:g} %" for share in stated["space"]["halving"]])
     return (
-        f"The worse half of each variant's trials stopped at {shares} of the training, by the validation loss there, "
-        f"in the middle of the schedule: {len(found.stopped)} of {len(trials)} trials, which saved {saved:,.0f} of "
-        f"{sum(trials):,} tokens. Who went on was resumed to the same bits; what those that stopped would have come to "
-        "is not known."
+        f"Every trial trained on {100 * first:g} % of the tokens first, with a whole schedule; after {shares} the "
+        f"better half by validation trained anew on more. So trying took {spent:,.0f} tokens in place of {whole:,}; "
+        "what the others would have come to on all tokens is not known."
     )
 
 

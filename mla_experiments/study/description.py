@@ -12,12 +12,11 @@ from pathlib import Path
 
 from ..data.synthetic import Task, is_synthetic, task_of
 from ..training import PRESETS, RunArguments, trainer_defaults
-from ..training.arguments import check_least, steps_of
 from ..training.flags import taken
 from ..vocabulary import AUTO, USUAL
 from ..yaml_files import read_yaml
-from .fields import BUDGET, CORPUS
-from .halving import entrants, steps_at
+from .fields import BUDGET, CORPUS, is_swept
+from .halving import check_shares, entrants
 from .schema import Stated, as_list, names_of, read_fields
 from .tuning import OPTION, Settings, Space, designs_of, options_of
 
@@ -69,31 +68,22 @@ class Study:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The shares of a training after which the worse half of the trials stops, and the whole."""
+        """The shares of the tokens that trials train on, of which the better half gets the next, and the whole."""
         return (*(self.space.halving if self.space else ()), 1.0)
 
     def trials_of(self, variant: Variant) -> list[int]:
-        """Return how many trials of a variant are trained up to each share; none where there is nothing to choose."""
+        """Return how many trials of a variant train on each share; none where there is nothing to choose."""
         trials = len(self.designs[variant.attention])
         return entrants(trials if trials > 1 else 0, len(self.shares) - 1)
 
     def runs_of(self, variant: Variant) -> int:
-        """Return how many runs a variant has: one of every trial, where there are several, and one of every seed."""
-        return self.trials_of(variant)[0] + len(self.seeds)
+        """Return how many runs a variant has: of every trial and share, where there are several, and of every seed."""
+        return sum(self.trials_of(variant)) + len(self.seeds)
 
     def trainings_of(self, variant: Variant) -> float:
-        """Return how many whole trainings the runs of a variant come to, of which halving leaves some early."""
-        steps = self.steps_compared(variant)
-        parts = zip(self.trials_of(variant), [0, *steps], steps, strict=False)
-        return sum(trials * (until - since) for trials, since, until in parts) / steps[-1] + len(self.seeds)
-
-    def steps_compared(self, variant: Variant) -> list[int]:
-        """Return the steps after which trials are compared: where they are halved, and the last."""
-        own, flags = self.arguments(variant)
-        run = RunArguments(**own)
-        check_least(run)
-        steps = int(steps_of(run, flags)["max_steps"])
-        return [*steps_at(self.shares[:-1], steps, flags), steps]
+        """Return how many whole trainings the runs of a variant come to, of which those of a share are that part."""
+        parts = zip(self.trials_of(variant), self.shares, strict=True)
+        return sum(trials * share for trials, share in parts) + len(self.seeds)
 
     def corpus_of(self, variant: Variant) -> str:
         """Return what a variant is trained on: of synthetic corpora with the difficulty that is swept."""
@@ -135,7 +125,7 @@ def read_study(path: Path) -> Study:
     file = read_fields(content, path)
     options, of_corpus = file.starting(OPTION), file.starting(CORPUS)
     flags = {name: value for name, value in file.others.items() if name not in options}
-    swept = {name: values for name, values in flags.items() if isinstance(values, list)}
+    swept = {name: values for name, values in flags.items() if is_swept(name, values)}
     same = {name: value for name, value in flags.items() if name not in swept}
     budgets = file.cache_bytes_per_token
     swept |= {BUDGET: budgets} if len(budgets) > 1 else {}
@@ -160,8 +150,9 @@ def read_study(path: Path) -> Study:
             task.check_length(study.arguments(variant)[0]["sequence_length"])
         for settings in study.designs[variant.attention]:
             of_trial = with_settings(variant, settings)
-            taken(study.arguments(of_trial)[1])
-            study.steps_compared(of_trial)
+            own, flags = study.arguments(of_trial)
+            taken(flags)
+            check_shares(study.shares[:-1], RunArguments(**own), flags)
     return study
 
 

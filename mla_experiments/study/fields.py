@@ -104,7 +104,7 @@ def typed(field: str, value: Any) -> Any:
     Raises:
         UserError: the flag cannot be that.
     """
-    if value is None or isinstance(value, dict):
+    if value is None or isinstance(value, dict | list):
         if can_be(field, type(value)):
             return value
         raise UserError(f"{field}={value} cannot be; give one value, or a list of values to compare")
@@ -114,12 +114,18 @@ def typed(field: str, value: Any) -> Any:
         raise UserError(f"{field}={value} cannot be: {error.message}") from None
 
 
+def is_swept(field: str, value: Any) -> bool:
+    """Return whether a value is several to compare: a list, of a flag that is a list itself a list of lists."""
+    is_of_lists = not field.startswith((CORPUS, OPTION)) and can_be(field, list)
+    return isinstance(value, list) and (not is_of_lists or any(isinstance(one, list) for one in value))
+
+
 @functools.cache
 def _command_line() -> HfArgumentParser:
     return HfArgumentParser(CLASSES, exit_on_error=False)  # type: ignore[arg-type]  # dataclasses, as it wants
 
 
 def can_be(field: str, kind: type) -> bool:
-    """Return whether the type that a flag is declared with has a kind of value: None, or a dictionary."""
+    """Return whether the type that a flag is declared with has a kind of value: None, a dictionary or a list."""
     (declared,) = (typing.get_type_hints(cls)[field] for cls in CLASSES if field in cls.__dataclass_fields__)
     return any(kind in (part, typing.get_origin(part)) for part in typing.get_args(declared))

@@ -9,7 +9,13 @@ import contextlib
 import json
 from dataclasses import dataclass
 
-from ..benchmark.costs import BYTES, cache_elements_per_token, num_parameters, training_flops_per_token
+from ..benchmark.costs import (
+    BYTES,
+    cache_elements_per_token,
+    cached_numbers,
+    num_parameters,
+    training_flops_per_token,
+)
 from ..errors import UserError
 from ..modeling import DecoderConfig
 from ..modeling.attention import ATTENTION, mechanisms_of
@@ -21,6 +27,7 @@ from .fields import BUDGET, CORPUS
 from .tuning import Settings
 
 TOLERANCE = 0.005
+CACHE_CONTEXTS = (512, 2048, 8192, 32768, 131072)  # tokens
 NEAR = 0.05  # of the budget of the cache; further off, a variant is named as not matched
 SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size")  # where these are swept, each size has its own mark
 
@@ -29,7 +36,8 @@ SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size")  # where these
 class Matched:
     """A variant, complete, with what it costs and how far it is from the mark (a share of it).
 
-    `cache_residual` is how far its cache is from the budget (a share of it), where the study has one.
+    `cache_bytes` is of a whole sequence, by its length: with windows it stops to grow. `cache_residual` is how far a
+    token's cache is from the budget (a share of it), where the study has one.
     """
 
     variant: Variant
@@ -38,6 +46,7 @@ class Matched:
     parameters: int
     training_flops_per_token: float
     cache_bytes_per_token: int
+    cache_bytes: dict[int, int]
     residual: float
     cache_residual: float | None
 
@@ -171,6 +180,7 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
         parameters=num_parameters(config),
         training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
         cache_bytes_per_token=cached,
+        cache_bytes={length: BYTES * cached_numbers(config, length) for length in CACHE_CONTEXTS},
         residual=residual,
         cache_residual=budget and cached / budget - 1,
     )

@@ -1,7 +1,7 @@
 """`ROOT/STUDY/study.json`: what is stated, matched, done and failed, and what is measured beside the runs."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from ..benchmark.decode import decode_step
 from ..benchmark.measure import interleaved, machine, spread
@@ -58,21 +58,19 @@ def content(trials: Trials) -> dict:
             for number, matched in enumerate(trials.variants)
         ],
         "same": trials.same,
-        "runs": [row_of(trials, task) for task in dict.fromkeys(replace(task, rung=-1, place=0) for task in decided)],
+        "runs": [row_of(trials, task) for task in decided],
         "failed": trials.failed,
         "complete": len(decided) == len(tasks) and all(trials.trial(task).is_done for task in decided),
     }
 
 
 def row_of(trials: Trials, task: Task) -> dict:
-    """Return a run as it is recorded, and of a trial how it stood where trials were halved."""
-    assert task.number is not None  # decided
+    """Return a run as it is recorded, and of a trial of a part of the tokens how it came out."""
     trial = trials.trial(task)
-    halved = trial.is_tuning and len(trials.study.shares) > 1
     return {
         "variant": trial.variant, "seed": trial.seed, "settings": trial.settings, "is_tuning": trial.is_tuning,
         "folder": str(trial.run.folder.relative_to(trials.root)), "done": trial.is_done,
-        **({"halved": trials.standings(task.variant, task.number)} if halved else {}),
+        "share": trial.share, **({"halved": halved} if (halved := trials.halved(task)) else {}),
     }  # fmt: skip
 
 

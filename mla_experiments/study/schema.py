@@ -17,7 +17,7 @@ from ..modeling.attention.hybrid import is_hybrid
 from ..training import PRESETS
 from ..training.settings import preset_name
 from ..vocabulary import USUAL, vocabulary_of
-from .fields import CORPUS, FIXED, check_name, check_of_corpus, check_options, of_training, typed
+from .fields import CORPUS, FIXED, check_name, check_of_corpus, check_options, is_swept, of_training, typed
 from .tuning import OPTION, SEED, Factor, Space, check_factor, factor_of
 
 try:
@@ -148,7 +148,7 @@ class Fields(BaseModel):
 
 
 class Tuning(Fields):
-    """What is tuned, in how many trials, and which of them are stopped early; others are factors, by name."""
+    """What is tuned, in how many trials, and which have part of the tokens; others are factors, by name."""
 
     OTHERS = {
         "FIELD": "choices [a, b, c], or with decimal points a range: [1.0e-3, 1.0e-2]",
@@ -156,7 +156,7 @@ class Tuning(Fields):
 
     trials: int = Field(strict=True, ge=2, le=10_000, description="how many recipes each mechanism tries")
     halving: list[Share] = Field(
-        [], description="shares of a training at which the worse half of them stops: [0.25, 0.5]"
+        [], description="shares of the tokens that all, the better half ... of them train on first: [0.125, 0.25]"
     )
 
     @checked(mode="after")
@@ -233,7 +233,7 @@ class StudyFile(Fields):
         for name, value in self.others.items():
             if not name.startswith(CORPUS):  # those are looked at with the corpus
                 check_name(name, set(type(self).model_fields), f"study={info.context}")
-            check_each_once(name, as_list(value))
+            check_each_once(name, value if is_swept(name, value) else [value])
         return self
 
     @checked(mode="after")
@@ -264,7 +264,7 @@ class StudyFile(Fields):
             check_options([one.name], {OPTION + name: [value] for name, value in one.options.items()}, self.match)
         for name in self.others.keys() - options.keys() - self.starting(CORPUS).keys():
             value = self.others[name]
-            several = isinstance(value, list)
+            several = is_swept(name, value)
             self.others[name] = [typed(name, one) for one in value] if several else typed(name, value)
         return self
 

@@ -19,20 +19,20 @@ from ..evaluation.scores import read_scores, scores_of
 from ..training import PRESETS
 from ..training.run import Run
 from .description import Study, Variant
-from .halving import standing
+from .halving import on_part
 from .matching import Matched, match, match_trial, run_arguments, same_models
 from .tuning import OPTION, SEED, Settings
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run, or a part of it, as processes tell each other of it.
+    """A run, as processes tell each other of it.
 
     Attributes:
         variant: its number.
         seed: its seed.
         number: of its settings; None stands for those that will come out best, or next to best.
-        rung: up to which of the study's shares it is trained, counted from the last, the whole.
+        rung: on which of the study's shares it is trained, counted from the last, the whole.
         place: of its settings among those that came out best; 0 is the best.
     """
 
@@ -53,7 +53,7 @@ class Trial:
         settings: what it tries, by field.
         matched: the variant with these settings.
         run: in the folder that they determine.
-        step: at which it is left and compared; None is the end.
+        share: of the tokens of a whole training.
     """
 
     variant: str
@@ -61,13 +61,13 @@ class Trial:
     settings: Settings
     matched: Matched
     run: Run
-    step: int | None = None
+    share: float = 1.0
 
     @property
     def name(self) -> str:
         """What the progress says."""
-        until = "" if self.step is None else f", up to step {self.step}"
-        return f"{self.variant}, {in_words(self.settings)}, seed {self.seed}{until}"
+        part = "" if self.share == 1 else f", {100 * self.share:g} % of the tokens"
+        return f"{self.variant}, {in_words(self.settings)}, seed {self.seed}{part}"
 
     @property
     def is_tuning(self) -> bool:
@@ -76,20 +76,15 @@ class Trial:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is trained and scored, or has come to where it is compared."""
-        if self.step is not None:
-            return self.standing is not None
+        """Whether it is trained and scored."""
         return self.run.is_finished and read_scores(self.run.folder) is not None
 
     @property
     def standing(self) -> float | None:
-        """What it is compared by, the less the better; None while it is not there yet.
+        """The nats of all validation, by which it is compared; None while they are not known.
 
-        Where it is left early, the validation loss at that step; in the end the nats of all validation. Of synthetic
-        tasks the nats too: they tell settings apart where all answers are right, or all wrong.
+        Of synthetic tasks the nats too: they tell settings apart where all answers are right, or all wrong.
         """
-        if self.step is not None:
-            return standing(self.run, self.step)
         return float(scores_of(self.run.folder)["validation"].nats.sum()) if self.is_done else None
 
 
@@ -161,7 +156,7 @@ class Trials:
         return {split: list(corpus[split]["text"]) for split in HELD_OUT}
 
     def tasks(self) -> list[Task]:
-        """Return all runs, those that try settings first, and of these first what all trials share."""
+        """Return all runs, those that try settings first, and of these first those of the smallest share."""
         counts = [self.study.trials_of(matched.variant) for matched in self.variants]
         first = -len(self.study.shares)
         tries = [
@@ -194,31 +189,28 @@ class Trials:
 
     def part_of(self, task: Task) -> float:
         """Return the share of a whole training that a task is."""
-        shares = (0.0, *self.study.shares)
-        return shares[task.rung] - shares[task.rung - 1] if task.seed == SEED else 1.0
+        return self.study.shares[task.rung]
 
     def trial(self, task: Task) -> Trial:
-        """Return a run in the folder that its settings determine, up to where it is compared."""
-        whole = replace(task, rung=-1, place=0)
-        if whole not in self._made:
-            self._made[whole] = self._make(whole)
-        trial = self._made[whole]
-        if task.rung == whole.rung:
-            return trial
-        return replace(trial, step=self.study.steps_compared(trial.matched.variant)[task.rung])
+        """Return a run in the folder that its settings determine."""
+        key = replace(task, place=0)
+        if key not in self._made:
+            self._made[key] = self._make(key)
+        return self._made[key]
 
     def _make(self, task: Task) -> Trial:
         assert task.number is not None  # decided
         settings = self.design(task.variant)[task.number]
         matched = match_trial(self.study, self.variants, task.variant, settings, self.manifest["vocab_size"])
         data = self.data_of(self.study.corpus_of(matched.variant))
+        share = self.study.shares[task.rung]
         more = {"data_dir": str(data), "resume": True, "accept_changes": self.accept_changes}
         arguments = run_arguments(self.study, matched.variant, matched.options, matched.intermediate_size, **more)
         flags = self.study.arguments(matched.variant)[1] | {"seed": task.seed}
         attention = matched.variant.attention
-        run = Run(self.root, attention, arguments, flags, self.loaded(matched.variant)[1])
+        run = Run(self.root, attention, on_part(arguments, share), flags, self.loaded(matched.variant)[1])
         run.folder = self.root / "runs" / f"{attention}-{run.identity.digest(PRESETS[self.study.preset])}"
-        return Trial(self.variants[task.variant].variant.name, task.seed, settings, matched, run)
+        return Trial(self.variants[task.variant].variant.name, task.seed, settings, matched, run, share)
 
     def check_recorded(self) -> None:
         """Say of the runs that stand there already what is not known of them, and refuse those by other code.
@@ -251,14 +243,14 @@ class Trials:
         return trial.run.folder.name in self.failed or trial.is_done
 
     def entrants(self, variant: int, rung: int) -> list[int] | None:
-        """Return the numbers of the settings that are tried up to a share; None while they are not known."""
+        """Return the numbers of the settings that are tried on a share; None while they are not known."""
         if rung == -len(self.study.shares):
             return list(range(len(self.design(variant))))
         order = self.order(variant, rung - 1)
         return None if order is None else order[: self.study.trials_of(self.variants[variant].variant)[rung]]
 
     def order(self, variant: int, rung: int = -1) -> list[int] | None:
-        """Return the numbers of the settings that were tried up to a share, by validation, the best first.
+        """Return the numbers of the settings that were tried on a share, by validation, the best first.
 
         None while some are still to be tried; those that failed are left out.
         """
@@ -270,20 +262,13 @@ class Trials:
         came = {number: stands for number, trial in trials.items() if (stands := trial.standing) is not None}
         return sorted(came, key=came.__getitem__)
 
-    def standings(self, variant: int, number: int) -> list[dict]:
-        """Return how settings stood wherever they were compared with others before the end, as far as that is known."""
-        found = []
-        for rung in range(-len(self.study.shares), -1):
-            order = self.order(variant, rung) or []
-            if number in order:
-                trial = self.trial(Task(variant, SEED, number, rung))
-                kept = self.study.trials_of(self.variants[variant].variant)[rung + 1]
-                steps = self.study.steps_compared(trial.matched.variant)
-                found.append({
-                    "share": steps[rung] / steps[-1], "step": steps[rung], "loss": trial.standing,
-                    "place": order.index(number) + 1, "of": len(order), "goes_on": order.index(number) < kept,
-                })  # fmt: skip
-        return found
+    def halved(self, task: Task) -> dict:
+        """Return how a trial of a part of the tokens came out among the others; empty of any other run."""
+        if task.rung == -1 or task.number not in (order := self.order(task.variant, task.rung) or []):
+            return {}
+        kept = self.study.trials_of(self.variants[task.variant].variant)[task.rung + 1]
+        place = order.index(task.number)
+        return {"share": self.study.shares[task.rung], "place": place + 1, "of": len(order), "goes_on": place < kept}
 
     def best(self, variant: int) -> int | None:
         """Return the number of the settings that validate best, or of the only ones that there are.

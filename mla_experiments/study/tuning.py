@@ -58,7 +58,7 @@ class Space:
     Attributes:
         trials: points that each mechanism tries.
         factors: by name.
-        halving: the shares of a training at which the worse half of a mechanism's trials stops.
+        halving: the shares of a training's tokens that a mechanism's trials train on before the better half has more.
     """
 
     trials: int

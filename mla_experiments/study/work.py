@@ -78,19 +78,12 @@ def log_of(trials: Trials, task: Task) -> Path:
 
 
 def train_and_score(trials: Trials, trial: Trial) -> None:
-    """Train a run if it is not, and score every held-out document alone; of a trial only as far as it is to go now."""
+    """Train a run if it is not, and score every held-out document alone."""
     if not trial.run.is_finished:
         trial.run.check_same("delete its folder to train it again")
         variant = trial.matched.variant
         tokenizer = load_tokenizer(trials.data_of(trials.study.corpus_of(variant)) / "tokenizer")
-        trial.run.train(trials.loaded(variant)[0], tokenizer, lambda _: None, until=trial.step)
-    if trial.step is not None:
-        if trial.standing is None:
-            raise UserError(
-                f"{trial.run.folder} was trained with other eval_steps: it has no validation at step {trial.step}, "
-                "where tuning.halving compares; delete it to train it again"
-            )
-        return
+        trial.run.train(trials.loaded(variant)[0], tokenizer, lambda _: None)
     model, tokenizer = load_with_tokenizer(trial.run.folder)
     if trial.run.task:
         write_answers(trial.run.folder, score_task(model, trial.run.task, trial.run.arguments.sequence_length))

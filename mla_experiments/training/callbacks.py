@@ -134,13 +134,10 @@ class StopInGoodOrder(TrainerCallback):
     """On Ctrl-C or SIGTERM: leave the step, save a checkpoint, stop. A second Ctrl-C ends at once.
 
     Ctrl-C is left ignored where it is: it is meant for another process.
-
-    Args:
-        until: the step after which to stop as if somebody had asked; None is the end.
     """
 
-    def __init__(self, until: int | None = None):
-        self.asked, self.until = False, until
+    def __init__(self):
+        self.asked = False
         self.previous: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -168,8 +165,8 @@ class StopInGoodOrder(TrainerCallback):
                 signal.signal(number, self.previous.pop(number))
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop if any process was asked to, or this is as far as the run is to go."""
-        if any(gather_object([self.asked])) or (self.until is not None and state.global_step >= self.until):
+        """Save and stop if any process was asked to."""
+        if any(gather_object([self.asked])):
             control.should_save = control.should_training_stop = True
         return control
 

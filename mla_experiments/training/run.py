@@ -192,20 +192,18 @@ class Run:
                 f"the same, or {ways}"
             )
 
-    def train(self, tokens, tokenizer, draw: Callable[[Path], object], until: int | None = None) -> None:
+    def train(self, tokens, tokenizer, draw: Callable[[Path], object]) -> None:
         """Train from the last whole checkpoint, or from the start, and save the weights.
 
         Args:
             tokens: packed, by split.
             tokenizer: that made them.
             draw: called with the folder of runs whenever there is a new validation loss.
-            until: the step at which to leave it with a checkpoint, from which it goes on to the same bits; None is the
-                end.
 
         Raises:
             Stopped: the user asked to stop; a checkpoint is saved.
         """
-        trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw, until)  # refuses before it writes
+        trainer, clock, stop, progress = self._trainer(tokens, tokenizer, draw)  # refuses before it writes
         checkpoint = None
         try:
             checkpoint = self._begin()
@@ -226,9 +224,6 @@ class Run:
             stop.restore()
             progress.close()
         step = trainer.state.global_step
-        is_left_as_meant = until is not None and until <= step < self.trainer_arguments.max_steps
-        if is_left_as_meant and not trainer.left_validation and not any(gather_object([stop.asked])):
-            return
         if step < self.trainer_arguments.max_steps or trainer.left_validation:
             raise Stopped(
                 f"Stopped at step {step} of {self.trainer_arguments.max_steps}; {self.folder}/checkpoint-{step} is "
@@ -299,11 +294,11 @@ class Run:
         flush(*written, self.folder)
         return {path.name: file_hash(path) for path in written if path.suffix in (".json", ".safetensors", ".jsonl")}
 
-    def _trainer(self, tokens, tokenizer, draw, until=None):
+    def _trainer(self, tokens, tokenizer, draw):
         arguments = trainer_arguments(self.arguments, self.flags, self.folder)  # the Trainer changes them
         set_seed(arguments.seed)
         model = DecoderForCausalLM(self.config)
-        clock, progress, stop = Clock(), Progress(self.attention, self.tokens_per_step), StopInGoodOrder(until)
+        clock, progress, stop = Clock(), Progress(self.attention, self.tokens_per_step), StopInGoodOrder()
         with refused("what is given of transformers' TrainingArguments"):
             trainer = StreamTrainer(
                 model=model,

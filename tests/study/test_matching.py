@@ -74,6 +74,21 @@ def test_each_of_several_budgets_is_matched_on_its_own(tmp_path):
         match(narrow, 300)
 
 
+def test_windows_differ_by_layer_and_bound_the_cache_of_a_sequence(tmp_path):
+    """A field that is a list is one value; a list of lists sweeps it."""
+    kinds = ["sliding_attention", "full_attention"]
+    stated = study(tmp_path, match="none", attention="mha", sliding_window=65, layer_types=kinds, num_hidden_layers=2)
+    (matched,) = match(stated, 300)
+    assert config(stated, matched).layer_types == kinds
+    of_layer = matched.cache_bytes_per_token // 2
+    assert matched.cache_bytes[8192] == of_layer * (8192 + 64)
+    swept = study(tmp_path, match="none", attention="mha", sliding_window=65, layer_types=[kinds, kinds[::-1]])
+    assert [variant.changed["layer_types"] for variant in swept.variants] == [kinds, kinds[::-1]]
+    with pytest.raises(UserError, match="layer_types names 3 layers"):
+        three = study(tmp_path, match="none", attention="mha", sliding_window=65, layer_types=[*kinds, kinds[0]])
+        match(three, 300)
+
+
 def test_each_size_of_a_sweep_is_matched_on_its_own(tmp_path):
     stated = study(tmp_path, match="parameters", attention=["mha", "mqa", "mla"], hidden_size=[32, 64])
     totals = {32: [], 64: []}

@@ -120,68 +120,61 @@ def test_every_mechanism_tries_as_many_points_of_its_own_space(state, tmp_path, 
 
 
 HALVED = {
-    "train_tokens": 12 * 128, "eval_steps": 2, "save_steps": 5, "seeds": [0], "attention": "mla", "match": "none",
+    "train_tokens": 12 * 128, "warmup_tokens": 4 * 128, "seeds": [0], "attention": "mla", "match": "none",
     "tuning": {"trials": 4, "halving": [0.25, 0.5], "learning_rate": [1e-3, 1e-1]},
 }  # fmt: skip
 
 
-def test_halved_trials_go_on_to_the_bits_of_uninterrupted_ones(state, tmp_path, monkeypatch, capsys):
-    """Of four trials of twelve steps two stop at a quarter (validated at step 4) and one at a half."""
-    from safetensors.torch import load_file
-
+def test_the_better_half_of_the_trials_trains_anew_on_more_tokens(state, tmp_path, monkeypatch, capsys):
+    """Of four trials of three steps two train six steps, and one of them twelve: each as a study of so few would."""
     for name, nothing in {"decode_speeds": {"mla": {}}, "training_speeds": {}, "continuation": ""}.items():
         monkeypatch.setattr(record, name, lambda *_, nothing=nothing: nothing)
-    train = Run.train
-
-    def stopping(run, *rest, until=None):
-        if until == 6:
-            raise Stopped("Stopped at step 4 of 12; x is saved. Go on with --resume.")
-        return train(run, *rest, until=until)
-
+    begun, train = trained(monkeypatch), Run.train
     path = state("halved", **HALVED)
+
+    def stopping(run, *rest, **more):
+        if len(begun) == 5:
+            raise Stopped("Stopped at step 4 of 6; x is saved. Go on with --resume.")
+        return train(run, *rest, **more)
+
     monkeypatch.setattr(Run, "train", stopping)
-    assert main(["study", path, "--studies_dir", "b"]) == 130
+    assert main(["study", path]) == 130
     monkeypatch.setattr(Run, "train", train)
-    begun = trained(monkeypatch)
-    assert main(["study", path, "--studies_dir", "b"]) == 0
-    assert len(begun) == 2 + 1 + 1, "two to a half, one of them to the end, and the seed"
-    whole = {name: value for name, value in HALVED["tuning"].items() if name != "halving"}
-    assert main(["study", state("whole", **HALVED | {"tuning": whole}), "--studies_dir", "a"]) == 0
-    found = content(tmp_path, "halved", "b")
-    trials, (confirmed,) = found["runs"][:4], found["runs"][4:]
-    assert found["complete"]
-    logged = {run["folder"]: losses(tmp_path / "a" / run["folder"]) for run in trials}
-    better = sorted(logged, key=lambda folder: logged[folder][4])[:2]
-    best = min(better, key=lambda folder: logged[folder][6])
-    assert [run["folder"] for run in trials if run["done"]] == [best]
-    assert [run["settings"] for run in trials if run["done"]] == [confirmed["settings"]]
-    assert {run["folder"] for run in trials if len(run["halved"]) == 2} == set(better)
-    for run in trials:
-        assert all(stood["loss"] == logged[run["folder"]][stood["step"]] for stood in run["halved"])
-    one, two = (load_file(tmp_path / root / best / "model.safetensors") for root in "ab")
-    assert all(torch.equal(one[weight], two[weight]) for weight in one)
-    one, two = ((tmp_path / root / best / "metrics.jsonl").read_bytes() for root in "ab")
-    assert one == two
+    assert main(["study", path]) == 0
+    assert len(begun) == len(set(begun)) == 4 + 2 + 1 + 1, "and the seed"
+    found = content(tmp_path, "halved")
+    *trials, confirmed = found["runs"]
+    assert found["complete"] and [run["share"] for run in trials] == [0.25] * 4 + [0.5] * 2 + [1.0]
+    values = {run["folder"]: validation_nats(tmp_path, run) for run in trials}
+    for share, goes_on in ((0.25, 2), (0.5, 1)):
+        on_it = sorted((run for run in trials if run["share"] == share), key=lambda run: values[run["folder"]])
+        assert [run["halved"]["place"] for run in on_it] == list(range(1, 2 * goes_on + 1))
+        more = [run["settings"] for run in trials if run["share"] == 2 * share]
+        assert more == [run["settings"] for run in on_it[:goes_on]], "the better half"
+    assert confirmed["settings"] == trials[-1]["settings"]
+
+    alone = {"trials": 4, "learning_rate": [1e-3, 1e-1]}
+    few = HALVED | {"tuning": alone, "train_tokens": 3 * 128, "warmup_tokens": 128}
+    assert main(["study", state("few", **few)]) == 0
+    assert len(begun) == 8 + 1, "its seed: the trials are those of a quarter, schedule and all"
+
     monkeypatch.setattr(report_of_study, "draw", lambda *_: [])
-    assert main(["report", "b/halved"]) == 0
-    report = (tmp_path / "b" / "halved" / "report.md").read_text()
-    saved = 2 * 8 * 128 + 6 * 128
-    assert f"3 of 4 trials, which saved {saved:,} of 6,144 tokens" in report and "33.3 % (step 4)" in report
+    assert main(["report", "studies/halved"]) == 0
+    report = (tmp_path / "studies" / "halved" / "report.md").read_text()
+    assert "So trying took 4,608 tokens in place of 6,144;" in report and "| 2 of 4 | has more " in report
     capsys.readouterr()
     assert main(["plan", path]) == 0
-    assert f" {6144 - saved + 1536:,} " in capsys.readouterr().out
+    assert f" {4608 + 1536:,} " in capsys.readouterr().out
+
+
+def validation_nats(tmp_path, run):
+    return read_scores(tmp_path / "studies" / run["folder"])["validation"].nats.sum()
 
 
 def test_more_trials_keep_those_that_were_tried():
     factors = {"learning_rate": Factor((1e-3, 1e-2), True), "initialization": Factor(("normal", "zero"), False)}
     few, more = (design(Space(trials, factors), "mha") for trials in (5, 9))
     assert len(more) == 9 and more[:5] == few
-
-
-def losses(folder):
-    """Validation losses by step."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
 
 
 @pytest.mark.parametrize(
@@ -212,9 +205,10 @@ def losses(folder):
               (["half"], {}, "tuning.halving=half must be a number"),
               ([0.5, 0.25], {}, "must rise from each share to the next"),
               ([0.1, 0.2, 0.5], {}, "halves 3 times, but of 4 trials one is left after 2; give at most 2"),
-              ([0.5], {"eval_strategy": "no"}, "which eval_strategy=no leaves out"),
-              ([0.9], {}, "=[0.9] would compare at step 5 of 5"),
-              ([0.25, 0.3], {"eval_steps": 2}, "would compare at step 2 of 5"),
+              ([0.9], {}, "=[0.9] would train 5 of 5 steps for a share of 0.9, as many as for the next"),
+              ([0.25, 0.3], {}, "would train 2 of 5 steps for a share of 0.25"),
+              ([0.5], {"max_steps": 4}, "max_steps=4 is the same for every share of tuning.halving; state train"),
+              ([0.5], {"warmup_steps": 4}, "state warmup_tokens instead"),
               ([0.5], {"batch_size": 0}, "batch_size=0 must be at least 1"),
           ]),
         ({"match": "cache", "cache_bytes_per_token": 64, "tuning": {"trials": 4, "attention.kv_lora_rank": [4, 6]}},

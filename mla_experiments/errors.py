@@ -32,6 +32,11 @@ def unknown(field: str, name: object, known: Iterable[str], cutoff: float = 0.5)
     return UserError(f"{field}={name} is unknown; {hint}")
 
 
+def printable(text: object) -> str:
+    """Return what a terminal can take on one line: line breaks and controls in what somebody typed are escaped."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))
+
+
 def reason_of(error: BaseException) -> str:
     """Return what an exception of a library says, short and on one line, to be quoted in a sentence of ours."""
     return (" ".join(str(error).split()) or type(error).__name__)[:160]

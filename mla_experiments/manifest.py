@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from .errors import InUse, UserError
 
 MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # ends the name of what is being written
 CHECKSUM = "sha256"  # of a record's other fields
 
 
@@ -94,7 +95,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     folder = Path(folder)
-    scratch = folder.with_name(folder.name + ".partial")
+    scratch = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
@@ -150,7 +151,7 @@ def locked(folder: Path, patience: float = -1) -> Iterator[None]:
 
 def write_json(path: Path, content: dict | list) -> None:
     """Write JSON so that the file is always either the old one or the new one, whole."""
-    scratch = path.with_name(path.name + ".partial")
+    scratch = path.with_name(path.name + PARTIAL)
     text = json.dumps(content, indent=2, ensure_ascii=False)
     if any("\ud800" <= sign <= "\udfff" for sign in text):  # of the name of a file that is not in UTF-8
         text = json.dumps(content, indent=2)

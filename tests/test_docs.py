@@ -127,7 +127,9 @@ def test_the_atlas_says_which_verdict_another_study_turns_and_in_what_the_two_di
 def test_the_readme_is_short_and_names_every_mechanism():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
-    assert all(f"[`{name}`]" in text for name in ATTENTION)
+    assert [name for name in ATTENTION if f"[`{name}`]" not in text] == []
+    page = (REPOSITORY / "docs/mechanisms.md").read_text(encoding="utf-8")
+    assert [name for name in ATTENTION if f"/attention/{name}.py)" not in page] == []
 
 
 def test_the_readme_and_the_pages_link_to_what_is_there():

@@ -10,7 +10,7 @@ class GenerationArguments:
     """Which model continues which text."""
 
     model: str = field(metadata={"help": "folder of a trained model, or its name under WEIGHTS_DIR"})
-    prompt: str = field(default="", metadata={"help": "the text to continue"})
+    prompt: str = field(default="", metadata={"help": "the text to continue", "empty": True})
     max_new_tokens: int = field(default=100, metadata={"help": "length of the continuation in tokens", "minimum": 1})
     temperature: float = field(default=0.8, metadata={"help": "0 always takes the likeliest token", "minimum": 0})
     top_k: int = field(default=50, metadata={"help": "sample among this many likeliest tokens", "minimum": 1})

@@ -76,7 +76,10 @@ def parse(
     named = [{f.name: values[f.name] for f in fields(cls) if f.init} for cls in classes]
     for cls, given in zip(classes, named, strict=True):
         check_ranges(cls, given, 0 if positive else None)
-    return [*named, {name: values[name] for name in positional}] if positional else named
+    places = {name: values[name] for name in positional or ()}
+    for name, value in places.items():
+        check_filled(name, value)
+    return [*named, places] if positional else named
 
 
 def parser_of(classes: list[type], command: str, description: str | None) -> argparse.ArgumentParser:
@@ -166,7 +169,7 @@ def truth(word: str) -> bool:
 
 
 def check_ranges(cls: type, given: dict, above: float | None = None) -> None:
-    """Refuse numbers of our own flags that are not finite, or out of the range that their fields state.
+    """Refuse values of our own flags that are empty, and numbers not finite or out of the range that fields state.
 
     Args:
         cls: the dataclass.
@@ -180,9 +183,17 @@ def check_ranges(cls: type, given: dict, above: float | None = None) -> None:
         return  # transformers' own, which training checks
     for each in fields(cls):
         value = given.get(each.name)
+        if value != each.default and not each.metadata.get("empty"):
+            check_filled(each.name, value)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 check_range(each.name, number, {"above": above, **each.metadata})
+
+
+def check_filled(name: str, value: object) -> None:
+    """Refuse a text of nothing, as "$UNSET" gives in a shell: as a path it would be the current folder."""
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"{name}={value!r} is empty; give a value, or leave it out")
 
 
 def check_range(name: str, number: float, stated: dict) -> None:

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from ..errors import printable
+
 
 def make_any_terminal_do() -> None:
     """Have what a terminal or a file cannot show written as escapes, in place of failing.
@@ -19,8 +21,8 @@ def make_any_terminal_do() -> None:
 
 
 def refusal(reason: object) -> str:
-    """Return the sentence of an error, on one line: line breaks and controls in what somebody typed are escaped."""
-    return "error: " + "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(reason))
+    """Return the sentence of an error, on one line."""
+    return f"error: {printable(reason)}"
 
 
 def say_last(sentence: str, code: int, is_error: bool) -> int:
@@ -47,4 +49,4 @@ def say_last(sentence: str, code: int, is_error: bool) -> int:
 
 def wrote(what: Path | str, details: str, following: object, say_next: bool = True) -> None:
     """Say what was written and what to run next."""
-    print(f"Wrote {what} ({details})." + (f"\nNext: {following}" if say_next else ""))
+    print(printable(f"Wrote {what} ({details})."), *([f"Next: {printable(following)}"] if say_next else []), sep="\n")

@@ -10,11 +10,10 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from ..errors import UserError, reason_of
+from ..errors import UserError, printable, reason_of
 from ..manifest import is_current, is_inside, new_folder, read_manifest, read_whole
 from ..next_step import Step
 from .decoding import whole_text
-from .formats import shown
 from .reading import TEXT_COLUMN, Reading, local_files
 from .sources import NAMED, SPLITS, name_and_config, open_corpus
 from .streaming import DocumentStream, first_documents
@@ -23,8 +22,9 @@ from .synthetic.prepared import prepare_task
 
 MADE_BY = Step("data/download_data.py", "data download")
 HELD_OUT_SHARE = 0.1  # of the characters, for validation and for test each, where a corpus has no splits of its own
+HELD_OUT_PARTS = 3  # a held-out split has at most one document in so many
 HELD_OUT_MOST = 2_000_000  # characters of a held-out split; more would only make evaluation slow
-READERS = 3  # raised where the same files give other documents than before
+READERS = 4  # raised where the same files give other documents or splits than before; new endings need no raise
 FEATURES = Features({"text": Value("large_string")})
 
 FALLBACK_WARNING = """
@@ -55,6 +55,8 @@ def prepare_corpus(
     if sample_characters is not None and sample_characters < 1:
         raise UserError(f"sample_characters={sample_characters} must be at least 1")
     whole_text(corpus, "corpus")
+    if not corpus.strip():
+        raise UserError(f"corpus={corpus} names nothing; give a file, a folder, or one of {', '.join(NAMED)}")
     if is_synthetic(corpus):
         if sample_characters or text_column != TEXT_COLUMN:
             given = "--streaming" if sample_characters else f"text_column={text_column}"
@@ -98,7 +100,7 @@ def load_split(folder: Path) -> Dataset:
 def _prepare(folder: Path, corpus: str, text_column: str, sample_characters: int | None = None) -> dict:
     request = _request(corpus, text_column, sample_characters)
     if is_current(folder, request):
-        print(f"{folder} already holds {corpus}; nothing to do.")
+        print(printable(f"{folder} already holds {corpus}; nothing to do."))
         return read_manifest(folder, MADE_BY)
     reading = Reading(corpus)
     with new_folder(folder, request) as (scratch, manifest):
@@ -110,7 +112,7 @@ def _prepare(folder: Path, corpus: str, text_column: str, sample_characters: int
         else:
             opened = open_corpus(corpus, text_column, reading)
         documents = {
-            split: _write_documents(scratch / f"{split}.arrow", texts, f"{corpus}: reading {split}")
+            split: _write_documents(scratch / f"{split}.arrow", texts, printable(f"{corpus}: reading {split}"))
             for split, texts in opened.items()
         }
         print(*reading.sentences(), sep="\n")
@@ -150,7 +152,12 @@ def _fingerprint(corpus: str) -> list | None:
 
 def _states(files: list[Path]) -> list:
     """Names, sizes and times of files."""
-    return [[shown(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[_name(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _name(path: Path) -> str:
+    """Return a path as text, also where its bytes are none: those are escaped."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def _write_documents(path: Path, texts: Iterable[str], description: str) -> Dataset:
@@ -192,7 +199,9 @@ def _complete_splits(documents: dict[str, Dataset], corpus: str) -> dict[str, Da
 def _hold_out(train: Dataset, missing: list[str], corpus: str) -> dict[str, Dataset]:
     """Choose held-out documents in the order of their hashes: stable, and equal texts never part.
 
-    The choice depends on the documents alone, not on their order, and no text stands in two splits.
+    The choice depends on the documents alone, not on their order, and no text stands in two splits. Documents longer
+    than a split are trained on, as long as there are others, and most documents are: one book among notes is not held
+    out, nor are all the notes.
     """
     groups: dict[bytes, list[int]] = {}  # hash of a text -> the rows that hold it
     lengths: dict[bytes, int] = {}
@@ -201,21 +210,23 @@ def _hold_out(train: Dataset, missing: list[str], corpus: str) -> dict[str, Data
         groups.setdefault(key, []).append(row)
         lengths[key] = lengths.get(key, 0) + len(text)
     if len(groups) <= len(missing):
+        of_all = len(groups) if len(groups) == len(train) else f"{len(groups)} different ones of {len(train)}"
         raise UserError(
-            f"corpus={corpus} has too few documents ({len(groups)}) to hold out {' and '.join(missing)}; "
-            "give more text, or text in more files"
+            f"corpus={corpus} has too few documents ({of_all}) to hold out "
+            f"{' and '.join(missing)}; give more text, or text in more files"
         )
     quota = min(HELD_OUT_SHARE * sum(lengths.values()), HELD_OUT_MOST)
-    order = sorted(groups, reverse=True)
+    # popped from the end: those that fit by their hashes, then the shortest of the others
+    order = sorted(groups, key=lambda key: (lengths[key] if lengths[key] > quota else 0, key), reverse=True)
+    most = max(1, len(groups) // HELD_OUT_PARTS)
     chosen: dict[str, list[int]] = {}
     for still_needed, split in zip(range(len(missing), 0, -1), missing, strict=True):
-        rows: list[int] = []
-        size = 0
-        while not rows or (size < quota and len(order) > still_needed):
-            key = order.pop()
-            rows += groups[key]
-            size += lengths[key]
-        chosen[split] = rows
+        keys: list[bytes] = []
+        left = quota
+        while not keys or (left > 0 and len(keys) < most and len(order) > still_needed and lengths[order[-1]] <= quota):
+            keys.append(order.pop())
+            left -= lengths[keys[-1]]
+        chosen[split] = [row for key in keys for row in groups[key]]
     chosen["train"] = [row for key in order for row in groups[key]]
     return {split: train.select(sorted(rows)) for split, rows in chosen.items()}
 

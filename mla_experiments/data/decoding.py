@@ -12,13 +12,12 @@ from io import TextIOWrapper
 import pyarrow as pa
 
 from ..errors import UserError, reason_of
-from .formats import DataFile, open_binary
+from .formats import BLOCK, LONGEST_MAGIC, MAGIC, DataFile, open_binary
 
 MARKS = {  # UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-BLOCK = 1 << 20
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException)  # what decompression ends in
 
 
@@ -42,6 +41,10 @@ def lines(file: DataFile, newline: str = "\n", most: int = -1, zeros: bool = Fal
                     raise file.error("is binary (it holds a zero byte); give a text file in UTF-8")
                 yield line
     except UnicodeError:
+        if inner := compression_within(file):
+            raise file.error(
+                f"is {inner} within {file.compression}; decompress it once, and name what is left"
+            ) from None
         raise file.error(f"{_undecodable(file)}; convert it, for instance with iconv -t UTF-8") from None
     except BROKEN as error:
         how = f"decompressed as {file.compression}" if file.compression else "read"
@@ -51,6 +54,15 @@ def lines(file: DataFile, newline: str = "\n", most: int = -1, zeros: bool = Fal
 def encoding_of(start: bytes) -> str:
     """Return the encoding that a file's first bytes say, UTF-8 where they say none."""
     return next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), "utf-8")
+
+
+def compression_within(file: DataFile) -> str:
+    """Return how a compressed file is compressed once more inside, empty where it is not."""
+    if not file.compression:
+        return ""
+    with open_binary(file) as binary:
+        start = binary.peek(LONGEST_MAGIC)
+    return next((how for magic, how in MAGIC.items() if start.startswith(magic)), "")
 
 
 def whole_text(text: str, where: str) -> str:

@@ -4,12 +4,13 @@ import hashlib
 import os
 from pathlib import Path
 
-from ..errors import UserError
-from .formats import COMPRESSED, KINDS, DataFile, data_file, kind_of, open_binary, plain_name, shown
+from ..errors import UserError, printable
+from ..manifest import MANIFEST, PARTIAL
+from ..run_files import RUN_FILE
+from .formats import BLOCK, COMPRESSED, KINDS, DataFile, data_file, kind_of, open_binary, plain_name
 
 ABOUT = ("readme", "license", "licence", "copying", "notice", "citation")  # at the top of a folder: not its text
 RECORDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # of `datasets`, beside Arrow
-BLOCK = 1 << 20
 
 Skipped = dict[str, list[str]]  # what it is: names
 
@@ -61,29 +62,39 @@ def said(skipped: Skipped, most: int = 3) -> str:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Return what lies below a folder, links last. Links to folders and hidden folders stand there unopened."""
+    """Return what lies below a folder, links last. Folders that are hidden, ours or links stand there unopened."""
 
     def complain(error: OSError):
         raise UserError(f"corpus={folder} cannot be read ({error}); see its permissions") from None
 
     found = []
     for root, folders, names in os.walk(folder, onerror=complain):
-        unopened = [name for name in folders if name.startswith(".") or Path(root, name).is_symlink()]
+        unopened = [name for name in folders if _folder_is(Path(root, name))]
         folders[:] = [name for name in folders if name not in unopened]
         found += [Path(root, name) for name in (*names, *unopened)]
     return sorted(found, key=lambda path: (path.is_symlink(), path.relative_to(folder).parts))
 
 
 def _name(path: Path, folder: Path) -> str:
-    return shown(path.relative_to(folder).as_posix())
+    return printable(path.relative_to(folder).as_posix())
+
+
+def _folder_is(path: Path) -> str | None:
+    """Return what a folder is that is not opened, None for one that is."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_symlink():
+        return "links to folders"
+    is_ours = path.name.endswith(PARTIAL) or any((path / name).is_file() for name in (MANIFEST, RUN_FILE))
+    return "folders of mla-experiments" if is_ours else None
 
 
 def _what_else(path: Path, folder: Path) -> str | None:
     """Return what a path is that is not read, None for one that is."""
+    if path.is_dir():
+        return _folder_is(path)
     if path.name.startswith("."):
         return "hidden"
-    if path.is_dir():
-        return "links to folders"
     if not path.is_file():
         return "no files"
     if path.parent == folder and path.name.split(".")[0].lower() in ABOUT:
@@ -91,7 +102,7 @@ def _what_else(path: Path, folder: Path) -> str | None:
     if path.name in RECORDS:
         return "records of datasets"
     if kind_of(path) is None:
-        return shown(path.suffix.lower()) or "without an ending"
+        return printable(path.suffix.lower()) or "without an ending"
     return None
 
 

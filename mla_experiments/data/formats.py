@@ -7,12 +7,14 @@ import bz2
 import gzip
 import io
 import lzma
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from ..errors import UserError, reason_of
+from ..errors import UserError, printable, reason_of
 
 KINDS = {  # ending: how it is read
     ".txt": "text", ".text": "text", ".md": "text", ".markdown": "text",
@@ -26,6 +28,8 @@ MAGIC = {  # first bytes of what is compressed, and how
     **{b"BZh%d" % level + b"1AY&SY": "bzip2" for level in range(1, 10)},
 }  # fmt: skip
 LONGEST_MAGIC = 10
+DECOMPRESSORS = {"bzip2": bz2.BZ2Decompressor, "xz": lzma.LZMADecompressor}
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ def data_file(path: Path) -> DataFile:
     """
     named = kind_of(path)
     if named is None:
-        found = f"ends in {path.suffix}, which" if path.suffix else "has a name without an ending, which"
+        inner, within = _ending(path), f" within {path.suffix}" if path.suffix.lower() in COMPRESSED else ""
+        found = f"ends in {inner}{within}, which" if inner else f"has a name without an ending{within}, which"
         raise UserError(
             f"corpus={path} {found} is not one of {', '.join(KINDS)}, each also compressed as "
             f"{', '.join(COMPRESSED)}; convert it, or rename it to say what it is"
@@ -69,9 +74,9 @@ def data_file(path: Path) -> DataFile:
     if kind in ("", named):
         kind, said = named, COMPRESSED.get(path.suffix.lower(), "")
         other = f"is {compression or 'not compressed'} by its content"
-        contradiction = "" if compression == said else f"{shown(path.name)} {other}, and read as such"
+        contradiction = "" if compression == said else f"{printable(path.name)} {other}, and read as such"
     else:
-        contradiction = f"{shown(path.name)} is {kind} by its content, and read as such"
+        contradiction = f"{printable(path.name)} is {kind} by its content, and read as such"
     if compression and kind in ("parquet", "Arrow"):
         raise UserError(f"corpus={path} is {kind} within {compression}; decompress it first")
     return DataFile(path, kind, compression, contradiction)
@@ -81,23 +86,61 @@ def open_binary(file: DataFile) -> io.BufferedReader:
     """Open a file for its bytes, decompressed."""
     if file.compression == "gzip":
         return io.BufferedReader(gzip.open(file.path))
-    if file.compression == "bzip2":
-        return io.BufferedReader(bz2.open(file.path))
-    if file.compression == "xz":
-        return io.BufferedReader(lzma.open(file.path))
+    if file.compression in DECOMPRESSORS:
+        return io.BufferedReader(Streams(file.path, DECOMPRESSORS[file.compression]))
     if file.compression == "zstd":  # Python has it from 3.14 on
         return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(file.path)), "zstd"))
     return open(file.path, "rb")
 
 
+class Streams(io.RawIOBase):
+    """The streams of a bzip2 or xz file one after another, decompressed.
+
+    What follows a stream has to be another, or the zeros that fill up xz. Python's own readers take anything else for
+    the end, and with it lose all that stands behind a damaged header.
+
+    Args:
+        path: of the file.
+        decompressor: makes one for a stream.
+
+    Raises:
+        OSError, EOFError, lzma.LZMAError: when read, a stream is broken or ends early.
+    """
+
+    def __init__(self, path: Path, decompressor: Callable[[], Any]):
+        self.file, self.new = open(path, "rb"), decompressor  # noqa: SIM115 - closed with this
+        self.stream = decompressor()
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill in the next bytes, and return how many; 0 at the end."""
+        found = b""
+        while not found:
+            if self.stream.eof:
+                rest = (self.stream.unused_data or self.file.read(BLOCK)).lstrip(b"\0")
+                if not rest and not (rest := self.file.read(BLOCK).lstrip(b"\0")):
+                    return 0
+                self.stream = self.new()
+            else:
+                rest = self.file.read(BLOCK) if self.stream.needs_input else b""
+                if self.stream.needs_input and not rest:
+                    raise EOFError("it ends in the middle of a stream")
+            found = self.stream.decompress(rest, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+        super().close()
+
+
 def plain_name(path: Path) -> str:
     """Return the name of a file without the ending that says how it is compressed."""
     return path.stem if path.suffix.lower() in COMPRESSED else path.name
-
-
-def shown(name: str | Path) -> str:
-    """Return a name as text, also where its bytes are none: those are escaped."""
-    return str(name).encode(errors="backslashreplace").decode()
 
 
 def _ending(path: Path) -> str:

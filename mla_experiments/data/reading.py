@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from .decoding import lines
 from .folders import Skipped, files_of, said
 from .formats import DataFile, data_file
@@ -23,6 +23,7 @@ TEXT_COLUMN = "text"  # where the user names none
 PASSAGE = 4_000  # characters: a passage ends at the first blank line after so many,
 WITHOUT_BLANKS = 8_000  # or at the end of the line after so many: some texts have a paragraph a line and none between
 LINE_CHUNK = 1 << 20  # characters read at once from a line without an end
+WORDS = re.compile(rf"(?s).{{{WITHOUT_BLANKS}}}\S*\s")  # so many characters, and on to the end of a word
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")  # as the hub names the parts of one table
 NULL, EMPTY = "without a text (null)", "without a word"  # why a document is left out
 AS_TABLE, AS_FILE = "one a row", "one a file"
@@ -55,6 +56,11 @@ class Reading:
                 self.documents[kind, unit] += 1
                 yield text
 
+    @property
+    def seen(self) -> int:
+        """How many documents there were so far, those that were left out among them."""
+        return self.documents.total() + self.left_out.total()
+
     def sentences(self) -> list[str]:
         """Return what was read and how, what was left out, and what is not as it seemed."""
         parts = [
@@ -62,11 +68,12 @@ class Reading:
             f"{f'{count} {key[0]} files' if (count := self.files[key]) > 1 else key[0]}, {key[1]}"
             for key in self.documents
         ]
-        told = [f"Read {self.corpus}: {'; '.join(parts)}."]
+        corpus = printable(self.corpus)
+        told = [f"Read {corpus}: {'; '.join(parts)}."]
         if self.left_out:
             told.append(f"Left out: {self.left_out_in_words()}.")
         if self.skipped:
-            told.append(f"Not read in {self.corpus}: {said(self.skipped)}.")
+            told.append(f"Not read in {corpus}: {said(self.skipped)}.")
         return told + [f"Note: {note}." for note in self.notes]
 
     def left_out_in_words(self) -> str:
@@ -126,7 +133,11 @@ def read_documents(
         else:
             unit, documents = _documents_of_text(group[0], passages and path.is_file())
         reading.files[kind, unit] += len(group)
+        before = reading.seen
         yield from reading.kept(documents, kind, unit)
+        if reading.seen == before and path.is_dir():
+            names = [printable(file.path.relative_to(path).as_posix()) for file in group]
+            reading.skipped.setdefault("without a row", []).extend(names)
     if not reading.documents:
         why = f" ({reading.left_out_in_words()})" if reading.left_out else ""
         raise UserError(f"corpus={path} holds no text{why}; give one that does")
@@ -168,7 +179,24 @@ def _documents_of_text(file: DataFile, passages: bool) -> tuple[str, Iterator[st
     if could_be_wikitext(head) and is_wikitext(all_lines()):
         return AS_ARTICLES, articles(all_lines())
     text = itertools.chain(head, first)
-    return (AS_PASSAGES, _passages(text)) if passages else (AS_FILE, iter(["".join(text)]))
+    return (AS_PASSAGES, _passages(_between_words(text))) if passages else (AS_FILE, iter(["".join(text)]))
+
+
+def _between_words(text_lines: Iterable[str]) -> Iterator[str]:
+    """Yield lines as they are, and those without an end, which come in pieces, cut where a word ends."""
+    rest, is_going_on = "", False
+    for line in text_lines:
+        if not is_going_on and len(line) < LINE_CHUNK:
+            yield line
+            continue
+        rest, is_going_on = rest + line, len(line) == LINE_CHUNK
+        while end := WORDS.match(rest):
+            yield end[0]
+            rest = rest[end.end() :]
+        if not is_going_on or len(rest) >= LINE_CHUNK:  # its end, or text that has no words
+            yield rest
+            rest = ""
+    yield rest
 
 
 def _passages(text_lines: Iterable[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain, islice
 
@@ -19,6 +20,8 @@ from .formats import DataFile
 HEAD = 300  # rows of JSON; where none of them has the column, it is not looked for in the others
 LONGEST_FIELD = 2**31 - 1  # characters in a field of CSV
 ROWS_AT_ONCE = 1000
+ENDS = "convert its line ends, for instance with tr '\\r' '\\n'"
+SEPARATOR = re.compile(r"[;|\t,]")  # of fields, in a first line that should have another
 TABLES = ("JSON", "CSV", "TSV", "parquet", "Arrow")
 
 
@@ -55,10 +58,9 @@ def no_column(column: str, where: str, names: list[str]) -> UserError:
     """Return the error for a column that is not there, with those that are."""
     there = ", ".join(names) or "no columns"
     shown = there if len(there) <= 300 else there[:300] + " ..."
-    return UserError(
-        f"text_column={column} holds no text in {where}; it has {shown}: choose with "
-        "--text-column, or leave that file out"
-    )
+    near = next((name for name in names if name.strip().lower() == column.lower()), None)
+    choice = f"--text-column {near!r}" if near else "choose with --text-column"
+    return UserError(f"text_column={column} holds no text in {where}; it has {shown}: {choice}, or leave that file out")
 
 
 class _Repeated(dict):
@@ -74,6 +76,8 @@ def _parsed(text: str, file: DataFile, where: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
+        if "\r" in text.strip("\r\n"):
+            raise file.error(f"{where} holds a carriage return without a line feed; {ENDS}") from None
         raise file.error(
             f"{where} is not JSON ({reason_of(error)}); give one JSON object a line, or an array of objects".strip()
         ) from None
@@ -112,7 +116,8 @@ def _json_texts(file: DataFile, column: str) -> Iterator[str | None]:
         if not seen and len(absent) >= HEAD:
             break
     if absent and not seen:
-        raise no_column(column, str(file.path), list(names))
+        where = str(file.path) if len(absent) < HEAD else f"the first {HEAD} rows of {file.path}"
+        raise no_column(column, where, list(names))
     yield from absent
 
 
@@ -120,9 +125,11 @@ def _csv_texts(file: DataFile, column: str, delimiter: str) -> Iterator[str]:
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(lines(file, zeros=True), delimiter=delimiter, strict=True)
     try:
-        names = next(reader, [])
+        names = next((row for row in reader if row), [])
         if not names:
             return
+        if names != [column] and len(names) == 1 and (other := SEPARATOR.search(names[0])):
+            raise file.error(f"parts its fields with {other[0]!r}, not with {delimiter!r}; write it anew, tabs as .tsv")
         if names.count(column) != 1:
             raise no_column(column, str(file.path), names) if column not in names else _twice(file, column)
         place = names.index(column)
@@ -135,6 +142,8 @@ def _csv_texts(file: DataFile, column: str, delimiter: str) -> Iterator[str]:
             if row:
                 yield whole_text(row[place], f"text_column={column} of {file.path} line {reader.line_num}")
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise file.error(f"line {reader.line_num} holds a carriage return without a line feed; {ENDS}") from None
         raise file.error(
             f"line {reader.line_num} is not {file.kind} ({reason_of(error)}); put fields that hold separators, quotes "
             'or line ends between ", with every " in them doubled'
@@ -169,7 +178,10 @@ def _parquet(binary: pa.NativeFile, column: str) -> tuple[pa.Schema, Iterator[pa
 
 def _arrow(binary: pa.NativeFile, column: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Open either of Arrow's two forms: the file, and the stream, in which `datasets` keeps its own."""
-    if binary.read(6) == b"ARROW1":
+    start = binary.read(6)
+    if start.startswith(b"FEA1"):
+        raise pa.ArrowInvalid("it is Feather V1, which is no longer read: write it as V2")
+    if start == b"ARROW1":
         file = pa.ipc.open_file(binary)
         return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
     binary.seek(0)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import synthetic_articles, write_shards
+from conftest import REPOSITORY, synthetic_articles, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mla_experiments.cli import main
 from mla_experiments.data import DocumentStream, Reading, prepare_corpus, read_documents
 from mla_experiments.data.formats import KINDS
 from mla_experiments.errors import UserError
@@ -155,6 +156,14 @@ def test_any_other_name_is_refused_with_those_that_are_read(tmp_path, name):
     assert name in str(error.value) and all(ending in str(error.value) for ending in KINDS)
 
 
+def test_every_kind_is_documented_and_fuzzed():
+    page = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
+    assert [ending for ending in KINDS if f"`{ending}`" not in page] == []
+    drawn = (REPOSITORY / "tests/faults/drawn.py").read_text(encoding="utf-8")
+    endings = {kind: [ending for ending, of in KINDS.items() if of == kind] for kind in KINDS.values()}
+    assert [kind for kind, names in endings.items() if not any(f'{name}"' in drawn for name in names)] == []
+
+
 def refusal(tmp_path, name, content, column="text"):
     path = tmp_path / name
     path.write_bytes(content)
@@ -196,6 +205,16 @@ def refusal(tmp_path, name, content, column="text"):
         ("x.jsonl.zst", zstd(as_lines(NASTY))[:-12], "cannot be decompressed as zstd"),
         ("x.jsonl.xz", lzma.compress(as_lines(NASTY))[:-12], "cannot be decompressed as xz"),
         ("x.jsonl.bz2", bz2.compress(as_lines(NASTY))[:-12], "cannot be decompressed as bzip2"),
+        ("x.txt.bz2", bz2.compress(b"a") + b"XZh" + bz2.compress(b"b")[3:], "cannot be decompressed as bzip2"),
+        ("x.txt.xz", lzma.compress(b"a") + b"\0\0\0\0not a stream", "cannot be decompressed as xz"),
+        ("x.txt.gz", gzip.compress(gzip.compress(b"a")), "is gzip within gzip; decompress it once"),
+        ("x.jsonl", b'{"text": "a"}\r{"text": "b"}\r', "line 1 holds a carriage return without a line feed; convert"),
+        ("x.csv", b"id,text\r1,a\r2,b\r", "holds a carriage return without a line feed; convert its line ends"),
+        ("x.csv", b"id;text\n1;a\n", "parts its fields with ';', not with ','"),
+        ("x.csv", b"id,Text\n1,a\n", "it has id, Text: --text-column 'Text', or"),
+        ("x.jsonl", b'{"a": 1}\n' * 300 + b'{"text": "b"}\n', "holds no text in the first 300 rows of"),
+        ("x.feather", b"FEA1" + b"\0" * 40 + b"FEA1", "it is Feather V1"),
+        ("x.tar.gz", b"", "ends in .tar within .gz, which is not one of"),
         ("x.parquet.gz", gzip.compress(as_parquet(["a"])), "is parquet within gzip; decompress it first"),
         ("x.parquet", as_lines(["a"]), "is not a readable parquet file"),
         ("x.arrow", as_lines(["a"]), "is not a readable Arrow file"),
@@ -304,6 +323,79 @@ def test_a_folder_says_what_it_did_not_read_and_why(tmp_path, capsys):
             path.unlink()
     with pytest.raises(UserError, match=r"is a folder without any .* file; it holds 5 \.docx"):
         list(read_documents(folder))
+
+
+def test_all_streams_of_a_compressed_file_are_read(tmp_path):
+    """As pbzip2 and `cat` write them; xz may fill up with zeros between."""
+    for ending, compress in ((".bz2", bz2.compress), (".xz", lzma.compress), (".gz", gzip.compress)):
+        between = b"\0" * 8 if ending == ".xz" else b""
+        content = between.join(compress(part) for part in (b"one " * 500_000, b"", b"two")) + between
+        (tmp_path / f"x.txt{ending}").write_bytes(content)
+        assert list(read_documents(tmp_path / f"x.txt{ending}")) == ["one " * 500_000 + "two"], ending
+
+
+def test_a_table_begins_after_blank_lines_and_one_without_rows_is_said(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.csv").write_text("\n\r\ntext\nof a\n")
+    for name, content in (("b.csv", "text\n"), ("c.json", "[]"), ("d.jsonl", "\n"), ("e.txt", "of e")):
+        (folder / name).write_text(content)
+    reading = Reading("folder")
+    assert list(read_documents(folder, reading=reading)) == ["of a", "of e"]
+    assert reading.skipped == {"without a row": ["b.csv", "c.json", "d.jsonl"]}
+
+
+def test_what_we_have_made_is_no_text_of_the_folder_that_it_lies_in(tmp_path, monkeypatch, capsys):
+    """The first that many would type in a folder of notes: `--corpus .`, and then once more."""
+    monkeypatch.chdir(tmp_path)
+    for number, article in enumerate(synthetic_articles(12)):
+        Path(f"{number}.txt").write_text(article)
+    assert main(["data", "--corpus", ".", "--data_dir", "out", "--vocab_size", "300", "--sequence_length", "32"]) == 0
+    first = read_manifest(Path("out/corpus"), "")["hash"]
+    Path("weights/mha").mkdir(parents=True)
+    Path("weights/mha/run.json").write_text("{}")
+    Path("weights/mha/metrics.jsonl").write_text("{}")
+    Path("0.txt").touch()  # read again
+    capsys.readouterr()
+    assert main(["data", "--corpus", ".", "--data_dir", "out", "--vocab_size", "300", "--sequence_length", "32"]) == 0
+    assert "folders of mla-experiments (" in capsys.readouterr().out
+    assert read_manifest(Path("out/corpus"), "")["hash"] == first
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, capsys, empty):
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("words")
+    for line in (["data", "--corpus", empty], ["data", "--data_dir", empty], ["plan", empty], ["import", empty, "x"]):
+        assert main(line) == 2
+        assert "is empty; give a value" in capsys.readouterr().err, line
+    with pytest.raises(UserError, match="names nothing"):
+        prepare_corpus(tmp_path / "corpus", empty)
+
+
+def test_names_cannot_write_to_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "a\x1b[31mred\nline"
+    Path(name).mkdir()
+    for number, article in enumerate(synthetic_articles(6)):
+        Path(name, f"{number}\x1b.txt").write_text(article)
+    Path(name, "x\x1b.docx").write_text("no")
+    assert (
+        main(["data", "--corpus", name, "--data_dir", "out\x1b", "--vocab_size", "300", "--sequence_length", "32"]) == 0
+    )
+    said = capsys.readouterr()
+    assert "\x1b[31m" not in said.out + said.err and "a\\x1b[31mred\\nline" in said.out
+
+
+def test_words_stay_whole_in_a_line_without_an_end(tmp_path):
+    text = " ".join(f"word{number}" for number in range(400_000))
+    (tmp_path / "x.txt").write_text(text)
+    passages = list(read_documents(tmp_path / "x.txt", passages=True))
+    assert "".join(passages) == text and max(map(len, passages)) < 8_100 and len(passages) > 400
+    assert {word for passage in passages for word in passage.split()} == set(text.split())
+    (tmp_path / "x.txt").write_text("語" * 3_000_000)  # no words
+    passages = list(read_documents(tmp_path / "x.txt", passages=True))
+    assert "".join(passages) == "語" * 3_000_000 and len(passages) > 1
 
 
 def test_names_that_are_no_text_are_escaped(tmp_path, capsys):

@@ -103,9 +103,14 @@ def _repeated(key: torch.Tensor, shared: int) -> torch.Tensor:
 def _fused(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float, causal: bool
 ) -> torch.Tensor:
-    """Pad the values to the keys' width: fused backends silently fall to the slow path when they differ."""
-    width = value.shape[-1]
-    if width < key.shape[-1] and query.device.type in ("cpu", "cuda"):
+    """Pad values or keys to one width: fused backends silently fall to the slow path when they differ.
+
+    Keys are padded for a prompt alone: for a step it would be a copy of all that is cached.
+    """
+    width, is_fused = value.shape[-1], query.device.type in ("cpu", "cuda")
+    if width < key.shape[-1] and is_fused:
         value = F.pad(value, (0, key.shape[-1] - width))
+    elif width > key.shape[-1] and is_fused and causal:
+        query, key = (F.pad(x, (0, width - x.shape[-1])) for x in (query, key))
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
     return output[..., :width]

@@ -93,8 +93,8 @@ def check_attention(
         mechanism: the class; it need not be registered.
         reference: computes what the mechanism should: from its weights by name, in double precision, the hidden states
             `[B, T, D]` and its settings (`hidden_size`, `num_attention_heads`, `rotary`, `rope_theta`,
-            `rope_interleave`, `rms_norm_eps` and its options, complete) the output `[B, T, D]`. Without it only what
-            the mechanism says of itself is held against what it does.
+            `rope_interleave`, `rms_norm_eps`, `layer_idx` and its options, complete) the output `[B, T, D]`. Without
+            it only what the mechanism says of itself is held against what it does.
         options: its hyper-parameters, as far as they are not its defaults.
         positions: the kinds of positions that it must work with.
         hidden_size: width of the decoders that are made.
@@ -376,7 +376,7 @@ def reference(case: Case) -> None:
     settings = {
         "hidden_size": case.hidden_size, "num_attention_heads": case.num_attention_heads, "rotary": layer.rotary,
         "rope_theta": model.config.rope_parameters["rope_theta"], "rope_interleave": layer.rope_interleave,
-        "rms_norm_eps": layer.rms_norm_eps, **layer.resolved(),
+        "rms_norm_eps": layer.rms_norm_eps, "layer_idx": layer.layer_idx, **layer.resolved(),
     }  # fmt: skip
     weights = {name: parameter.cpu() for name, parameter in layer.named_parameters()}
     expected = case.reference(weights, hidden_states.cpu(), settings)

@@ -264,7 +264,35 @@ def keqv(weights, hidden_states, settings):
     return torch.stack(rows)
 
 
+@each_sequence
+def diff(weights, hidden_states, settings):
+    """Ye et al. 2024, Differential Transformer, eq. 1-3; rows in the order of transformers' DiffLlama."""
+    heads, groups, width = (settings[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    first, second = (math.exp(float(weights[f"lambda_q{m}"] @ weights[f"lambda_k{m}"])) for m in (1, 2))
+    start = 0.8 - 0.6 * math.exp(-0.3 * settings["layer_idx"])
+    rows = []
+    for now in range(len(hidden_states)):
+        outputs = []
+        for head in range(heads):
+            group = head // (heads // groups)
+
+            def part(name, place, index):
+                vector = weights[f"{name}.weight"][index * width : (index + 1) * width] @ hidden_states[place]
+                return turned(vector, place, settings) if settings["rotary"] and name != "v_proj" else vector
+
+            places = range(now + 1)
+            values = [torch.cat([part("v_proj", place, m * groups + group) for m in (0, 1)]) for place in places]
+            read = []
+            for m in (0, 1):
+                keys = [part("k_proj", place, m * groups + group) for place in places]
+                read.append(mixed(part("q_proj", now, m * heads + head), keys, values, width**-0.5))
+            difference = read[0] - (first - second + start) * read[1]
+            outputs.append((1 - start) * normed(difference, 1, settings["rms_norm_eps"]))
+        rows.append(weights["o_proj.weight"] @ torch.cat(outputs))
+    return torch.stack(rows)
+
+
 REFERENCES = {
     "mha": grouped, "gqa": grouped, "mqa": grouped, "mla": mla, "gta": gta, "gla": gla, "mlra": mlra, "tpa": tpa,
-    "mfa": mfa, "mfa_kr": mfa_kr, "keqv": keqv,
+    "mfa": mfa, "mfa_kr": mfa_kr, "keqv": keqv, "diff": diff,
 }  # fmt: skip

@@ -63,3 +63,14 @@ def test_values_wider_than_keys_are_served_where_a_long_context_would_be_shared_
         output = attend(query, key, value, None, 0.3)
     torch.set_num_threads(1)
     torch.testing.assert_close(output.double(), formula(query, key, value, 0.3), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("widths", [(8, 24), (24, 8)], ids=["wider values", "wider keys"])
+def test_a_prompt_is_fused_whichever_is_the_wider(widths):
+    """Where widths differ PyTorch says nothing, and keeps all scores in memory."""
+    query, key, value = (torch.randn(2, 4, 17, width, dtype=torch.float64) for width in (widths[0], *widths))
+    with torch.profiler.profile() as profile:
+        output = attend(query, key, value, None, 0.3)
+    assert any("flash" in event.name for event in profile.events())
+    scores = (query @ key.mT * 0.3).masked_fill(torch.ones(17, 17).triu(1).bool(), -torch.inf)
+    torch.testing.assert_close(output, scores.softmax(-1) @ value)

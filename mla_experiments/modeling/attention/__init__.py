@@ -10,6 +10,7 @@ from . import plugins
 from .base import Attention
 from .checks import require
 from .decode_modes import set_decode_mode
+from .diff import Diff
 from .gla import GLA
 from .gqa import GQA
 from .gta import GTA
@@ -25,7 +26,7 @@ from .tpa import TPA
 
 ATTENTION: dict[str, type[Attention]] = {
     "mha": MHA, "gqa": GQA, "mqa": MQA, "mla": MLA, "gta": GTA, "keqv": KEqV, "gla": GLA, "mlra": MLRA, "tpa": TPA,
-    "mfa": MFA, "mfa_kr": MFAKR,
+    "mfa": MFA, "mfa_kr": MFAKR, "diff": Diff,
 }  # fmt: skip
 MISSION = ("mha", "gqa", "mqa", "mla")  # compared where nobody says which
 
@@ -97,6 +98,7 @@ __all__ = [
     "MQA",
     "TPA",
     "Attention",
+    "Diff",
     "KEqV",
     "find",
     "mechanisms_of",

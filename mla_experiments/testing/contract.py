@@ -332,16 +332,20 @@ def modes(case: Case) -> None:
         torch.testing.assert_close(logits, whole, atol=1e-10, rtol=0, msg=said_of(f"mode {mode}"))
 
 
-@torch.no_grad()
 def probabilities(case: Case) -> None:
-    """What it attends with is shown, sums to one and looks back alone; the answer stays the same."""
+    """The very tensors that it attends with are shown, sum to one and look back alone; the answer stays the same."""
     model, tokens = case.model(), case.tokens()
     seen = model(tokens, output_attentions=True)
     torch.testing.assert_close(seen.logits, model(tokens).logits, atol=1e-10, rtol=0)
-    for shown in seen.attentions:
-        assert shown.shape[0] == BATCH and shown.shape[-2:] == (LENGTH, LENGTH), f"attentions of shape {shown.shape}"
+    for layer, shown in zip(model.model.layers, seen.attentions, strict=True):
+        rows = case.num_attention_heads * layer.self_attn.softmaxes_per_head
+        assert shown.shape == (BATCH, rows, LENGTH, LENGTH), f"attentions of shape {shown.shape}"
         torch.testing.assert_close(shown.sum(-1), torch.ones_like(shown.sum(-1)))
         assert shown.triu(1).abs().max() == 0, "attention to what comes later"
+        shown.retain_grad()
+    seen.logits.square().sum().backward()
+    unused = [n for n, shown in enumerate(seen.attentions) if shown.grad is None or not shown.grad.any()]
+    assert not unused, f"layers {unused} show probabilities that they do not attend with"
 
 
 def compilation(case: Case) -> None:
@@ -362,11 +366,17 @@ def compilation(case: Case) -> None:
 
 @torch.no_grad()
 def reference(case: Case) -> None:
-    """It computes what a plain reference computes, where one is given."""
+    """Its first and its last layer compute what a plain reference computes, where one is given."""
     if case.reference is None:
         return
     model = case.model()
-    layer = model.model.layers[0].self_attn
+    for place in (0, -1):
+        layer_reference(case, model, model.model.layers[place].self_attn)
+
+
+def layer_reference(case: Case, model: DecoderForCausalLM, layer: Attention) -> None:
+    """Hold a layer with weights of any size to the reference."""
+    assert case.reference is not None
     torch.manual_seed(0)
     for parameter in layer.parameters():  # of norms and biases too, which start where they change nothing
         parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64).to(case.device))

@@ -159,7 +159,7 @@ def test_hidden_states_and_attentions_are_those_that_were_computed(model, tokens
     assert len(output.hidden_states) == 3 and len(output.attentions) == 2
     torch.testing.assert_close(output.hidden_states[0], model.get_input_embeddings()(tokens))
     torch.testing.assert_close(model.lm_head(output.hidden_states[-1]), output.logits)
-    softmaxes = 4 * (2 if model.config.attention in ("mlra", "diff") else 1)  # whose heads have two
+    softmaxes = 4 * model.model.layers[0].self_attn.softmaxes_per_head
     for probabilities in output.attentions:
         assert probabilities.shape == (2, softmaxes, 9, 9)
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(2, softmaxes, 9))

@@ -51,6 +51,7 @@ class Attention(CommonOptions, nn.Module, ABC):
             plain matrices.
         turns_when_read: whether keys are kept as they are and turned when they are read, so that `position_embeddings`
             have two more tables, of all tokens that are kept.
+        softmaxes_per_head: how many rows of probabilities a head attends with.
         decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
         decode_mode: the one in use.
     """
@@ -63,6 +64,7 @@ class Attention(CommonOptions, nn.Module, ABC):
     stock: ClassVar[str | None] = None
     as_matrices: ClassVar[frozenset[str]] = frozenset()
     turns_when_read: ClassVar[bool] = False
+    softmaxes_per_head: int = 1
     decode_modes: ClassVar[tuple[str, ...]] = ("auto",)
     decode_mode: str = "auto"
 

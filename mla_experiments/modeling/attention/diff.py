@@ -38,6 +38,7 @@ class Diff(Attention):
     description = "differential attention"
     equation = "o_i = Σ_s (softmax_s(q_i · k_g,s / √d) - λ softmax_s(q'_i · k'_g,s / √d)) v_g,s,  g = ⌊i · G / H⌋"
     cache_option = "num_key_value_heads"
+    softmaxes_per_head = 2
     takes: ClassVar = frozenset({"output_gate", "qk_norm", "attention_bias"})
     head_dim: int
     num_key_value_heads: int

@@ -52,6 +52,7 @@ class MLRA(LatentAttention):
         super().__init__(hidden_size, num_attention_heads, **kwargs)
         branches = range(self.num_branches)
         self.branch_rank = self.kv_lora_rank // self.num_branches
+        self.softmaxes_per_head = self.num_branches
         self.scale = (self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5 * score_factor(self.rope_parameters)
         add_queries(self)
         self.kv_a_proj_with_mqa = self.linear(hidden_size, self.kv_lora_rank + self.qk_rope_head_dim)

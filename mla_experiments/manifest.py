@@ -172,6 +172,7 @@ def flush(*paths: Path) -> None:
 
 def write_record(path: Path, content: dict) -> None:
     """Write JSON with a checksum of itself, for `read_record`."""
+    content = json.loads(json.dumps(content))  # as it is read again: names of numbers become text, and sort as such
     write_json(path, content | {CHECKSUM: _digest(content)})
 
 

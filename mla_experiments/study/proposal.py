@@ -31,6 +31,7 @@ SEEDS, TRIALS = (0, 1, 2), 3
 SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
 LEAST_TOKENS = 100_000  # of a training, below which models have hardly begun to differ
 MOST_PASSES = 4  # over the text; more would only learn it by heart
+ONE_PASS = 0.9  # of the text, below which it is said how little that is
 FOR_TRAINING = 0.8  # of the hours; the rest is scoring, validating and timing
 HEADS = {64: 4, 128: 8, 512: 16}  # from a width on; a number with divisors, so that groups can be chosen
 ABOUT_EACH_LAYER = 48  # width for each layer, as small models have
@@ -116,6 +117,7 @@ def drafted(question: Question, path: Path, root: Path) -> list[str]:
     }
     written(path, stated)
     hours = runs * sum(tokens / speed for speed in speeds) / HOUR / FOR_TRAINING
+    passes = tokens / data["tokens"]["splits"]["train"]["tokens"]
     return [
         f"Text: {data['corpus']['splits']['train']['characters']:,} characters to train on, vocabulary {vocab_size:,}.",
         f"Model: {solved[0].parameters:,} parameters, {stated['num_hidden_layers']} layers, "
@@ -123,7 +125,16 @@ def drafted(question: Question, path: Path, root: Path) -> list[str]:
         f"Cache, of {question.cache_bytes_per_token:,} bytes a token: {', '.join(map(of_budget, solved))}.",
         f"Each trains {runs} times on {tokens:,} tokens: {TRIALS} learning rates, then {len(SEEDS)} seeds with the "
         f"best. That takes about {hours:.1f} hours on this machine.",
+        *([few_passes(passes, hours)] if passes < ONE_PASS else []),
     ]
+
+
+def few_passes(passes: float, hours: float) -> str:
+    """Say that models see a part of the text only, and what a whole pass takes."""
+    return (
+        f"That is {100 * passes:.0f} % of the text, and models so little trained differ less than they would in the "
+        f"end. One pass takes about {hours / passes:.1f} hours, or give a smaller --params."
+    )
 
 
 def written(path: Path, stated: dict) -> Study:

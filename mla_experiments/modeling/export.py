@@ -280,7 +280,7 @@ def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch
         config: of the model.
     """
     rotary = config.attention_options["qk_rope_head_dim"]
-    num_heads = 1 if name.endswith("kv_a_proj_with_mqa.weight") else config.num_attention_heads
+    num_heads = 1 if "kv_a_proj_with_mqa." in name else config.num_attention_heads
     rows = weight.unflatten(0, (num_heads, -1))  # [H, rows of a head, in]
     content, turned = rows[:, :-rotary], rows[:, -rotary:]
     order = torch.arange(rotary).view(2, -1).T.flatten()

@@ -138,6 +138,22 @@ def test_mla_is_exported_in_the_layout_that_servers_assume(tmp_path):
     assert torch.equal(theirs[0::2], ours[:3]) and torch.equal(theirs[1::2], ours[3:])
 
 
+@pytest.mark.parametrize("rotary", [4, 6])
+def test_biases_of_latents_are_turned_with_their_rows(tmp_path, rotary):
+    options = {"kv_lora_rank": 14, "qk_rope_head_dim": rotary, "q_lora_rank": 12}
+    model = saved(tmp_path / "run", "mla", attention_bias=True, attention_options=options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "out")
+    tokens = torch.randint(0, 320, (1, 40))
+    with torch.inference_mode():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(tokens).logits
+        torch.testing.assert_close(model(tokens).logits, theirs, atol=2e-5, rtol=0)
+
+
 def llama(**more):
     return LlamaForCausalLM(LlamaConfig(**{**SIZE, **more}))
 

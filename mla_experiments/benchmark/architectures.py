@@ -180,7 +180,9 @@ def as_ours(config: PreTrainedConfig, tied: bool) -> Architecture:
     if not isinstance(layers, int) or not isinstance(first, int):
         raise UserError(f"first_k_dense_replace={first} is not a number")
     if first >= layers:
-        return Architecture(native_config(dense))
+        native = native_config(dense)
+        native.tie_word_embeddings = tied  # of a Granite too, which import unties
+        return Architecture(native)
     dense.first_k_dense_replace = layers
     native = native_config(dense)
     for name in EXPERT_FIELDS:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError, reason_of
+from . import granite
 from .attention import ATTENTION
 from .attention.checks import COMMON, require
 from .attention.hybrid import is_hybrid
@@ -26,9 +27,10 @@ SHARED_FIELDS = (
 )  # fmt: skip
 MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
-KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral", "phi3")
+KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral", "phi3", granite.MODEL)
 WINDOWED = ("mistral", "phi3")  # in every layer, where they have a window
 TRANSLATED_FIELDS = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_interleave", "first_k_dense_replace")
+OF_ONE_MODEL = {granite.MODEL: granite.FACTORS}  # what only this model has, and is known here
 # what changes no logit of a dense model: training, speed, and experts that are not there
 WITHOUT_EFFECT = (
     "attention_dropout", "pretraining_tp", "num_mtp_layers", "output_router_logits", "moe_intermediate_size",
@@ -158,6 +160,8 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
     options = {"head_dim": getattr(stock, "head_dim", None), "num_key_value_heads": stock.num_key_value_heads}
     values |= {name: True for (_, name), family in WITH.items() if family == kind and name in COMMON}
     values["sliding_window"] = stock.sliding_window if kind in WINDOWED else None
+    if kind == granite.MODEL:
+        values["tie_word_embeddings"] = granite.is_tied(stock)
     return DecoderConfig(**values, attention=narrowest(stock, options, "llama"), attention_options=options)
 
 
@@ -188,7 +192,8 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
         f"first_k_dense_replace={dense} of num_hidden_layers={layers}: the other layers are mixtures of experts; only "
         "dense checkpoints can be imported",
     )
-    known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT}
+    own = OF_ONE_MODEL.get(stock.model_type, ())
+    known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT, *own}
     declared = {f.name: f.default for f in fields(stock) if f.name in type(stock).__annotations__.keys() - known}
     heads = {"num_key_value_heads": stock.num_attention_heads} if stock.model_type in LATENT_MODELS else {}
     window = {"sliding_window": stock.sliding_window} if stock.model_type in WINDOWED else {}

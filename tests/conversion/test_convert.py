@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import command, synthetic_articles
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from mla_experiments.cli import main
 from mla_experiments.conversion.calibration import check_apart, runs_of
@@ -113,6 +114,24 @@ def test_a_converted_model_is_a_stock_deepseek(place):
     with torch.inference_mode():
         ours = model(torch.arange(60)[None]).logits
     torch.testing.assert_close(load_file(place / "theirs.safetensors")["logits"], ours, atol=1e-4, rtol=0)
+
+
+def test_a_granite_is_converted_as_what_it_is_imported_to(place):
+    torch.manual_seed(3)
+    config = GraniteConfig(
+        **SIZE, num_key_value_heads=3, tie_word_embeddings=True, embedding_multiplier=6.0, attention_multiplier=0.5,
+        residual_multiplier=0.4, logits_scaling=2.0,
+    )  # fmt: skip
+    granite = GraniteForCausalLM(config).eval()
+    granite.save_pretrained(place / "granite")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (place / "granite" / file).write_bytes((place / "gqa" / file).read_bytes())
+    assert convert("granite", "out", kv_lora_rank=24 + 1, qk_rope_head_dim=24) == 0  # full size
+    assert main(["export", "out", "stock"]) == 0
+    tokens = torch.arange(60)[None]
+    with torch.inference_mode():
+        made = AutoModelForCausalLM.from_pretrained(place / "stock")(tokens).logits
+        torch.testing.assert_close(made, granite(tokens).logits, atol=1e-4, rtol=0)
 
 
 def test_half_precision_stays_half_precision(place):

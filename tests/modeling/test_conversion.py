@@ -20,6 +20,8 @@ from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     GPT2Config,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -54,6 +56,7 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.5, 2.0, 3.0],
     "long_factor": [2.0, 3.0, 4.0, 6.0], "original_max_position_embeddings": 256,
 }  # fmt: skip
+FACTORS = {"embedding_multiplier": 6.0, "attention_multiplier": 0.5, "residual_multiplier": 0.22, "logits_scaling": 3.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
 
 
@@ -162,6 +165,10 @@ def phi3(**more):
     return Phi3ForCausalLM(Phi3Config(**{**SIZE, "original_max_position_embeddings": 512, **more}))
 
 
+def granite(**more):
+    return GraniteForCausalLM(GraniteConfig(**{**SIZE, **FACTORS, **more}))
+
+
 def deepseek_v2(**more):
     return DeepseekV2ForCausalLM(DeepseekV2Config(**{**SIZE, **LATENT, **more}))
 
@@ -192,6 +199,10 @@ IMPORTED = {
         q_lora_rank=9, rope_parameters={**YARN, "mscale": 1.2, "mscale_all_dim": 0.8}
     ),
     "phi-3": lambda: phi3(num_key_value_heads=2),
+    "granite": lambda: granite(),
+    "granite, grouped": lambda: granite(num_key_value_heads=2, head_dim=6),
+    "granite, tied": lambda: granite(tie_word_embeddings=True),
+    "granite, still tied": lambda: granite(tie_word_embeddings=True, embedding_multiplier=4.0, logits_scaling=0.25),
     "phi-3, windows and longrope": lambda: phi3(sliding_window=17, rope_parameters=LONGROPE),
 }
 

@@ -78,13 +78,18 @@ def check_convertible(config: DecoderConfig) -> None:
     """Refuse what cannot become MLA exactly, by its field.
 
     Raises:
-        UserError: no keys and values with RoPE, norms of queries and keys, a gate, windows, or angles that change.
+        UserError: no keys and values with RoPE in every layer, norms of queries and keys or behind attention, a gate,
+            windows, or angles that change.
     """
     name = config.attention
     keeps = not is_hybrid(name) and ATTENTION[name].stock == "llama"
     require(keeps, f"attention={name} is not to be converted: that is for keys and values of MHA, GQA or MQA")
     require(config.positions == "rope", f"positions={config.positions} cannot be converted; only positions=rope can")
-    require(not config.qk_norm, "qk_norm=True cannot be converted: a norm stands between the latent and the keys")
+    said = f"qk_norm={config.qk_norm} cannot be converted: a norm stands between the latent and the keys"
+    require(not config.qk_norm, said)
+    for name, usual in (("norm_placement", "pre"), ("no_rope_layers", None)):
+        value = getattr(config, name)
+        require(value == usual, f"{name}={value} cannot be converted; no stock MLA has it")
     require(not config.output_gate, f"output_gate={config.output_gate} cannot be converted; no stock MLA has a gate")
     require(
         config.sliding_window is None,

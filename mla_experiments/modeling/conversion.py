@@ -45,7 +45,7 @@ from .shards import checked_shards, copy_shards, exchange, prediction_layers, re
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-    "mistral": "MistralForCausalLM",
+    "mistral": "MistralForCausalLM", "olmo2": "Olmo2ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
 }  # fmt: skip
 # what a config.json may call a number that must be positive

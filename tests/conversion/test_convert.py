@@ -173,6 +173,9 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(place, c
     [
         ("mla", {}, "attention=mla"),
         ("gqa", {"qk_norm": True}, "qk_norm"),
+        ("gqa", {"qk_norm": "whole", "norm_placement": "post"}, "qk_norm=whole"),
+        ("gqa", {"norm_placement": "post"}, "norm_placement=post"),
+        ("gqa", {"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0]"),
         ("gqa", {"output_gate": "head"}, "output_gate"),
         ("gqa", {"sliding_window": 16}, "sliding_window=16"),
         ("gqa", {"positions": "learned"}, "positions=learned"),

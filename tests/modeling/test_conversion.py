@@ -26,8 +26,12 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     set_seed,
 )
 
@@ -169,6 +173,14 @@ def granite(**more):
     return GraniteForCausalLM(GraniteConfig(**{**SIZE, **FACTORS, **more}))
 
 
+def olmo2(**more):
+    return Olmo2ForCausalLM(Olmo2Config(**{**SIZE, **more}))
+
+
+def smollm3(**more):
+    return SmolLM3ForCausalLM(SmolLM3Config(**{**SIZE, "no_rope_layer_interval": 2, **more}))
+
+
 def deepseek_v2(**more):
     return DeepseekV2ForCausalLM(DeepseekV2Config(**{**SIZE, **LATENT, **more}))
 
@@ -203,6 +215,10 @@ IMPORTED = {
     "granite, grouped": lambda: granite(num_key_value_heads=2, head_dim=6),
     "granite, tied": lambda: granite(tie_word_embeddings=True),
     "granite, still tied": lambda: granite(tie_word_embeddings=True, embedding_multiplier=4.0, logits_scaling=0.25),
+    "olmo 2": lambda: olmo2(),
+    "olmo 2, grouped, tied": lambda: olmo2(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=YARN),
+    "smollm3": lambda: smollm3(tie_word_embeddings=False),
+    "smollm3, tied, the first layer without rope": lambda: smollm3(no_rope_layers=[0, 1], num_key_value_heads=1),
     "phi-3, windows and longrope": lambda: phi3(sliding_window=17, rope_parameters=LONGROPE),
 }
 
@@ -277,7 +293,7 @@ def test_a_layer_too_many_that_predicts_nothing_further_is_refused(tmp_path):
         import_checkpoint(tmp_path / "stock", tmp_path / "ours")
 
 
-@pytest.mark.parametrize("kind", ["llama, llama3", "deepseek-v3, yarn"])
+@pytest.mark.parametrize("kind", ["llama, llama3", "deepseek-v3, yarn", "olmo 2, grouped, tied", "smollm3"])
 def test_there_and_back_is_the_same_model(tmp_path, kind):
     set_seed(3)
     stock = IMPORTED[kind]().eval()

@@ -26,6 +26,8 @@ LATENT = {
 BASES = {
     "llama": SIZE,
     "granite": SIZE,
+    "olmo2": SIZE,
+    "smollm3": {**SIZE, "pad_token_id": None},
     "deepseek_v2": {**SIZE, **LATENT},
     "deepseek_v3": {**SIZE, **LATENT, "num_mtp_layers": 1},
 }
@@ -40,6 +42,8 @@ CHANGED = {  # every field that a stock config declares, with another value than
     "topk_group": 2, "topk_method": "group_limited_greedy", "norm_topk_prob": None, "num_experts_per_tok": 2,
     "moe_intermediate_size": 8, "rope_interleave": False, "num_mtp_layers": 0, "embedding_multiplier": 3.0,
     "attention_multiplier": 0.7, "residual_multiplier": 0.3, "logits_scaling": 4.0,
+    "no_rope_layers": [0, 1, 1], "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8,
+    "layer_types": ["sliding_attention"] * 2,
 }  # fmt: skip
 DECLARED = [(kind, name) for kind in BASES for name in AutoConfig.for_model(kind).__class__.__annotations__]
 # not declared, but looked for by transformers in any config

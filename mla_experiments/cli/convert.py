@@ -20,6 +20,9 @@ class ConvertArguments(ConversionArguments):
     )
     kv_lora_rank: int | None = field(default=None, metadata={"help": "numbers of the latent"} | POSITIVE)
     qk_rope_head_dim: int | None = field(default=None, metadata={"help": "numbers of the rotary key"} | POSITIVE)
+    q_lora_rank: int | None = field(
+        default=None, metadata={"help": "numbers of the queries' latent; full queries if not given"} | POSITIVE
+    )
     latent_norm: str = field(
         default="constant",
         metadata={"help": "constant: a channel that undoes the norm of stock DeepSeek-V3; none: only a model of ours"},

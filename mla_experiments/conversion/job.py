@@ -30,6 +30,7 @@ from .converting import (
     check_convertible,
     check_numbers,
     check_parts,
+    check_query_rank,
     model_of,
     size_for,
     size_of,
@@ -51,6 +52,7 @@ class Request:
         cache_bytes: of a token over all layers, in the dtype of the weights; or, in its place, the two that follow.
         kv_lora_rank: d_c, the constant channel included.
         qk_rope_head_dim: d_R.
+        q_lora_rank: of the queries' latents, the constant channel included; None for full queries.
         latent_norm: "constant" for a channel that makes the norm of stock DeepSeek-V3 without effect; "none" for no
             norm, in a model of ours alone.
         fit: whether layers are fitted along the converted model.
@@ -66,6 +68,7 @@ class Request:
     cache_bytes: int | None
     kv_lora_rank: int | None
     qk_rope_head_dim: int | None
+    q_lora_rank: int | None
     latent_norm: str
     fit: bool
     corpus: str
@@ -80,6 +83,11 @@ class Request:
     def constant(self) -> bool:
         """Whether there is a constant channel."""
         return self.latent_norm == "constant"
+
+    @property
+    def query_rank(self) -> int | None:
+        """Of the queries' latents, without the constant channel."""
+        return None if self.q_lora_rank is None else self.q_lora_rank - self.constant
 
     @property
     def size(self) -> int | tuple[int, int]:
@@ -147,7 +155,7 @@ def convert(
         show(found[0])
         layers = studied(model, windows)
         size = chosen_size(request, model, layers, ready.numbers)
-        for last in steps(model, layers, size, windows, request.constant, request.fit):
+        for last in steps(model, layers, size, windows, request.constant, request.fit, request.query_rank):
             found.append(measured(last.step, model, last, measuring))
             show(found[-1])
         curve = list(curve_of(model, layers, measuring, show)) if request.curve else []
@@ -270,6 +278,8 @@ def prepared(folder: Path, request: Request) -> Prepared:
     dtype, model = model.dtype, model.to(device="cpu", dtype=torch.float32)
     check_convertible(model.config)
     numbers = numbers_asked(request, model.config, dtype)
+    if request.q_lora_rank is not None:
+        check_query_rank(model.config, request.q_lora_rank, request.constant)
     calibration, held_out = read_texts(request.corpus, request.held_out, request.text_column)
     length = min(request.sequence_length, model.config.max_position_embeddings)
     return Prepared(model, tokenizer, dtype, numbers, calibration, held_out, length)

@@ -116,6 +116,36 @@ def test_a_converted_model_is_a_stock_deepseek(place):
     torch.testing.assert_close(load_file(place / "theirs.safetensors")["logits"], ours, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("attention_bias", [False, True])
+def test_low_rank_queries_are_a_stock_deepseek_s_too(place, prepared, attention_bias):
+    save("gqa", prepared, "gqa", attention_options={"num_key_value_heads": 3}, attention_bias=attention_bias)
+    model, _ = load_with_tokenizer(place / "gqa")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(place / "gqa")
+    assert convert(cache_bytes=ORIGINAL // 2, q_lora_rank=20) == 0
+    names = [step["step"] for step in json.loads((place / "out/conversion.json").read_text())["steps"]]
+    assert names[3:] == ["low rank", "queries of low rank", "fitted", "constant channel"]
+    assert main(["export", "out", "stock"]) == 0
+    stock, (ours, _) = AutoModelForCausalLM.from_pretrained(place / "stock"), load_with_tokenizer(place / "out")
+    assert (type(stock).__name__, stock.config.q_lora_rank) == ("DeepseekV3ForCausalLM", 20)
+    tokens = torch.arange(60)[None]
+    with torch.inference_mode():
+        wanted = ours(tokens).logits
+        torch.testing.assert_close(stock(tokens).logits, wanted, atol=1e-4, rtol=0)
+        past = ours(tokens[:, :40], use_cache=True).cache
+        later = ours(tokens[:, 40:], cache=past).logits
+    torch.testing.assert_close(later, wanted[:, 40:], atol=1e-4, rtol=0)
+
+
+def test_without_a_norm_queries_of_low_rank_have_none(place):
+    assert convert(cache_bytes=ORIGINAL // 2, q_lora_rank=20, latent_norm="none") == 0
+    names = load_file(place / "out/model.safetensors").keys()
+    assert "model.layers.0.self_attn.q_b_proj.weight" in names and not [name for name in names if "a_layernorm" in name]
+
+
 def test_a_granite_is_converted_as_what_it_is_imported_to(place):
     torch.manual_seed(3)
     config = GraniteConfig(
@@ -153,6 +183,10 @@ REFUSED = [
     ({"kv_lora_rank": 4, "qk_rope_head_dim": 5}, "qk_rope_head_dim=5"),
     ({"kv_lora_rank": 1, "qk_rope_head_dim": 4}, "kv_lora_rank=1"),
     ({"cache_bytes": 192, "latent_norm": "some"}, "latent_norm=some"),
+    ({"cache_bytes": 192, "q_lora_rank": 0}, "q_lora_rank=0"),
+    ({"cache_bytes": 192, "q_lora_rank": 1}, "q_lora_rank=1 must lie between 2 and 49"),
+    ({"cache_bytes": 192, "q_lora_rank": 50}, "q_lora_rank=50 must lie between 2 and 49"),
+    ({"cache_bytes": 192, "q_lora_rank": 49, "latent_norm": "none"}, "q_lora_rank=49 must lie between 1 and 48"),
     ({"cache_bytes": 192, "calibration_tokens": 40}, "width 48"),
     ({"cache_bytes": 192, "calibration_tokens": 10**6}, "tokens, fewer than"),
     ({"cache_bytes": 192, "held_out": "text.txt"}, "share a passage"),

@@ -92,7 +92,8 @@ class Architecture:
         """Return what the cache takes, at `size` bytes a number."""
         numbers = self.cached_numbers(1)
         each = numbers / self.config.num_hidden_layers
-        mean = " on average" if len(self.config.mechanisms) > 1 else ""
+        differ = len(self.config.mechanisms) > 1 or self.config.layer_options
+        mean = " on average" if differ else ""
         return f"{numbers * size:,} bytes a token, {each:,.6g} numbers a token and layer{mean}"
 
     @cached_property  # asked for at each of many contexts

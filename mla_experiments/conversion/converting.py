@@ -29,6 +29,7 @@ from .latent_maps import LatentMaps, weights_of
 from .layer_fit import refitted_layers
 from .low_rank_queries import with_query_rank
 from .moments import layer_inputs
+from .ranks import ranks_of
 from .rotary_part import without_rope
 
 Tensor = torch.Tensor
@@ -37,7 +38,7 @@ ANGLES = ("default", "linear", "llama3", "yarn")  # types of RoPE whose angles d
 UNCHANGED = ("default", "linear", "llama3")  # those that also leave cosines and sines as they are
 OF_ATTENTION = (
     "attention", "attention_options", "attention_source", "attention_bias", "rope_parameters", "rope_interleave",
-    "layer_types", "architectures", "model_type", "set_by_others",
+    "layer_options", "layer_types", "architectures", "model_type", "set_by_others",
 )  # fmt: skip
 
 
@@ -48,10 +49,12 @@ class Size:
     Attributes:
         rank: d_c, without the constant channel.
         kept: how many components of each frequency turn.
+        by_layer: whether each layer has a rank of its own, see `ranks`; `rank` is their mean.
     """
 
     rank: int
     kept: tuple[int, ...]
+    by_layer: bool = False
 
     @property
     def rotary(self) -> int:
@@ -89,7 +92,7 @@ def check_convertible(config: DecoderConfig) -> None:
     require(config.positions == "rope", f"positions={config.positions} cannot be converted; only positions=rope can")
     said = f"qk_norm={config.qk_norm} cannot be converted: a norm stands between the latent and the keys"
     require(not config.qk_norm, said)
-    for name, usual in (("norm_placement", "pre"), ("no_rope_layers", None)):
+    for name, usual in (("norm_placement", "pre"), ("no_rope_layers", None), ("layer_options", None)):
         value = getattr(config, name)
         require(value == usual, f"{name}={value} cannot be converted; no stock MLA has it")
     require(not config.output_gate, f"output_gate={config.output_gate} cannot be converted; no stock MLA has a gate")
@@ -220,15 +223,16 @@ def steps(
     kept, made = list(size.kept), exact
     if size != full_size(model.config):
         constants = [best_constants(layer, kept, size.rank, frequencies) for layer in layers]
-        own = list(zip(layers, constants, strict=True))
-        yield Converted("rope left off", [converted(layer, kept, None, c) for layer, c in own], size.kept)
-        made = [converted(layer, kept, size.rank, c) for layer, c in own]
+        ranks = ranks_of(layers, constants, kept, size.rank) if size.by_layer else [size.rank] * len(layers)
+        own = list(zip(layers, constants, ranks, strict=True))
+        yield Converted("rope left off", [converted(layer, kept, None, c) for layer, c, _ in own], size.kept)
+        made = [converted(layer, kept, rank, c) for layer, c, rank in own]
         yield Converted("low rank", made, size.kept)
     if query_rank is not None:
         made = [with_query_rank(maps, query_rank, layer.moments) for maps, layer in zip(made, layers, strict=True)]
         yield Converted("queries of low rank", made, size.kept)
     if fit and size != full_size(model.config):
-        made = list(refitted_layers(model, constants, kept, size.rank, windows, query_rank))
+        made = list(refitted_layers(model, constants, kept, ranks, windows, query_rank))
         yield Converted("fitted", made, size.kept)
     if constant:
         both = [with_constant(maps, layer.inputs) for maps, layer in zip(made, layers, strict=True)]
@@ -237,10 +241,10 @@ def steps(
 
 def config_of(original: DecoderConfig, made: Converted, frequencies: Tensor) -> DecoderConfig:
     """Return the configuration of a converted model."""
-    first = made.layers[0]
+    first, ranks = made.layers[0], [maps.rank for maps in made.layers]
     values = {name: value for name, value in original.to_dict().items() if name not in OF_ATTENTION}
     options = {
-        "kv_lora_rank": first.rank, "qk_nope_head_dim": first.content_queries.shape[1],
+        "kv_lora_rank": round(sum(ranks) / len(ranks)), "qk_nope_head_dim": first.content_queries.shape[1],
         "qk_rope_head_dim": first.rotary, "v_head_dim": first.value_up.shape[1], "latent_norm": made.norms is not None,
         "q_lora_rank": None if first.query_latent is None else len(first.query_latent),
     }  # fmt: skip
@@ -248,6 +252,7 @@ def config_of(original: DecoderConfig, made: Converted, frequencies: Tensor) -> 
         **values,
         attention=MADE,
         attention_options=options,
+        layer_options=[{"kv_lora_rank": rank} for rank in ranks] if len(set(ranks)) > 1 else None,
         attention_bias=first.latent.shape[1] > original.hidden_size,
         rope_parameters=rope_of(original, made.kept, frequencies),
     )

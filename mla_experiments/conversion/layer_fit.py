@@ -32,7 +32,7 @@ def refitted_layers(
     model: DecoderForCausalLM,
     constants: list[Constants],
     kept: list[int],
-    rank: int,
+    ranks: list[int],
     windows: Tensor,
     query_rank: int | None = None,
 ) -> Iterator[LatentMaps]:
@@ -42,7 +42,7 @@ def refitted_layers(
         model: the original.
         constants: of each layer.
         kept: how many components of each frequency turn.
-        rank: of the latents.
+        ranks: of each layer's latent.
         windows: `[N, T]` token ids of calibration text.
         query_rank: of the queries' latents; None for none.
 
@@ -59,7 +59,7 @@ def refitted_layers(
     turned = decoder.rotary_emb(torch.arange(windows.shape[1]).unsqueeze(0), stream.dtype)
     frequencies, factor = decoder.rotary_emb.inv_freq.double(), decoder.rotary_emb.attention_factor
     rotation = rotation_of(kept, frequencies, windows.shape[1])
-    for block, own in zip(decoder.layers, constants, strict=True):
+    for block, own, rank in zip(decoder.layers, constants, ranks, strict=True):
         inputs = torch.cat([block.input_layernorm(row.unsqueeze(0)) for row in stream])
         study = study_of(block.self_attn, inputs[:-SET_ASIDE], turned, frequencies, factor)
         maps = converted(study, kept, rank, own)

@@ -49,6 +49,8 @@ class DecoderConfig(PreTrainedConfig):
             shortest pattern: a list of equal names is the plain config of that name.
         attention_options: the mechanism's own hyper-parameters; what is left out derives from the size. Where a list
             or a pattern is given they are by mechanism: `{"mla": {"kv_lora_rank": 32}}`.
+        layer_options: for each layer a dictionary of those options that its mechanism has otherwise there, such as
+            `[{"kv_lora_rank": 24}, {"kv_lora_rank": 40}]`; None for none.
         attention_source: where a mechanism from outside came from, see `plugins.source_of`; of a hybrid by mechanism;
             filled in.
         output_gate: "element" or "head": a gate on what every head reads (Qiu et al. 2025); None: none.
@@ -89,6 +91,7 @@ class DecoderConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     attention: str | Any = "mla"
     attention_options: dict | Any = None
+    layer_options: list[dict] | None = None
     attention_source: dict | None = None
     output_gate: str | None = None
     qk_norm: bool | str = False
@@ -136,6 +139,7 @@ class DecoderConfig(PreTrainedConfig):
         self._resolve_attention()
         for name in self.mechanisms:
             check_common(ATTENTION[name], {common: getattr(self, common) for common in COMMON})
+        self._check_layer_options()
         self._check_windows()
         self._check_rotary_layers()
         for name, described in (
@@ -146,8 +150,8 @@ class DecoderConfig(PreTrainedConfig):
         self._refuse_unknown(kwargs)
         require(not self.is_encoder_decoder, "is_encoder_decoder=True: there is no encoder here.")
         super().__post_init__(**kwargs)
-        for name, options in self.mechanisms.items():
-            check_rope(self.rope_parameters, ATTENTION[name].rotary_dim(options), self.max_position_embeddings)
+        for dim in {self.mechanism(n).rotary_dim(self.options_of(n)) for n in range(self.num_hidden_layers)}:
+            check_rope(self.rope_parameters, dim, self.max_position_embeddings)
 
     @property
     def mechanisms(self) -> dict[str, dict]:
@@ -166,7 +170,8 @@ class DecoderConfig(PreTrainedConfig):
 
     def options_of(self, layer: int) -> dict:
         """Return the options of a layer's mechanism, complete."""
-        return self.mechanisms[self._name_of(layer)]
+        own = self.layer_options[layer] if self.layer_options else {}
+        return {**self.mechanisms[self._name_of(layer)], **own}
 
     def is_rotary(self, layer: int) -> bool:
         """Return whether RoPE turns queries and keys of a layer."""
@@ -184,6 +189,23 @@ class DecoderConfig(PreTrainedConfig):
 
     def _validate_longrope_rope_parameters(self, *_: object, **__: object) -> None:
         """The library's own would warn: it takes whole heads to turn. `check_rope` knows how many numbers do."""
+
+    def _check_layer_options(self) -> None:
+        """Refuse options of layers that are not for each, or that the layer's mechanism cannot have."""
+        given = self.layer_options
+        if given is None:
+            return
+        fits = isinstance(given, list) and all(isinstance(own, dict) for own in given)
+        require(fits, f"layer_options={given!r} must be a list of dictionaries.")
+        require(
+            len(given) == self.num_hidden_layers,
+            f"layer_options names {len(given)} layers, but num_hidden_layers={self.num_hidden_layers}; name each.",
+        )
+        for layer in range(self.num_hidden_layers):
+            try:
+                self._resolved(self._name_of(layer), self.options_of(layer))
+            except UserError as error:
+                raise UserError(f"layer_options of layer {layer}: {error}") from None
 
     def _check_windows(self) -> None:
         """Refuse windows that cannot be, and say of each layer whether it has one."""

@@ -108,6 +108,8 @@ def stock_family(config: DecoderConfig) -> str:
         )
     if len(set(config.layer_types or ())) > 1:
         raise UserError("layer_types that differ exist in no stock model that is known here; it cannot be exported")
+    if config.layer_options:
+        raise UserError("layer_options make layers differ, which those of no stock model do; it cannot be exported")
     plain = {name: None for name in (*COMMON, *OF_LAYERS.values())} | {"norm_placement": "pre"}
     chosen = {name: getattr(config, name) for name in plain if getattr(config, name) not in (plain[name], False)}
     if not chosen or (family == "deepseek_v3" and chosen == {"attention_bias": True}):

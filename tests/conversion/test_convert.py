@@ -146,6 +146,29 @@ def test_without_a_norm_queries_of_low_rank_have_none(place):
     assert "model.layers.0.self_attn.q_b_proj.weight" in names and not [name for name in names if "a_layernorm" in name]
 
 
+def test_layers_may_have_latents_of_other_widths_in_a_model_of_ours_alone(place, capsys):
+    model, _ = load_with_tokenizer(place / "gqa")
+    with torch.no_grad():  # the first layer's values are of two directions
+        first = model.model.layers[0].self_attn.v_proj.weight
+        first.copy_(first[:, :2] @ torch.randn(2, 48))
+    model.save_pretrained(place / "gqa")
+    assert convert(cache_bytes=ORIGINAL // 2, ranks="by-layer", q_lora_rank=20) == 0
+    model, _ = load_with_tokenizer(place / "out")
+    kept = [layer.self_attn.cache_elements_per_token() for layer in model.model.layers]
+    assert sum(kept) * 4 == ORIGINAL // 2 and kept[0] < kept[1]
+    assert json.loads((place / "out/conversion.json").read_text())["steps"][-1]["numbers"] == 24
+    tokens = torch.arange(60)[None]
+    with torch.inference_mode():
+        past = model(tokens[:, :40], use_cache=True).cache
+        later = model(tokens[:, 40:], cache=past).logits
+        torch.testing.assert_close(later, model(tokens).logits[:, 40:], atol=1e-4, rtol=0)
+    for to in ("hf", "gguf"):
+        assert main(["export", "out", "stock", "--to", to]) == 2
+        assert "layer_options make layers differ" in capsys.readouterr().err
+    assert main(["export", "out", "stock", "--widths", "64", "32"]) == 2
+    assert "layer_options make latents differ" in capsys.readouterr().err
+
+
 def test_a_granite_is_converted_as_what_it_is_imported_to(place):
     torch.manual_seed(3)
     config = GraniteConfig(
@@ -183,6 +206,7 @@ REFUSED = [
     ({"kv_lora_rank": 4, "qk_rope_head_dim": 5}, "qk_rope_head_dim=5"),
     ({"kv_lora_rank": 1, "qk_rope_head_dim": 4}, "kv_lora_rank=1"),
     ({"cache_bytes": 192, "latent_norm": "some"}, "latent_norm=some"),
+    ({"cache_bytes": 192, "ranks": "some"}, "ranks=some"),
     ({"cache_bytes": 192, "q_lora_rank": 0}, "q_lora_rank=0"),
     ({"cache_bytes": 192, "q_lora_rank": 1}, "q_lora_rank=1 must lie between 2 and 49"),
     ({"cache_bytes": 192, "q_lora_rank": 50}, "q_lora_rank=50 must lie between 2 and 49"),

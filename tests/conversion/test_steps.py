@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mla_experiments.conversion import constant_channel
-from mla_experiments.conversion.choosing import kept_of, pairs_in_order, rotation_of
+from mla_experiments.conversion.choosing import USUAL, kept_of, pairs_in_order, rotation_of
 from mla_experiments.conversion.comparing import log_probabilities
 from mla_experiments.conversion.converting import (
     Converted,
@@ -21,12 +21,13 @@ from mla_experiments.conversion.converting import (
     studied,
 )
 from mla_experiments.conversion.grouped_maps import stacked
-from mla_experiments.conversion.joint_rank import Part, balanced, low_rank, with_ridge
+from mla_experiments.conversion.joint_rank import Part, balanced, low_rank, parts_of, with_ridge
 from mla_experiments.conversion.latent_maps import in_unit_variance, output_of
 from mla_experiments.conversion.layer_fit import mended
 from mla_experiments.conversion.low_rank_queries import key_weights, with_query_rank
 from mla_experiments.conversion.low_rank_queries import low_rank as low_rank_of_queries
 from mla_experiments.conversion.moments import layer_inputs
+from mla_experiments.conversion.ranks import shared_out, worth_of
 from mla_experiments.conversion.rotary_part import without_rope
 from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
@@ -211,6 +212,48 @@ def test_healing_leaves_the_constants_of_both_latents_unread(study):
             assert down.bias[channel].abs() > 1e3 and not down.weight[channel].any() and not up.weight[:, channel].any()
             assert not down.bias.grad[channel].any() and not down.weight.grad[channel].any()
             assert not up.weight.grad[:, channel].any() and up.weight.grad.any()
+
+
+def test_numbers_go_where_they_are_worth_most():
+    made = torch.Generator().manual_seed(8)
+    worth = [torch.rand(6, dtype=torch.float64, generator=made).sort(descending=True).values * k for k in (1, 2, 9)]
+    for total in range(3, 19):
+        every = (ranks for ranks in itertools.product(range(1, 7), repeat=3) if sum(ranks) == total)
+        best = min(
+            every, key=lambda ranks: sum(float(own[rank:].sum()) for own, rank in zip(worth, ranks, strict=True))
+        )
+        assert tuple(shared_out(worth, total)) == best
+
+
+def test_what_a_number_is_worth_is_what_the_error_falls_by(study):
+    _, _, layers = study
+    for layer in layers:
+        same = dataclasses.replace(layer.moments, attended=layer.moments.read)  # where Eckart and Young's is the best
+        layer = dataclasses.replace(layer, moments=same)
+        stand_in, kept = layer.mean_rotation, [1] * 4
+        parts = parts_of(without_rope(layer.maps, kept, stand_in), same, stand_in, USUAL.key_weight)
+        errors = [error(*parts, *low_rank(*parts, rank)) for rank in (3, 4, 9, 10)]
+        output = float(layer.outputs[:, 1:].square().sum(-1).mean())
+        worth = worth_of(layer, USUAL, kept) * output
+        assert errors[0] - errors[1] == pytest.approx(float(worth[3]), rel=1e-3)
+        assert errors[2] - errors[3] == pytest.approx(float(worth[9]), rel=1e-3)
+
+
+def test_a_layer_of_few_directions_is_given_few_numbers():
+    model, windows = model_with(**GQA), text(16)
+    with torch.no_grad():
+        for name in ("k_proj", "v_proj"):  # of layer 0: keys and values of two directions each
+            weight = getattr(model.model.layers[0].self_attn, name).weight
+            weight.copy_(weight[:, :2] @ torch.randn(2, 48, generator=torch.Generator().manual_seed(9)))
+    layers = studied(model, windows)
+    size = dataclasses.replace(size_for(model, layers, 24, constant=True), by_layer=True)
+    *_, made = steps(model, layers, size, windows, constant=True, fit=True)
+    ranks = [maps.rank for maps in made.layers]
+    assert ranks[0] <= 5 < ranks[1] and sum(ranks) + 2 * size.rotary == 2 * 24
+    even = list(steps(model, layers, dataclasses.replace(size, by_layer=False), windows, constant=True, fit=True))[-1]
+    wanted = logits(model, text(seed=3))
+    apart = [(logits(model_of(model, one), text(seed=3)) - wanted).square().mean() for one in (made, even)]
+    assert apart[0] < apart[1]
 
 
 def test_unit_variance_changes_nothing_but_the_scale(study):

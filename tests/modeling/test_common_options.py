@@ -159,7 +159,7 @@ def test_left_out_it_changes_nothing(attention):
     run, trainer = RunArguments(attention=[attention]), TrainingArguments()
     identity = identity_of(run, trainer, config, {"request": {}}, attention)
     younger = {*COMMON, "initialization", "sliding_window", "layer_types", "attention_source", "norm_placement",
-               "no_rope_layers"}  # fmt: skip
+               "no_rope_layers", "layer_options"}  # fmt: skip
     assert not younger & identity.determines["model"].keys()  # so that runs of before stay what they were
 
 
@@ -172,6 +172,10 @@ def test_left_out_it_changes_nothing(attention):
         ({"output_gate": []}, "output_gate=.. is unknown"),
         ({"norm_placement": "both"}, "norm_placement='both' is unknown; choose pre or post"),
         ({"norm_placement": "post", "initialization": "zero"}, "initialization='zero' is undone"),
+        ({"layer_options": {}}, "layer_options=.. must be a list of dictionaries"),
+        ({"layer_options": [{}]}, "layer_options names 1 layers, but num_hidden_layers=2"),
+        ({"layer_options": [{}, {"kv_lora_rank": 0}]}, "layer_options of layer 1: kv_lora_rank=0 must be at least 1"),
+        ({"layer_options": [{"head_dim": 8}, {}]}, "layer_options of layer 0: attention_options has head_dim"),
         ({"no_rope_layers": [1]}, "no_rope_layers names 1 layers, but num_hidden_layers=2"),
         ({"no_rope_layers": [1, 2]}, "no_rope_layers=.1, 2. must be a list of 1"),
         ({"no_rope_layers": [1, 0], "positions": "none"}, "no_rope_layers is for RoPE, not positions=none"),
@@ -193,9 +197,10 @@ def test_what_cannot_be_is_named(given, said):
         {"norm_placement": "post"},
         {"norm_placement": "post", "qk_norm": True},
         {"norm_placement": "post", "attention": "mla"},
+        {"layer_options": [{}, {"num_key_value_heads": 1}]},
         {"no_rope_layers": [1, 0], "attention_bias": True},
     ],
 )
 def test_what_no_stock_model_has_is_not_exported(given):
-    with pytest.raises(UserError, match="exists in no stock model; it cannot be exported"):
+    with pytest.raises(UserError, match=r"no stock model( do)?; it cannot be exported"):
         stock_config(DecoderConfig(**SIZE | {"attention": "gqa"} | given))

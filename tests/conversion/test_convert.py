@@ -234,6 +234,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(place, c
         ("gqa", {"qk_norm": "whole", "norm_placement": "post"}, "qk_norm=whole"),
         ("gqa", {"norm_placement": "post"}, "norm_placement=post"),
         ("gqa", {"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0]"),
+        ("gqa", {"layer_options": [{"num_key_value_heads": 3}, {"num_key_value_heads": 6}]}, "layer_options="),
         ("gqa", {"output_gate": "head"}, "output_gate"),
         ("gqa", {"sliding_window": 16}, "sliding_window=16"),
         ("gqa", {"positions": "learned"}, "positions=learned"),

@@ -284,6 +284,11 @@ def prepared(folder: Path, request: Request) -> Prepared:
     model, tokenizer = load_with_tokenizer(folder)
     dtype, model = model.dtype, model.to(device="cpu", dtype=torch.float32)
     check_convertible(model.config)
+    if request.constant and dtype is torch.float16:
+        raise UserError(
+            "latent_norm=constant holds a number beyond float16, the dtype of these weights; save them in bfloat16, or "
+            "choose none"
+        )
     numbers = numbers_asked(request, model.config, dtype)
     if request.q_lora_rank is not None:
         check_query_rank(model.config, request.q_lora_rank, request.constant)

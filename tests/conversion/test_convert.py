@@ -197,6 +197,16 @@ def test_half_precision_stays_half_precision(place):
     assert json.loads((place / "out/conversion.json").read_text())["steps"][-1]["numbers"] == 24
 
 
+def test_what_float16_cannot_hold_is_not_written_in_it(place, capsys):
+    model, _ = load_with_tokenizer(place / "gqa")
+    model.to(torch.float16).save_pretrained(place / "gqa")
+    assert convert(cache_bytes=ORIGINAL // 4) == 2
+    assert "latent_norm=constant" in capsys.readouterr().err and not (place / "out").exists()
+    assert convert(cache_bytes=ORIGINAL // 4, latent_norm="none") == 0
+    weights = load_file(place / "out/model.safetensors").values()
+    assert all(weight.dtype == torch.float16 and weight.isfinite().all() for weight in weights)
+
+
 REFUSED = [
     ({}, "state one size"),
     ({"cache_bytes": 96, "kv_lora_rank": 4}, "state one size"),

@@ -92,7 +92,8 @@ class Architecture:
         """Return what the cache takes, at `size` bytes a number."""
         numbers = self.cached_numbers(1)
         each = numbers / self.config.num_hidden_layers
-        mean = " on average" if len(self.config.mechanisms) > 1 else ""
+        differ = len(self.config.mechanisms) > 1 or self.config.layer_options
+        mean = " on average" if differ else ""
         return f"{numbers * size:,} bytes a token, {each:,.6g} numbers a token and layer{mean}"
 
     @cached_property  # asked for at each of many contexts
@@ -180,7 +181,9 @@ def as_ours(config: PreTrainedConfig, tied: bool) -> Architecture:
     if not isinstance(layers, int) or not isinstance(first, int):
         raise UserError(f"first_k_dense_replace={first} is not a number")
     if first >= layers:
-        return Architecture(native_config(dense))
+        native = native_config(dense)
+        native.tie_word_embeddings = tied  # of a Granite too, which import unties
+        return Architecture(native)
     dense.first_k_dense_replace = layers
     native = native_config(dense)
     for name in EXPERT_FIELDS:

@@ -20,6 +20,13 @@ class ConvertArguments(ConversionArguments):
     )
     kv_lora_rank: int | None = field(default=None, metadata={"help": "numbers of the latent"} | POSITIVE)
     qk_rope_head_dim: int | None = field(default=None, metadata={"help": "numbers of the rotary key"} | POSITIVE)
+    q_lora_rank: int | None = field(
+        default=None, metadata={"help": "numbers of the queries' latent; full queries if not given"} | POSITIVE
+    )
+    ranks: str = field(
+        default="uniform",
+        metadata={"help": "uniform; by-layer: each layer's latent of its own width, in a model of ours alone"},
+    )
     latent_norm: str = field(
         default="constant",
         metadata={"help": "constant: a channel that undoes the norm of stock DeepSeek-V3; none: only a model of ours"},
@@ -72,7 +79,8 @@ def run(argv: list[str]) -> None:
         options = config.attention_options
         wrote(
             target,
-            f"{config.attention}: latent {options['kv_lora_rank']}, rotary key {options['qk_rope_head_dim']}",
+            f"{config.attention}: latent {options['kv_lora_rank']}{' on average' if config.layer_options else ''}, "
+            f"rotary key {options['qk_rope_head_dim']}",
             f"mla-experiments generate --model {target} --prompt TEXT",
             say_next=not healing.tokens,
         )

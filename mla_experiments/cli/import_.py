@@ -1,4 +1,4 @@
-"""Make a Llama, Mistral, Qwen2/3 or dense DeepSeek checkpoint, or a GGUF file, ours: `import PATH OUT`."""
+"""Make a checkpoint of Llama, its kin (docs/interop.md) or dense DeepSeek, or a GGUF file, ours: `import PATH OUT`."""
 
 from pathlib import Path
 

@@ -153,11 +153,16 @@ def converted(layer: Studied, kept: list[int], rank: int | None, constants: Cons
         rank: of the latent.
         constants: its own, or those that are best for most.
     """
-    stand_in = layer.mean_rotation if constants.by_mean else torch.ones_like(layer.mean_rotation)
+    stand_in = stand_in_of(layer, constants)
     maps = without_rope(layer.maps, kept, stand_in)
     if rank is not None:
         maps = with_rank(maps, rank, layer.moments, stand_in, constants.key_weight)
     return in_unit_variance(maps, layer.moments.attended)
+
+
+def stand_in_of(layer: Studied, constants: Constants) -> Tensor:
+    """Return c, `[H, F]`, for the rotation of what does not turn."""
+    return layer.mean_rotation if constants.by_mean else torch.ones_like(layer.mean_rotation)
 
 
 def best_constants(layer: Studied, kept: list[int], rank: int, frequencies: Tensor) -> Constants:

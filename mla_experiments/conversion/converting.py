@@ -4,8 +4,9 @@
     concentrated   rotary components in the order of what queries read of them                      exact
     rope left off  only the first components turn, what the rest holds becomes content              loses
     low rank       key content and values from one latent of few numbers                            loses
-    constant       a channel that makes the norm of stock DeepSeek-V3 without effect                exact
+    queries        from a latent of their own, if asked for                                         loses
     fitted         each layer anew for what it gets in the converted model, mended by least squares mends
+    constant       a channel that makes the norm of stock DeepSeek-V3 without effect                exact
 
 Layers are passed one after another. What is kept of each is its moments and its own maps, whatever the text's length,
 so that several budgets come of one pass.
@@ -23,10 +24,12 @@ from ..modeling.attention.checks import require
 from ..modeling.attention.hybrid import is_hybrid
 from ..modeling.attention.rope import RotaryEmbedding
 from .choosing import Studied, best_constants, best_split, converted, kept_of, pairs_in_order, study_of
-from .constant_channel import with_constant
+from .constant_channel import Norms, with_constant
 from .latent_maps import LatentMaps, weights_of
 from .layer_fit import refitted_layers
+from .low_rank_queries import with_query_rank
 from .moments import layer_inputs
+from .ranks import ranks_of
 from .rotary_part import without_rope
 
 Tensor = torch.Tensor
@@ -35,7 +38,7 @@ ANGLES = ("default", "linear", "llama3", "yarn")  # types of RoPE whose angles d
 UNCHANGED = ("default", "linear", "llama3")  # those that also leave cosines and sines as they are
 OF_ATTENTION = (
     "attention", "attention_options", "attention_source", "attention_bias", "rope_parameters", "rope_interleave",
-    "layer_types", "architectures", "model_type", "set_by_others",
+    "layer_options", "layer_types", "architectures", "model_type", "set_by_others",
 )  # fmt: skip
 
 
@@ -46,10 +49,12 @@ class Size:
     Attributes:
         rank: d_c, without the constant channel.
         kept: how many components of each frequency turn.
+        by_layer: whether each layer has a rank of its own, see `ranks`; `rank` is their mean.
     """
 
     rank: int
     kept: tuple[int, ...]
+    by_layer: bool = False
 
     @property
     def rotary(self) -> int:
@@ -65,26 +70,31 @@ class Converted:
         step: its name.
         layers: the maps of each layer.
         kept: see `Size`.
-        norms: w of each latent's norm where there is a constant channel; None for no norm.
+        norms: weights of each layer's norms where there is a constant channel; None for no norm.
     """
 
     step: str
     layers: list[LatentMaps]
     kept: tuple[int, ...]
-    norms: list[float] | None = None
+    norms: list[Norms] | None = None
 
 
 def check_convertible(config: DecoderConfig) -> None:
     """Refuse what cannot become MLA exactly, by its field.
 
     Raises:
-        UserError: no keys and values with RoPE, norms of queries and keys, a gate, windows, or angles that change.
+        UserError: no keys and values with RoPE in every layer, norms of queries and keys or behind attention, a gate,
+            windows, or angles that change.
     """
     name = config.attention
     keeps = not is_hybrid(name) and ATTENTION[name].stock == "llama"
     require(keeps, f"attention={name} is not to be converted: that is for keys and values of MHA, GQA or MQA")
     require(config.positions == "rope", f"positions={config.positions} cannot be converted; only positions=rope can")
-    require(not config.qk_norm, "qk_norm=True cannot be converted: a norm stands between the latent and the keys")
+    said = f"qk_norm={config.qk_norm} cannot be converted: a norm stands between the latent and the keys"
+    require(not config.qk_norm, said)
+    for name, usual in (("norm_placement", "pre"), ("no_rope_layers", None), ("layer_options", None)):
+        value = getattr(config, name)
+        require(value == usual, f"{name}={value} cannot be converted; no stock MLA has it")
     require(not config.output_gate, f"output_gate={config.output_gate} cannot be converted; no stock MLA has a gate")
     require(
         config.sliding_window is None,
@@ -162,6 +172,17 @@ def check_parts(config: DecoderConfig, rank: int, rotary: int, constant: bool) -
     require(rank > constant, f"kv_lora_rank={rank} must be at least {1 + constant}.")
 
 
+def check_query_rank(config: DecoderConfig, rank: int, constant: bool) -> None:
+    """Refuse a latent of queries of nothing, or of more numbers than what it is made of.
+
+    Raises:
+        UserError: it is.
+    """
+    least, most = 1 + constant, config.hidden_size + config.attention_bias + constant
+    said = f"q_lora_rank={rank} must lie between {least} and {most}, what queries are made of; or leave it out."
+    require(least <= rank <= most, said)
+
+
 def size_of(layers: list[Studied], rank: int, rotary: int, constant: bool) -> Size:
     """Return the size that was asked for by `kv_lora_rank` and `qk_rope_head_dim`."""
     pairs = pairs_in_order(layers)[: rotary // 2]
@@ -176,7 +197,13 @@ def full_size(config: DecoderConfig) -> Size:
 
 @torch.no_grad()
 def steps(
-    model: DecoderForCausalLM, layers: list[Studied], size: Size, windows: Tensor, constant: bool, fit: bool
+    model: DecoderForCausalLM,
+    layers: list[Studied],
+    size: Size,
+    windows: Tensor,
+    constant: bool,
+    fit: bool,
+    query_rank: int | None = None,
 ) -> Iterator[Converted]:
     """Yield the model after each step.
 
@@ -187,6 +214,7 @@ def steps(
         windows: `[N, T]`, calibration text.
         constant: whether to make the norm of stock DeepSeek-V3 without effect; otherwise there is no norm.
         fit: whether layers are fitted along the converted model.
+        query_rank: of the queries' latents, without the constant channel; None for full queries.
     """
     frequencies, _ = angles_of(model)
     whole = full_size(model.config).kept
@@ -195,13 +223,17 @@ def steps(
     kept, made = list(size.kept), exact
     if size != full_size(model.config):
         constants = [best_constants(layer, kept, size.rank, frequencies) for layer in layers]
-        own = list(zip(layers, constants, strict=True))
-        yield Converted("rope left off", [converted(layer, kept, None, c) for layer, c in own], size.kept)
-        made = [converted(layer, kept, size.rank, c) for layer, c in own]
+        ranks = ranks_of(layers, constants, kept, size.rank) if size.by_layer else [size.rank] * len(layers)
+        own = list(zip(layers, constants, ranks, strict=True))
+        yield Converted("rope left off", [converted(layer, kept, None, c) for layer, c, _ in own], size.kept)
+        made = [converted(layer, kept, rank, c) for layer, c, rank in own]
         yield Converted("low rank", made, size.kept)
-        if fit:
-            made = list(refitted_layers(model, constants, kept, size.rank, windows))
-            yield Converted("fitted", made, size.kept)
+    if query_rank is not None:
+        made = [with_query_rank(maps, query_rank, layer.moments) for maps, layer in zip(made, layers, strict=True)]
+        yield Converted("queries of low rank", made, size.kept)
+    if fit and size != full_size(model.config):
+        made = list(refitted_layers(model, constants, kept, ranks, windows, query_rank))
+        yield Converted("fitted", made, size.kept)
     if constant:
         both = [with_constant(maps, layer.inputs) for maps, layer in zip(made, layers, strict=True)]
         yield Converted("constant channel", [maps for maps, _ in both], size.kept, [norm for _, norm in both])
@@ -209,16 +241,18 @@ def steps(
 
 def config_of(original: DecoderConfig, made: Converted, frequencies: Tensor) -> DecoderConfig:
     """Return the configuration of a converted model."""
-    first = made.layers[0]
+    first, ranks = made.layers[0], [maps.rank for maps in made.layers]
     values = {name: value for name, value in original.to_dict().items() if name not in OF_ATTENTION}
     options = {
-        "kv_lora_rank": first.rank, "qk_nope_head_dim": first.content_queries.shape[1],
+        "kv_lora_rank": round(sum(ranks) / len(ranks)), "qk_nope_head_dim": first.content_queries.shape[1],
         "qk_rope_head_dim": first.rotary, "v_head_dim": first.value_up.shape[1], "latent_norm": made.norms is not None,
+        "q_lora_rank": None if first.query_latent is None else len(first.query_latent),
     }  # fmt: skip
     return DecoderConfig(
         **values,
         attention=MADE,
         attention_options=options,
+        layer_options=[{"kv_lora_rank": rank} for rank in ranks] if len(set(ranks)) > 1 else None,
         attention_bias=first.latent.shape[1] > original.hidden_size,
         rope_parameters=rope_of(original, made.kept, frequencies),
     )
@@ -243,6 +277,14 @@ def rope_of(original: DecoderConfig, kept: tuple[int, ...], frequencies: Tensor)
     }  # fmt: skip
 
 
+def norms_of(maps: LatentMaps, norms: Norms, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights of a layer's norms, by their names in it."""
+    weights = {"kv_a_layernorm.weight": torch.full((maps.rank,), norms.latent, dtype=dtype)}
+    if maps.query_latent is not None and norms.queries is not None:
+        weights["q_a_layernorm.weight"] = torch.full((len(maps.query_latent),), norms.queries, dtype=dtype)
+    return weights
+
+
 def model_of(original: DecoderForCausalLM, made: Converted) -> DecoderForCausalLM:
     """Return a converted model; all weights outside attention are the original's own, not copies.
 
@@ -257,7 +299,7 @@ def model_of(original: DecoderForCausalLM, made: Converted) -> DecoderForCausalL
     for number, maps in enumerate(made.layers):
         own = weights_of(maps, original.dtype)
         if made.norms is not None:
-            own["kv_a_layernorm.weight"] = torch.full((maps.rank,), made.norms[number], dtype=original.dtype)
+            own |= norms_of(maps, made.norms[number], original.dtype)
         weights |= {f"model.layers.{number}.self_attn.{name}": weight for name, weight in own.items()}
     model.load_state_dict(weights, assign=True)
     model.tie_weights()

@@ -7,7 +7,7 @@ hashes of the original and of both texts, what was chosen, and every document's 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,8 @@ from .converting import (
     check_convertible,
     check_numbers,
     check_parts,
+    check_query_rank,
+    full_size,
     model_of,
     size_for,
     size_of,
@@ -41,6 +43,7 @@ from .healing import Healing, train_on
 RECORD, HEALED = "conversion.json", "healing.json"
 CURVE = (3 / 4, 1 / 2, 5 / 12, 1 / 3, 1 / 4, 1 / 6)  # of the original's cache
 NORMS = ("constant", "none")
+RANKS = ("uniform", "by-layer")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Request:
         cache_bytes: of a token over all layers, in the dtype of the weights; or, in its place, the two that follow.
         kv_lora_rank: d_c, the constant channel included.
         qk_rope_head_dim: d_R.
+        q_lora_rank: of the queries' latents, the constant channel included; None for full queries.
+        ranks: "uniform", or "by-layer" for latents of other widths in other layers, in a model of ours alone.
         latent_norm: "constant" for a channel that makes the norm of stock DeepSeek-V3 without effect; "none" for no
             norm, in a model of ours alone.
         fit: whether layers are fitted along the converted model.
@@ -66,6 +71,8 @@ class Request:
     cache_bytes: int | None
     kv_lora_rank: int | None
     qk_rope_head_dim: int | None
+    q_lora_rank: int | None
+    ranks: str
     latent_norm: str
     fit: bool
     corpus: str
@@ -80,6 +87,11 @@ class Request:
     def constant(self) -> bool:
         """Whether there is a constant channel."""
         return self.latent_norm == "constant"
+
+    @property
+    def query_rank(self) -> int | None:
+        """Of the queries' latents, without the constant channel."""
+        return None if self.q_lora_rank is None else self.q_lora_rank - self.constant
 
     @property
     def size(self) -> int | tuple[int, int]:
@@ -101,11 +113,13 @@ class Request:
             raise UserError("state one size: --cache_bytes, or both --kv_lora_rank and --qk_rope_head_dim")
         if self.latent_norm not in NORMS:
             raise UserError(f"latent_norm={self.latent_norm} is unknown; choose {' or '.join(NORMS)}")
+        if self.ranks not in RANKS:
+            raise UserError(f"ranks={self.ranks} is unknown; choose {' or '.join(RANKS)}")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of what was found: a step or a size, how many numbers a token and layer caches, and its distance."""
+    """A row of what was found: a step or a size, how many numbers a token and layer caches (mean), and its distance."""
 
     step: str
     numbers: int
@@ -147,7 +161,7 @@ def convert(
         show(found[0])
         layers = studied(model, windows)
         size = chosen_size(request, model, layers, ready.numbers)
-        for last in steps(model, layers, size, windows, request.constant, request.fit):
+        for last in steps(model, layers, size, windows, request.constant, request.fit, request.query_rank):
             found.append(measured(last.step, model, last, measuring))
             show(found[-1])
         curve = list(curve_of(model, layers, measuring, show)) if request.curve else []
@@ -215,8 +229,9 @@ def heal(
         found = [Measured("original", numbers["original"], 0, measuring.original)]
         for name, run in {"converted": target, **runs}.items():
             other = load_model(run).to(device(), torch.float32)
-            parts = other.model.layers[0].self_attn.cache_parts()
-            found.append(Measured(name, sum(parts.values()), parts.get("rotary key", 0), measuring.distance(other)))
+            parts = [layer.self_attn.cache_parts() for layer in other.model.layers]
+            each = sum(sum(part.values()) for part in parts) // len(parts)
+            found.append(Measured(name, each, parts[0].get("rotary key", 0), measuring.distance(other)))
         for one in found:
             show(one)
         write_record(runs["healed"] / HEALED, {"healing": asdict(healing), "rows": [as_record(one) for one in found]})
@@ -269,7 +284,14 @@ def prepared(folder: Path, request: Request) -> Prepared:
     model, tokenizer = load_with_tokenizer(folder)
     dtype, model = model.dtype, model.to(device="cpu", dtype=torch.float32)
     check_convertible(model.config)
+    if request.constant and dtype is torch.float16:
+        raise UserError(
+            "latent_norm=constant holds a number beyond float16, the dtype of these weights; save them in bfloat16, or "
+            "choose none"
+        )
     numbers = numbers_asked(request, model.config, dtype)
+    if request.q_lora_rank is not None:
+        check_query_rank(model.config, request.q_lora_rank, request.constant)
     calibration, held_out = read_texts(request.corpus, request.held_out, request.text_column)
     length = min(request.sequence_length, model.config.max_position_embeddings)
     return Prepared(model, tokenizer, dtype, numbers, calibration, held_out, length)
@@ -312,14 +334,17 @@ def numbers_asked(request: Request, config: DecoderConfig, dtype: torch.dtype) -
 def chosen_size(request: Request, model: DecoderForCausalLM, layers: list[Studied], numbers: int) -> Size:
     """Return the size that was asked for, split between latent and rotary key as was said, or as is best."""
     if isinstance(request.size, tuple):
-        return size_of(layers, *request.size, request.constant)
-    return size_for(model, layers, numbers, request.constant)
+        size = size_of(layers, *request.size, request.constant)
+    else:
+        size = size_for(model, layers, numbers, request.constant)
+    by_layer = request.ranks == "by-layer" and size != full_size(model.config)
+    return replace(size, by_layer=by_layer)
 
 
 def measured(step: str, model: DecoderForCausalLM, made: Converted, measuring: HeldOut) -> Measured:
     """Return how far the model after a step is from the original."""
-    first = made.layers[0]
-    return Measured(step, first.rank + first.rotary, first.rotary, measuring.distance(model_of(model, made)))
+    rank, rotary = sum(maps.rank for maps in made.layers) // len(made.layers), made.layers[0].rotary
+    return Measured(step, rank + rotary, rotary, measuring.distance(model_of(model, made)))
 
 
 def curve_of(

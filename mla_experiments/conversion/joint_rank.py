@@ -85,14 +85,19 @@ def parts_of(maps: LatentMaps, moments: Moments, stand_in: Tensor, key_weight: f
 
 def low_rank(keys: Part, values: Part, rank: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return A `[r, E]` and both B by Eckart and Young; C is that of both parts, each of trace 1, in sum."""
-    rows = torch.cat((keys.rows, values.rows))
-    first, *others = (part.covariance / part.covariance.trace() for part in (keys, values) if len(part.rows))
-    left, left_inverse = roots(torch.block_diag(keys.weight, values.weight))
-    right, right_inverse = roots(sum(others, start=first))
-    u, s, v = torch.linalg.svd(left @ rows @ right, full_matrices=False)
+    u, s, v, left_inverse, right_inverse = singular([part for part in (keys, values) if len(part.rows)])
     root = s[:rank].sqrt()
     up = left_inverse @ u[:, :rank] * root
     return root.unsqueeze(1) * v[:rank] @ right_inverse, up.split((len(keys.rows), len(values.rows)))
+
+
+def singular(parts: list[Part]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return U, S and V of M^½ W C^½, and M^-½ and C^-½, C as in `low_rank`."""
+    first, *others = (part.covariance / part.covariance.trace() for part in parts)
+    left, left_inverse = roots(torch.block_diag(*(part.weight for part in parts)))
+    right, right_inverse = roots(sum(others, start=first))
+    rows = torch.cat([part.rows for part in parts])
+    return *torch.linalg.svd(left @ rows @ right, full_matrices=False), left_inverse, right_inverse
 
 
 def balanced(

@@ -15,6 +15,7 @@ from ..modeling.attention.heads import merge_heads
 from ..modeling.attention.rope import rotate
 
 Tensor = torch.Tensor
+OF_THE_INPUT = ("q_proj", "q_a_proj", "kv_a_proj_with_mqa")  # which may have biases
 LEAST_VARIANCE = 1e-12  # of the largest: a direction that never varies is not blown up to rounding errors
 
 
@@ -26,10 +27,11 @@ class LatentMaps:
         latent: A, `[r, E]`.
         key_up: U^K, `[H, d_n, r]`.
         value_up: U^V, `[H, d_v, r]`.
-        content_queries: `[H, d_n, E]`.
-        rotary_queries: `[H, d_R, E]`, half-split.
+        content_queries: `[H, d_n, E]`; of a latent of queries `[H, d_n, r_q]`.
+        rotary_queries: `[H, d_R, E]`, half-split; likewise.
         rotary_key: `[d_R, E]`, half-split.
         output: `[D, H · d_v]`.
+        query_latent: A of the queries, `[r_q, E]`; None where they are maps of the input.
     """
 
     latent: Tensor
@@ -39,6 +41,7 @@ class LatentMaps:
     rotary_queries: Tensor
     rotary_key: Tensor
     output: Tensor
+    query_latent: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -58,17 +61,18 @@ def weights_of(maps: LatentMaps, dtype: torch.dtype) -> dict[str, Tensor]:
         maps: of the layer.
         dtype: of the weights.
     """
-    queries = torch.cat((maps.content_queries, maps.rotary_queries), dim=1)  # [H, d_n + d_R, E]
-    made = {
-        "q_proj": (queries * queries.shape[1] ** 0.5).flatten(0, 1),
+    queries = torch.cat((maps.content_queries, maps.rotary_queries), dim=1)  # [H, d_n + d_R, E or r_q]
+    flat = (queries * queries.shape[1] ** 0.5).flatten(0, 1)
+    asking = {"q_proj": flat} if maps.query_latent is None else {"q_a_proj": maps.query_latent, "q_b_proj": flat}
+    made = asking | {
         "kv_a_proj_with_mqa": torch.cat((maps.latent, maps.rotary_key)),
         "kv_b_proj": torch.cat((maps.key_up, maps.value_up), dim=1).flatten(0, 1),
         "o_proj": maps.output,
     }
     weights, width = {}, maps.output.shape[0]
     for name, matrix in made.items():
-        weights[f"{name}.weight"] = matrix[:, :width] if name in ("q_proj", "kv_a_proj_with_mqa") else matrix
-        if name in ("q_proj", "kv_a_proj_with_mqa") and matrix.shape[1] > width:
+        weights[f"{name}.weight"] = matrix[:, :width] if name in OF_THE_INPUT else matrix
+        if name in OF_THE_INPUT and matrix.shape[1] > width:
             weights[f"{name}.bias"] = matrix[:, width]
     return {name: weight.to(dtype).contiguous() for name, weight in weights.items()}
 
@@ -84,8 +88,9 @@ def read_by_heads(maps: LatentMaps, rows: Tensor, rotation: tuple[Tensor, Tensor
     rows = rows.unsqueeze(1)  # [B, 1, T, E]
     latent = rows @ maps.latent.T  # [B, 1, T, r]
     turned = rotate(rows @ maps.rotary_key.T, rotation, False).expand(-1, len(maps.key_up), -1, -1)  # [B, H, T, d_R]
-    turned_queries = rotate(rows @ maps.rotary_queries.transpose(1, 2), rotation, False)
-    query = torch.cat((rows @ maps.content_queries.transpose(1, 2), turned_queries), dim=-1)  # [B, H, T, d_n + d_R]
+    asking = rows if maps.query_latent is None else rows @ maps.query_latent.T  # [B, 1, T, E or r_q]
+    turned_queries = rotate(asking @ maps.rotary_queries.transpose(1, 2), rotation, False)
+    query = torch.cat((asking @ maps.content_queries.transpose(1, 2), turned_queries), dim=-1)  # [B, H, T, d_n + d_R]
     key = torch.cat((latent @ maps.key_up.transpose(1, 2), turned), dim=-1)
     value = latent @ maps.value_up.transpose(1, 2)  # [B, H, T, d_v]
     return merge_heads(attend(query, key, value, None, 1.0))
@@ -98,7 +103,8 @@ def output_of(maps: LatentMaps, rows: Tensor, rotation: tuple[Tensor, Tensor]) -
 
 def in_single_precision(maps: LatentMaps) -> LatentMaps:
     """Return the maps in single precision, in which a layer computes."""
-    return LatentMaps(**{name: value.float() for name, value in vars(maps).items()})
+    single = {name: value.float() for name, value in vars(maps).items() if value is not None}
+    return dataclasses.replace(maps, **single)
 
 
 def in_unit_variance(maps: LatentMaps, covariance: Tensor) -> LatentMaps:

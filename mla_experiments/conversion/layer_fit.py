@@ -20,6 +20,7 @@ from ..modeling import DecoderForCausalLM
 from ..modeling.attention.checks import require
 from .choosing import Constants, converted, extended, rotation_of, study_of
 from .latent_maps import LatentMaps, in_single_precision, read_by_heads
+from .low_rank_queries import with_query_rank
 
 Tensor = torch.Tensor
 RIDGES = (0.01, 0.1, 1.0, 10.0)  # λ, in parts of the mean of the diagonal of Σ z zᵀ
@@ -28,7 +29,12 @@ LEAST_TARGET = 1e-12
 
 
 def refitted_layers(
-    model: DecoderForCausalLM, constants: list[Constants], kept: list[int], rank: int, windows: Tensor
+    model: DecoderForCausalLM,
+    constants: list[Constants],
+    kept: list[int],
+    ranks: list[int],
+    windows: Tensor,
+    query_rank: int | None = None,
 ) -> Iterator[LatentMaps]:
     """Yield the maps of every layer, converted along the converted model.
 
@@ -36,8 +42,9 @@ def refitted_layers(
         model: the original.
         constants: of each layer.
         kept: how many components of each frequency turn.
-        rank: of the latents.
+        ranks: of each layer's latent.
         windows: `[N, T]` token ids of calibration text.
+        query_rank: of the queries' latents; None for none.
 
     Raises:
         UserError: no windows are left once some are set aside.
@@ -52,10 +59,12 @@ def refitted_layers(
     turned = decoder.rotary_emb(torch.arange(windows.shape[1]).unsqueeze(0), stream.dtype)
     frequencies, factor = decoder.rotary_emb.inv_freq.double(), decoder.rotary_emb.attention_factor
     rotation = rotation_of(kept, frequencies, windows.shape[1])
-    for block, own in zip(decoder.layers, constants, strict=True):
+    for block, own, rank in zip(decoder.layers, constants, ranks, strict=True):
         inputs = torch.cat([block.input_layernorm(row.unsqueeze(0)) for row in stream])
         study = study_of(block.self_attn, inputs[:-SET_ASIDE], turned, frequencies, factor)
         maps = converted(study, kept, rank, own)
+        if query_rank is not None:
+            maps = with_query_rank(maps, query_rank, study.moments)
         rows = extended(block.self_attn, inputs)
         single = in_single_precision(maps)
         read = torch.cat([read_by_heads(single, row.unsqueeze(0), rotation) for row in rows])  # [N, T, H d_v]

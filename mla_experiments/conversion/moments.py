@@ -28,6 +28,7 @@ class Moments:
     Attributes:
         read: C^K, `[E, E]`: inputs, weighted by w as they are read by keys, of mean weight 1.
         attended: C^V, `[E, E]`: inputs as attention mixes them.
+        asked: C of queries, `[E, E]`: inputs, weighted by w of what is asked at them, of mean weight 1.
         queries: `[H, d, d]`: Σ_t Σ_s w q qᵀ a query token; rotary pairs half-split, not turned, the scale in them.
         distances: `[H, T]`: Σ w by the distance t - s.
         tokens: how many query tokens were seen.
@@ -35,6 +36,7 @@ class Moments:
 
     read: Tensor
     attended: Tensor
+    asked: Tensor
     queries: Tensor
     distances: Tensor
     tokens: int
@@ -86,15 +88,16 @@ def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...
     heads, width, length = layer.num_heads, layer.head_dim, inputs.shape[1]
     has_bias = layer.k_proj.bias is not None
     size = inputs.shape[2] + has_bias
-    shapes = ((size, size), (size, size), (heads, width, width), (heads, length))
-    read, attended, queries, distances = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
-    made = Moments(read, attended, queries, distances, tokens=0)
+    shapes = ((size, size), (size, size), (size, size), (heads, width, width), (heads, length))
+    read, attended, asked, queries, distances = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+    made = Moments(read, attended, asked, queries, distances, tokens=0)
     distance = (torch.arange(length).unsqueeze(1) - torch.arange(length)).clamp(min=0).flatten()
     for window in inputs:
         rows = F.pad(window, (0, 1), value=1.0) if has_bias else window  # [T, E]
         query, probabilities, weights = weights_of_scores(layer, window, rotation)
-        by_token = weights.sum((0, 1))  # [T]
+        by_token, by_query = weights.sum((0, 1)), weights.sum((0, 2))  # [T]
         made.read += (rows * by_token.unsqueeze(1)).T @ rows
+        made.asked += (rows * by_query.unsqueeze(1)).T @ rows
         mixed = (probabilities[:, ::EVERY] @ rows).flatten(0, 1)  # [H T / EVERY, E]
         made.attended += mixed.T @ mixed * (EVERY / heads)
         flat = as_numbers(in_pairs(query.transpose(1, 2), layer.rope_interleave), 1).transpose(1, 2)  # [H, T, d]
@@ -102,6 +105,7 @@ def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...
         made.distances.scatter_add_(1, distance.expand(heads, -1), weights.flatten(1).double())
         made.tokens += length
     made.read /= made.distances.sum()
+    made.asked /= made.distances.sum()
     made.attended /= made.tokens
     made.queries /= made.tokens * width
     return made

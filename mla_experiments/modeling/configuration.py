@@ -28,6 +28,7 @@ TAKEN_BY_THE_LIBRARY = (
 SET_BY_OTHERS = "set_by_others"  # in a saved configuration: the names of attributes that are no field of ours
 FULL, SLIDING = "full_attention", "sliding_attention"
 POSITIONS = ("rope", "learned", "none")
+NORM_PLACEMENTS = ("pre", "post")
 INITIALIZATIONS = ("normal", "scaled", "zero")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
@@ -48,19 +49,25 @@ class DecoderConfig(PreTrainedConfig):
             shortest pattern: a list of equal names is the plain config of that name.
         attention_options: the mechanism's own hyper-parameters; what is left out derives from the size. Where a list
             or a pattern is given they are by mechanism: `{"mla": {"kv_lora_rank": 32}}`.
+        layer_options: for each layer a dictionary of those options that its mechanism has otherwise there, such as
+            `[{"kv_lora_rank": 24}, {"kv_lora_rank": 40}]`; None for none.
         attention_source: where a mechanism from outside came from, see `plugins.source_of`; of a hybrid by mechanism;
             filled in.
         output_gate: "element" or "head": a gate on what every head reads (Qiu et al. 2025); None: none.
-        qk_norm: whether queries and keys are normed, each head alone, before they turn, as in Qwen3.
+        qk_norm: whether queries and keys are normed before they turn: True for each head alone, as in Qwen3, "whole"
+            for all heads together, as in OLMo 2.
         attention_bias: whether the projections of the hidden states in attention have biases, as in Qwen2.
         sliding_window: how many tokens a layer with a window sees, itself included; None for no windows.
         layer_types: "full_attention" or "sliding_attention" for each layer, transformers' own names; by default all
             layers have the window, where there is one.
         positions: "rope", "learned" absolute positions added to the embeddings, or "none": the mask alone tells order
             (Kazemnejad et al. 2023, arXiv 2305.19466).
+        no_rope_layers: transformers' own name: for each layer 1 where RoPE turns queries and keys and 0 where it does
+            not, as in SmolLM3 (Yang et al. 2025, RoPE to NoPE and Back Again, arXiv 2501.18795); None: it does in all.
         rope_parameters: transformers' standard description of RoPE: `rope_theta`, the base of the frequencies, and
             `rope_type`, "default" or one that stretches the context ("linear", "llama3", "yarn") with what it needs.
         rope_interleave: False for Llama's half-split rotary pairs, True for DeepSeek's interleaved ones.
+        norm_placement: "pre", norms before attention and MLP; or "post", behind them, as in OLMo 2.
         rms_norm_eps: added to the mean square in every norm of the block.
         initializer_range: standard deviation of every matrix and embedding at the start.
         initialization: how the two matrices of a block start that add to the residual stream: "normal" as all others;
@@ -84,15 +91,18 @@ class DecoderConfig(PreTrainedConfig):
     max_position_embeddings: int = 1024
     attention: str | Any = "mla"
     attention_options: dict | Any = None
+    layer_options: list[dict] | None = None
     attention_source: dict | None = None
     output_gate: str | None = None
-    qk_norm: bool = False
+    qk_norm: bool | str = False
     attention_bias: bool = False
     sliding_window: int | None = None
     layer_types: list[str] | Any = None
     positions: str = "rope"
+    no_rope_layers: list[int] | None = None
     rope_parameters: dict | Any = None
     rope_interleave: bool = False
+    norm_placement: str = "pre"
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     initialization: str = "normal"
@@ -118,13 +128,20 @@ class DecoderConfig(PreTrainedConfig):
             several = name == "eos_token_id" and isinstance(value, list)
             fits = all(type(one) is int for one in (value if several else [value]))
             require(value is None or fits, f"{name}={value!r} must be a token id.")
-        for name, known in (("positions", POSITIONS), ("initialization", INITIALIZATIONS)):
+        chosen = {"positions": POSITIONS, "initialization": INITIALIZATIONS, "norm_placement": NORM_PLACEMENTS}
+        for name, known in chosen.items():
             value = getattr(self, name)
             require(value in known, f"{name}={value!r} is unknown; choose {' or '.join(known)}.")
+        require(
+            self.norm_placement == "pre" or self.initialization == "normal",
+            f"initialization={self.initialization!r} is undone by the norms of norm_placement='post'; choose normal.",
+        )
         self._resolve_attention()
         for name in self.mechanisms:
             check_common(ATTENTION[name], {common: getattr(self, common) for common in COMMON})
+        self._check_layer_options()
         self._check_windows()
+        self._check_rotary_layers()
         for name, described in (
             ("rope_parameters", self.rope_parameters),
             ("rope_scaling", kwargs.get("rope_scaling")),
@@ -133,8 +150,8 @@ class DecoderConfig(PreTrainedConfig):
         self._refuse_unknown(kwargs)
         require(not self.is_encoder_decoder, "is_encoder_decoder=True: there is no encoder here.")
         super().__post_init__(**kwargs)
-        for name, options in self.mechanisms.items():
-            check_rope(self.rope_parameters, ATTENTION[name].rotary_dim(options), self.max_position_embeddings)
+        for dim in {self.mechanism(n).rotary_dim(self.options_of(n)) for n in range(self.num_hidden_layers)}:
+            check_rope(self.rope_parameters, dim, self.max_position_embeddings)
 
     @property
     def mechanisms(self) -> dict[str, dict]:
@@ -153,7 +170,12 @@ class DecoderConfig(PreTrainedConfig):
 
     def options_of(self, layer: int) -> dict:
         """Return the options of a layer's mechanism, complete."""
-        return self.mechanisms[self._name_of(layer)]
+        own = self.layer_options[layer] if self.layer_options else {}
+        return {**self.mechanisms[self._name_of(layer)], **own}
+
+    def is_rotary(self, layer: int) -> bool:
+        """Return whether RoPE turns queries and keys of a layer."""
+        return self.positions == "rope" and (self.no_rope_layers is None or bool(self.no_rope_layers[layer]))
 
     def _name_of(self, layer: int) -> str:
         names = names_in(self.attention)
@@ -167,6 +189,23 @@ class DecoderConfig(PreTrainedConfig):
 
     def _validate_longrope_rope_parameters(self, *_: object, **__: object) -> None:
         """The library's own would warn: it takes whole heads to turn. `check_rope` knows how many numbers do."""
+
+    def _check_layer_options(self) -> None:
+        """Refuse options of layers that are not for each, or that the layer's mechanism cannot have."""
+        given = self.layer_options
+        if given is None:
+            return
+        fits = isinstance(given, list) and all(isinstance(own, dict) for own in given)
+        require(fits, f"layer_options={given!r} must be a list of dictionaries.")
+        require(
+            len(given) == self.num_hidden_layers,
+            f"layer_options names {len(given)} layers, but num_hidden_layers={self.num_hidden_layers}; name each.",
+        )
+        for layer in range(self.num_hidden_layers):
+            try:
+                self._resolved(self._name_of(layer), self.options_of(layer))
+            except UserError as error:
+                raise UserError(f"layer_options of layer {layer}: {error}") from None
 
     def _check_windows(self) -> None:
         """Refuse windows that cannot be, and say of each layer whether it has one."""
@@ -199,6 +238,34 @@ class DecoderConfig(PreTrainedConfig):
                 f"sliding_window={window} is not followed by attention={self._name_of(layer)}; leave it out, or have "
                 f"layer {layer} see all by layer_types.",
             )
+
+    def _check_rotary_layers(self) -> None:
+        """Refuse `no_rope_layers` that do not say of each layer whether it turns, or ask what a mechanism cannot do."""
+        layers = self.no_rope_layers
+        if layers is None:
+            return
+        require(self.positions == "rope", f"no_rope_layers is for RoPE, not positions={self.positions}; leave it out.")
+        fits = isinstance(layers, list) and all(isinstance(one, int) and one in (0, 1) for one in layers)
+        require(fits, f"no_rope_layers={layers!r} must be a list of 1, with RoPE, and 0, without.")
+        require(
+            len(layers) == self.num_hidden_layers,
+            f"no_rope_layers names {len(layers)} layers, but num_hidden_layers={self.num_hidden_layers}; name each.",
+        )
+        for layer, turns in enumerate(layers):
+            require(
+                bool(turns) or self._is_same_without_rope(layer),
+                f"no_rope_layers leaves layer {layer} without RoPE, for which attention={self._name_of(layer)} keeps a "
+                "rotary key; leave it out, or choose gqa.",
+            )
+
+    def _is_same_without_rope(self, layer: int) -> bool:
+        """Whether a layer's mechanism may have the options that it has with RoPE."""
+        options = self.options_of(layer)
+        try:
+            without = self.mechanism(layer).resolve(self.hidden_size, self.num_attention_heads, rotary=False, **options)
+        except UserError:
+            return False
+        return without == options
 
     def windows(self) -> list[int | None]:
         """Return of each layer how many tokens it sees, None for all."""

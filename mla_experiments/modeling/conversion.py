@@ -23,7 +23,7 @@ from ..errors import UserError, reason_of
 from ..every_reader import config_for_every_reader, tokenizer_for_every_reader
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
-from . import fused
+from . import fused, granite
 from .attention.checks import require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
@@ -40,12 +40,12 @@ from .export import (
     with_scale,
 )
 from .gguf_files import is_gguf, unpack_gguf
-from .nested import names_inside, text_decoder
+from .nested import HEAD, names_inside, text_decoder
 from .shards import checked_shards, copy_shards, exchange, prediction_layers, repeat, rewrite
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
-    "mistral": "MistralForCausalLM",
+    "mistral": "MistralForCausalLM", "olmo2": "Olmo2ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
 }  # fmt: skip
 # what a config.json may call a number that must be positive
@@ -121,7 +121,7 @@ def config_to_export(source: Path, otherwise: str) -> DecoderConfig:
 
 
 def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> DecoderConfig:
-    """Write a stock Llama, Mistral, Phi-3, Qwen2, Qwen3 or dense DeepSeek-V2/V3 checkpoint as a model of ours.
+    """Write a stock checkpoint as a model of ours: Llama and its kin (`export.KEYS_AND_VALUES`), dense DeepSeek-V2, V3.
 
     The source is the folder of a checkpoint, or a GGUF file. Of a model of more than text its text decoder is taken.
     Layers that predict tokens further ahead (MTP) are left out: no logit of the decoder depends on them. Both are said.
@@ -142,6 +142,8 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
     require(type(more) is int and 0 <= more <= MOST_LAYERS, f"num_mtp_layers={more} of {source} is no number of layers")
     left_out = prediction_layers(source, stock.num_hidden_layers, more)
     expected, renamed = shapes_of(config), {}
+    untied = [HEAD] if stock.tie_word_embeddings and not config.tie_word_embeddings else []  # of a Granite
+    expected = {name: shape for name, shape in expected.items() if name not in untied}
     if is_fused := stock.model_type in fused.MODELS:
         expected = fused.fused_shapes(expected)
     if stock is not around:
@@ -151,11 +153,13 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
         print(f"Only the text decoder ({stock.model_type}) of {around.model_type} is imported.")
     shards = checked_shards(source, expected, left_out)
     with output_folder(target, source, overwrite) as scratch:
-        copies = copy_shards(shards, scratch, left_out)
+        copies = copy_shards(shards, scratch, (*left_out, *untied))
         if renamed:
             exchange(copies, lambda weights: {renamed[name]: weight for name, weight in weights.items()})
         if is_fused:
             exchange(copies, partial(fused.taken_apart, config=config))
+        if stock.model_type == granite.MODEL:
+            granite.take_in_factors(copies, stock)
         save_around_weights(source, scratch, config)
     if left_out and not renamed:
         print(

@@ -1,8 +1,9 @@
-"""A pre-norm decoder language model around any registered attention mechanism, or several, one a layer.
+"""A decoder language model around any registered attention mechanism, or several, one a layer.
 
 The block is Llama's (Touvron et al. 2023, LLaMA, §2.2): RMSNorm, attention, residual, RMSNorm, SwiGLU, residual,
-no biases, no dropout. Weights bear the names of transformers' Llama and DeepSeek-V3, so with MHA, GQA or MQA the
-model *is* a Llama and with MLA a dense DeepSeek-V3; the tests hold it to that.
+no biases, no dropout; or its norms stand behind attention and SwiGLU, as in OLMo 2. Weights bear the names of
+transformers' Llama and DeepSeek-V3, so with MHA, GQA or MQA the model *is* a Llama and with MLA a dense DeepSeek-V3;
+the tests hold it to that.
 """
 
 from itertools import islice
@@ -66,16 +67,22 @@ class MLP(nn.Module):
 
 
 class DecoderBlock(GradientCheckpointingLayer):
-    """RMSNorm, attention, residual; RMSNorm, SwiGLU, residual."""
+    """RMSNorm, attention, residual; RMSNorm, SwiGLU, residual; the norms behind what they stand before, if so told.
+
+    `norm_placement` "post" is x + RMSNorm(attention(x)), x + RMSNorm(SwiGLU(x)) (OLMo team 2024, 2 OLMo 2 Furious,
+    arXiv 2501.00656), whose weights bear the names of transformers' `Olmo2DecoderLayer`.
+    """
 
     def __init__(self, config: DecoderConfig, layer_idx: int):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norms_after = config.norm_placement == "post"
+        if not self.norms_after:
+            self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = config.mechanism(layer_idx)(
             config.hidden_size,
             config.num_attention_heads,
             layer_idx=layer_idx,
-            rotary=config.positions == "rope",
+            rotary=config.is_rotary(layer_idx),
             rope_interleave=config.rope_interleave,
             rope_parameters=config.rope_parameters,
             rms_norm_eps=config.rms_norm_eps,
@@ -86,6 +93,8 @@ class DecoderBlock(GradientCheckpointingLayer):
         )
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config)
+        if self.norms_after:
+            self.post_feedforward_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def start_outputs(self, config: DecoderConfig) -> None:
         """Set the matrices that add to the residual stream, in place, as `initialization` says."""
@@ -111,6 +120,10 @@ class DecoderBlock(GradientCheckpointingLayer):
         cache: Cache | None = None,
     ) -> torch.Tensor:
         """`[B, T, D]` to `[B, T, D]`; arguments as in `Attention.forward`."""
+        if self.norms_after:
+            attended = self.self_attn(x, position_embeddings, attention_mask, cache, attentions)
+            x = x + normalise(self.post_attention_layernorm, attended)
+            return x + normalise(self.post_feedforward_layernorm, self.mlp(x))
         normed = normalise(self.input_layernorm, x)
         x = x + self.self_attn(normed, position_embeddings, attention_mask, cache, attentions)
         return x + self.mlp(normalise(self.post_attention_layernorm, x))

@@ -1,18 +1,21 @@
 """Which stock model of transformers each of ours is, and back.
 
-Keys and values make a Llama, with biases a Qwen2, with norms of queries and keys a Qwen3; latents a dense DeepSeek.
+Keys and values make a Llama, with biases a Qwen2, with norms of queries and keys a Qwen3, with norms behind attention
+and MLP too an OLMo 2, with layers without RoPE a SmolLM3; latents a dense DeepSeek.
 Names and shapes of all weights are the same on both sides; `docs/interop.md` lists them.
 """
 
 import contextlib
 import copy
 from dataclasses import fields
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError, reason_of
+from . import granite
 from .attention import ATTENTION
 from .attention.checks import COMMON, require
 from .attention.hybrid import is_hybrid
@@ -26,9 +29,12 @@ SHARED_FIELDS = (
 )  # fmt: skip
 MLA_FIELDS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 LATENT_MODELS = ("deepseek_v2", "deepseek_v3")
-KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral", "phi3")
+KEYS_AND_VALUES = ("llama", "qwen2", "qwen3", "mistral", "phi3", granite.MODEL, "olmo2", "smollm3")
 WINDOWED = ("mistral", "phi3")  # in every layer, where they have a window
 TRANSLATED_FIELDS = ("head_dim", "num_key_value_heads", "rope_parameters", "rope_interleave", "first_k_dense_replace")
+OF_ONE_MODEL = {  # what only this model has, and is known here
+    granite.MODEL: granite.FACTORS, "smollm3": ("no_rope_layers", "no_rope_layer_interval"),
+}  # fmt: skip
 # what changes no logit of a dense model: training, speed, and experts that are not there
 WITHOUT_EFFECT = (
     "attention_dropout", "pretraining_tp", "num_mtp_layers", "output_router_logits", "moe_intermediate_size",
@@ -36,11 +42,12 @@ WITHOUT_EFFECT = (
     "norm_topk_prob", "routed_scaling_factor", "max_window_layers", "embd_pdrop", "resid_pdrop",
     "original_max_position_embeddings",
 )  # fmt: skip
-# what the stock model of a mechanism is called where an option that is common to mechanisms makes it another
-WITH = {
-    ("llama", "qk_norm"): "qwen3", ("llama", "attention_bias"): "qwen2", ("llama", "sliding_window"): "mistral",
-    ("deepseek_v3", "attention_bias"): "deepseek_v3",
+# what fields, beside those of a Llama, make it another stock model, and what they are there
+BESIDES: dict[str, dict[str, Any]] = {
+    "qwen2": {"attention_bias": True}, "qwen3": {"qk_norm": True},
+    "olmo2": {"norm_placement": "post", "qk_norm": "whole"},
 }  # fmt: skip
+OF_LAYERS = {"mistral": "sliding_window", "smollm3": "no_rope_layers"}  # whatever they are
 # what transformers itself looks for in any config, declared or not
 OF_ANY_MODEL = {
     "quantization_config": None, "sliding_window": None, "attention_chunk_size": None, "layer_types": None,
@@ -77,7 +84,9 @@ def stock_config(config: DecoderConfig) -> PreTrainedConfig:
         raise UserError("rope_interleave=True exists in no stock Llama; only the half-split layout can be exported")
     else:
         kind = CONFIG_MAPPING[family]
-        values |= config.attention_options | ({"sliding_window": config.sliding_window} if family == "mistral" else {})
+        values |= config.attention_options
+        if family in OF_LAYERS:
+            values[OF_LAYERS[family]] = getattr(config, OF_LAYERS[family])
     try:
         return kind(**values)
     except StrictDataclassError as error:  # a Llama wants heads that divide the width, whatever head_dim is
@@ -99,13 +108,18 @@ def stock_family(config: DecoderConfig) -> str:
         )
     if len(set(config.layer_types or ())) > 1:
         raise UserError("layer_types that differ exist in no stock model that is known here; it cannot be exported")
-    chosen = [name for name in (*COMMON, "sliding_window") if getattr(config, name)]
-    for name in chosen:
-        if (family, name) not in WITH or len(chosen) > 1:
-            said = " and ".join(f"{other}={getattr(config, other)}" for other in chosen)
-            raise UserError(f"{said} with attention={config.attention} exists in no stock model; it cannot be exported")
-        family = WITH[family, name]
-    return family
+    if config.layer_options:
+        raise UserError("layer_options make layers differ, which those of no stock model do; it cannot be exported")
+    plain = {name: None for name in (*COMMON, *OF_LAYERS.values())} | {"norm_placement": "pre"}
+    chosen = {name: getattr(config, name) for name in plain if getattr(config, name) not in (plain[name], False)}
+    if not chosen or (family == "deepseek_v3" and chosen == {"attention_bias": True}):
+        return family
+    found = [kind for kind, beside in BESIDES.items() if beside == chosen]
+    found += [kind for kind, name in OF_LAYERS.items() if [name] == list(chosen)]
+    if family == "llama" and found:
+        return found[0]
+    said = " and ".join(f"{name}={value}" for name, value in chosen.items())
+    raise UserError(f"{said} with attention={config.attention} exists in no stock model; it cannot be exported")
 
 
 def stock_of(attention: str) -> str | None:
@@ -136,7 +150,7 @@ def stock_model(model: DecoderForCausalLM) -> PreTrainedModel:
 
 
 def native_config(stock: PreTrainedConfig) -> DecoderConfig:
-    """Return our config of a stock Llama, DeepSeek-V2 or DeepSeek-V3 with the same weights and the same logits.
+    """Return our config of a stock Llama, one of its kin, DeepSeek-V2 or DeepSeek-V3, with the same logits.
 
     Raises:
         UserError: another architecture, or a feature that our decoder does not have, by its field.
@@ -156,8 +170,13 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
         values |= {"attention": narrowest(stock, options, "deepseek_v3"), "rope_interleave": interleaved}
         return DecoderConfig(**values, attention_options=options)
     options = {"head_dim": getattr(stock, "head_dim", None), "num_key_value_heads": stock.num_key_value_heads}
-    values |= {name: True for (_, name), family in WITH.items() if family == kind and name in COMMON}
-    values["sliding_window"] = stock.sliding_window if kind in WINDOWED else None
+    values |= BESIDES.get(kind, {})
+    if kind in WINDOWED:
+        values["sliding_window"] = stock.sliding_window
+    if kind == "smollm3":  # whose list may name more layers than there are
+        values["no_rope_layers"] = stock.no_rope_layers[: stock.num_hidden_layers]
+    if kind == granite.MODEL:
+        values["tie_word_embeddings"] = granite.is_tied(stock)
     return DecoderConfig(**values, attention=narrowest(stock, options, "llama"), attention_options=options)
 
 
@@ -188,7 +207,8 @@ def refuse_what_differs(stock: PreTrainedConfig) -> None:
         f"first_k_dense_replace={dense} of num_hidden_layers={layers}: the other layers are mixtures of experts; only "
         "dense checkpoints can be imported",
     )
-    known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT}
+    own = OF_ONE_MODEL.get(stock.model_type, ())
+    known = {*SHARED_FIELDS, *MLA_FIELDS, *TRANSLATED_FIELDS, *WITHOUT_EFFECT, *own}
     declared = {f.name: f.default for f in fields(stock) if f.name in type(stock).__annotations__.keys() - known}
     heads = {"num_key_value_heads": stock.num_attention_heads} if stock.model_type in LATENT_MODELS else {}
     window = {"sliding_window": stock.sliding_window} if stock.model_type in WINDOWED else {}
@@ -280,7 +300,7 @@ def interleaved(name: str, weight: torch.Tensor, config: DecoderConfig) -> torch
         config: of the model.
     """
     rotary = config.attention_options["qk_rope_head_dim"]
-    num_heads = 1 if name.endswith("kv_a_proj_with_mqa.weight") else config.num_attention_heads
+    num_heads = 1 if "kv_a_proj_with_mqa." in name else config.num_attention_heads
     rows = weight.unflatten(0, (num_heads, -1))  # [H, rows of a head, in]
     content, turned = rows[:, :-rotary], rows[:, -rotary:]
     order = torch.arange(rotary).view(2, -1).T.flatten()

@@ -100,6 +100,8 @@ def describe_model(config: PreTrainedConfig, native: bool) -> str:
             f"{name}: " * several + ", ".join(f"{option} {value}" for option, value in own.items() if value is not None)
             for name, own in config.mechanisms.items()
         ]
+        if config.layer_options:
+            options.append(f"by layer: {', '.join(map(str, config.layer_options))}")
         beside = "".join(
             f" The mechanism{f' {name}' * several} is from outside mla-experiments: {escaped(how_to_get(source))}."
             for name, source in config.sources.items()

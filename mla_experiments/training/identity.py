@@ -192,7 +192,8 @@ def identity_of(
     aside = {"transformers_version", "_name_or_path", "dtype", "architectures", "attention_source"}  # among the sources
     # younger than runs that had none of them either
     aside |= {name for name in COMMON if not getattr(config, name)}
-    aside |= {"initialization"} if config.initialization == "normal" else set()
+    usual = {"initialization": "normal", "norm_placement": "pre", "no_rope_layers": None, "layer_options": None}
+    aside |= {name for name, value in usual.items() if getattr(config, name) == value}
     aside |= set() if config.sliding_window else {"sliding_window", "layer_types"}
     determines = {
         "model": {name: value for name, value in config.to_diff_dict().items() if name not in aside},

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import command, synthetic_articles
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from mla_experiments.cli import main
 from mla_experiments.conversion.calibration import check_apart, runs_of
@@ -115,6 +116,77 @@ def test_a_converted_model_is_a_stock_deepseek(place):
     torch.testing.assert_close(load_file(place / "theirs.safetensors")["logits"], ours, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("attention_bias", [False, True])
+def test_low_rank_queries_are_a_stock_deepseek_s_too(place, prepared, attention_bias):
+    save("gqa", prepared, "gqa", attention_options={"num_key_value_heads": 3}, attention_bias=attention_bias)
+    model, _ = load_with_tokenizer(place / "gqa")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(place / "gqa")
+    assert convert(cache_bytes=ORIGINAL // 2, q_lora_rank=20) == 0
+    names = [step["step"] for step in json.loads((place / "out/conversion.json").read_text())["steps"]]
+    assert names[3:] == ["low rank", "queries of low rank", "fitted", "constant channel"]
+    assert main(["export", "out", "stock"]) == 0
+    stock, (ours, _) = AutoModelForCausalLM.from_pretrained(place / "stock"), load_with_tokenizer(place / "out")
+    assert (type(stock).__name__, stock.config.q_lora_rank) == ("DeepseekV3ForCausalLM", 20)
+    tokens = torch.arange(60)[None]
+    with torch.inference_mode():
+        wanted = ours(tokens).logits
+        torch.testing.assert_close(stock(tokens).logits, wanted, atol=1e-4, rtol=0)
+        past = ours(tokens[:, :40], use_cache=True).cache
+        later = ours(tokens[:, 40:], cache=past).logits
+    torch.testing.assert_close(later, wanted[:, 40:], atol=1e-4, rtol=0)
+
+
+def test_without_a_norm_queries_of_low_rank_have_none(place):
+    assert convert(cache_bytes=ORIGINAL // 2, q_lora_rank=20, latent_norm="none") == 0
+    names = load_file(place / "out/model.safetensors").keys()
+    assert "model.layers.0.self_attn.q_b_proj.weight" in names and not [name for name in names if "a_layernorm" in name]
+
+
+def test_layers_may_have_latents_of_other_widths_in_a_model_of_ours_alone(place, capsys):
+    model, _ = load_with_tokenizer(place / "gqa")
+    with torch.no_grad():  # the first layer's values are of two directions
+        first = model.model.layers[0].self_attn.v_proj.weight
+        first.copy_(first[:, :2] @ torch.randn(2, 48))
+    model.save_pretrained(place / "gqa")
+    assert convert(cache_bytes=ORIGINAL // 2, ranks="by-layer", q_lora_rank=20) == 0
+    model, _ = load_with_tokenizer(place / "out")
+    kept = [layer.self_attn.cache_elements_per_token() for layer in model.model.layers]
+    assert sum(kept) * 4 == ORIGINAL // 2 and kept[0] < kept[1]
+    assert json.loads((place / "out/conversion.json").read_text())["steps"][-1]["numbers"] == 24
+    tokens = torch.arange(60)[None]
+    with torch.inference_mode():
+        past = model(tokens[:, :40], use_cache=True).cache
+        later = model(tokens[:, 40:], cache=past).logits
+        torch.testing.assert_close(later, model(tokens).logits[:, 40:], atol=1e-4, rtol=0)
+    for to in ("hf", "gguf"):
+        assert main(["export", "out", "stock", "--to", to]) == 2
+        assert "layer_options make layers differ" in capsys.readouterr().err
+    assert main(["export", "out", "stock", "--widths", "64", "32"]) == 2
+    assert "layer_options make latents differ" in capsys.readouterr().err
+
+
+def test_a_granite_is_converted_as_what_it_is_imported_to(place):
+    torch.manual_seed(3)
+    config = GraniteConfig(
+        **SIZE, num_key_value_heads=3, tie_word_embeddings=True, embedding_multiplier=6.0, attention_multiplier=0.5,
+        residual_multiplier=0.4, logits_scaling=2.0,
+    )  # fmt: skip
+    granite = GraniteForCausalLM(config).eval()
+    granite.save_pretrained(place / "granite")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (place / "granite" / file).write_bytes((place / "gqa" / file).read_bytes())
+    assert convert("granite", "out", kv_lora_rank=24 + 1, qk_rope_head_dim=24) == 0  # full size
+    assert main(["export", "out", "stock"]) == 0
+    tokens = torch.arange(60)[None]
+    with torch.inference_mode():
+        made = AutoModelForCausalLM.from_pretrained(place / "stock")(tokens).logits
+        torch.testing.assert_close(made, granite(tokens).logits, atol=1e-4, rtol=0)
+
+
 def test_half_precision_stays_half_precision(place):
     model, _ = load_with_tokenizer(place / "gqa")
     model.to(torch.bfloat16).save_pretrained(place / "half")
@@ -123,6 +195,16 @@ def test_half_precision_stays_half_precision(place):
     assert convert("half", "out", cache_bytes=ORIGINAL // 4) == 0  # which is half of its cache
     assert {weight.dtype for weight in load_file(place / "out/model.safetensors").values()} == {torch.bfloat16}
     assert json.loads((place / "out/conversion.json").read_text())["steps"][-1]["numbers"] == 24
+
+
+def test_what_float16_cannot_hold_is_not_written_in_it(place, capsys):
+    model, _ = load_with_tokenizer(place / "gqa")
+    model.to(torch.float16).save_pretrained(place / "gqa")
+    assert convert(cache_bytes=ORIGINAL // 4) == 2
+    assert "latent_norm=constant" in capsys.readouterr().err and not (place / "out").exists()
+    assert convert(cache_bytes=ORIGINAL // 4, latent_norm="none") == 0
+    weights = load_file(place / "out/model.safetensors").values()
+    assert all(weight.dtype == torch.float16 and weight.isfinite().all() for weight in weights)
 
 
 REFUSED = [
@@ -134,6 +216,11 @@ REFUSED = [
     ({"kv_lora_rank": 4, "qk_rope_head_dim": 5}, "qk_rope_head_dim=5"),
     ({"kv_lora_rank": 1, "qk_rope_head_dim": 4}, "kv_lora_rank=1"),
     ({"cache_bytes": 192, "latent_norm": "some"}, "latent_norm=some"),
+    ({"cache_bytes": 192, "ranks": "some"}, "ranks=some"),
+    ({"cache_bytes": 192, "q_lora_rank": 0}, "q_lora_rank=0"),
+    ({"cache_bytes": 192, "q_lora_rank": 1}, "q_lora_rank=1 must lie between 2 and 49"),
+    ({"cache_bytes": 192, "q_lora_rank": 50}, "q_lora_rank=50 must lie between 2 and 49"),
+    ({"cache_bytes": 192, "q_lora_rank": 49, "latent_norm": "none"}, "q_lora_rank=49 must lie between 1 and 48"),
     ({"cache_bytes": 192, "calibration_tokens": 40}, "width 48"),
     ({"cache_bytes": 192, "calibration_tokens": 10**6}, "tokens, fewer than"),
     ({"cache_bytes": 192, "held_out": "text.txt"}, "share a passage"),
@@ -154,6 +241,10 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(place, c
     [
         ("mla", {}, "attention=mla"),
         ("gqa", {"qk_norm": True}, "qk_norm"),
+        ("gqa", {"qk_norm": "whole", "norm_placement": "post"}, "qk_norm=whole"),
+        ("gqa", {"norm_placement": "post"}, "norm_placement=post"),
+        ("gqa", {"no_rope_layers": [1, 0]}, "no_rope_layers=[1, 0]"),
+        ("gqa", {"layer_options": [{"num_key_value_heads": 3}, {"num_key_value_heads": 6}]}, "layer_options="),
         ("gqa", {"output_gate": "head"}, "output_gate"),
         ("gqa", {"sliding_window": 16}, "sliding_window=16"),
         ("gqa", {"positions": "learned"}, "positions=learned"),

@@ -1,11 +1,13 @@
 """Each step of a conversion against its own identity: exact at full size, and what it loses where it loses."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
-from mla_experiments.conversion.choosing import kept_of, pairs_in_order, rotation_of
+from mla_experiments.conversion import constant_channel
+from mla_experiments.conversion.choosing import USUAL, kept_of, pairs_in_order, rotation_of
 from mla_experiments.conversion.comparing import log_probabilities
 from mla_experiments.conversion.converting import (
     Converted,
@@ -19,10 +21,13 @@ from mla_experiments.conversion.converting import (
     studied,
 )
 from mla_experiments.conversion.grouped_maps import stacked
-from mla_experiments.conversion.joint_rank import Part, balanced, low_rank, with_ridge
+from mla_experiments.conversion.joint_rank import Part, balanced, low_rank, parts_of, with_ridge
 from mla_experiments.conversion.latent_maps import in_unit_variance, output_of
 from mla_experiments.conversion.layer_fit import mended
+from mla_experiments.conversion.low_rank_queries import key_weights, with_query_rank
+from mla_experiments.conversion.low_rank_queries import low_rank as low_rank_of_queries
 from mla_experiments.conversion.moments import layer_inputs
+from mla_experiments.conversion.ranks import shared_out, worth_of
 from mla_experiments.conversion.rotary_part import without_rope
 from mla_experiments.errors import UserError
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM
@@ -122,6 +127,133 @@ def test_what_is_left_without_rope_is_exact_where_nothing_turns_by_much():
     for layer in layers:
         maps = without_rope(layer.maps, kept, layer.mean_rotation)
         assert layer.lost(maps, rotation_of(kept, frequencies, text().shape[1])) < 1e-8
+
+
+@pytest.mark.parametrize("rank", [1, 7, 20, 47])
+def test_the_error_of_low_rank_queries_is_the_tail_of_the_singular_values(rank):
+    made = torch.Generator().manual_seed(5)
+    queries, root, inputs = (torch.randn(*shape, dtype=torch.float64, generator=made)
+                             for shape in ((6, 10, 48), (6, 10, 20), (48, 90)))  # fmt: skip
+    weights, covariance = root @ root.transpose(1, 2), inputs @ inputs.T / 90
+    down, up = low_rank_of_queries(queries, weights, covariance, rank)
+    missing = queries - up @ down
+    error = ((weights @ missing @ covariance) * missing).sum()
+    whole = torch.linalg.cholesky(torch.block_diag(*weights)).T @ queries.flatten(0, 1)
+    tail = torch.linalg.svdvals(whole @ torch.linalg.cholesky(covariance))[rank:].square().sum()
+    assert float(error) == pytest.approx(float(tail), rel=1e-4)
+    torch.testing.assert_close(down @ covariance @ down.T, torch.eye(rank).double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_of_full_rank_are_the_queries(kind):
+    model, windows = model_with(**KINDS[kind]), text()
+    frequencies = angles_of(model)[0]
+    for layer in studied(model, windows):
+        kept = [1] * len(frequencies)
+        maps, rotation = without_rope(layer.maps, kept, layer.mean_rotation), rotation_of(kept, frequencies, 24)
+        low = with_query_rank(maps, SIZE["hidden_size"] + model.config.attention_bias, layer.moments)
+        assert len(low.query_latent) <= SIZE["hidden_size"] + 1
+        wanted = output_of(maps, layer.inputs.double(), rotation)
+        made = output_of(low, layer.inputs.double(), rotation)
+        torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_what_queries_meet_is_the_mean_over_all_angles_of_what_keys_are(study):
+    for layer in study[2]:
+        maps = without_rope(layer.maps, [2] * 4, layer.mean_rotation)
+        values, vectors = torch.linalg.eigh(layer.moments.read)
+        rows = (vectors * values.clamp(min=0).sqrt()).T  # [E, E], whose second moment is that of what is read
+        content = rows @ maps.latent.T @ maps.key_up.transpose(1, 2)  # [H, E, d_n]
+        total = 0
+        for first, second in itertools.product(torch.arange(5) * 2 * torch.pi / 5, repeat=2):
+            angles = (first + torch.arange(4).repeat_interleave(2) * second).double()  # one for both of a frequency
+            real, imaginary = (rows @ maps.rotary_key.T).chunk(2, dim=1)
+            turned = torch.cat((real * angles.cos() - imaginary * angles.sin(),
+                                real * angles.sin() + imaginary * angles.cos()), dim=1)  # fmt: skip
+            keys = torch.cat((content, turned.expand(6, -1, -1)), dim=2)
+            total = total + keys.transpose(1, 2) @ keys / 25
+        share = layer.moments.distances.sum(1) / layer.moments.distances.sum()
+        found = key_weights(maps, layer.moments)
+        torch.testing.assert_close(found, total * share.view(-1, 1, 1), rtol=1e-5, atol=1e-6 * float(found.max()))
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_conversion_with_queries_of_full_rank_gives_the_logits_of_the_original(study, constant):
+    model, windows, layers = study
+    *_, made = steps(model, layers, full_size(model.config), windows, constant, fit=False, query_rank=48)
+    converted = model_of(model, made)
+    assert converted.config.attention_options["q_lora_rank"] == 48 + constant
+    wanted = logits(model, text(seed=3))
+    assert (logits(converted, text(seed=3)) - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_loss_falls_with_the_rank_of_queries_and_the_fit_mends_some_of_it(study):
+    model, windows, layers = study
+    size, truth, apart = size_for(model, layers, 24, constant=False), logits(model, text(seed=3)), {}
+    windows = text(64)
+    for rank in (2, 8, 24):
+        for made in steps(model, layers, size, windows, constant=False, fit=True, query_rank=rank):
+            apart[rank, made.step] = float((logits(model_of(model, made), text(seed=3)) - truth).square().mean())
+        assert apart[rank, "fitted"] < apart[rank, "queries of low rank"]
+        assert apart[rank, "low rank"] < apart[rank, "queries of low rank"]
+    assert apart[24, "queries of low rank"] < apart[8, "queries of low rank"] < apart[2, "queries of low rank"]
+
+
+def test_healing_leaves_the_constants_of_both_latents_unread(study):
+    model, windows, layers = study
+    *_, made = steps(model, layers, size_for(model, layers, 24, True), windows, True, False, query_rank=12)
+    converted = model_of(model, made)
+    constant_channel.hold(converted)
+    converted(windows, labels=windows).loss.backward()
+    for block in converted.model.layers:
+        for down, up in (("kv_a_proj_with_mqa", "kv_b_proj"), ("q_a_proj", "q_b_proj")):
+            down, up = getattr(block.self_attn, down), getattr(block.self_attn, up)
+            channel = up.in_features - 1
+            assert down.bias[channel].abs() > 1e3 and not down.weight[channel].any() and not up.weight[:, channel].any()
+            assert not down.bias.grad[channel].any() and not down.weight.grad[channel].any()
+            assert not up.weight.grad[:, channel].any() and up.weight.grad.any()
+
+
+def test_numbers_go_where_they_are_worth_most():
+    made = torch.Generator().manual_seed(8)
+    worth = [torch.rand(6, dtype=torch.float64, generator=made).sort(descending=True).values * k for k in (1, 2, 9)]
+    for total in range(3, 19):
+        every = (ranks for ranks in itertools.product(range(1, 7), repeat=3) if sum(ranks) == total)
+        best = min(
+            every, key=lambda ranks: sum(float(own[rank:].sum()) for own, rank in zip(worth, ranks, strict=True))
+        )
+        assert tuple(shared_out(worth, total)) == best
+
+
+def test_what_a_number_is_worth_is_what_the_error_falls_by(study):
+    _, _, layers = study
+    for layer in layers:
+        same = dataclasses.replace(layer.moments, attended=layer.moments.read)  # where Eckart and Young's is the best
+        layer = dataclasses.replace(layer, moments=same)
+        stand_in, kept = layer.mean_rotation, [1] * 4
+        parts = parts_of(without_rope(layer.maps, kept, stand_in), same, stand_in, USUAL.key_weight)
+        errors = [error(*parts, *low_rank(*parts, rank)) for rank in (3, 4, 9, 10)]
+        output = float(layer.outputs[:, 1:].square().sum(-1).mean())
+        worth = worth_of(layer, USUAL, kept) * output
+        assert errors[0] - errors[1] == pytest.approx(float(worth[3]), rel=1e-3)
+        assert errors[2] - errors[3] == pytest.approx(float(worth[9]), rel=1e-3)
+
+
+def test_a_layer_of_few_directions_is_given_few_numbers():
+    model, windows = model_with(**GQA), text(16)
+    with torch.no_grad():
+        for name in ("k_proj", "v_proj"):  # of layer 0: keys and values of two directions each
+            weight = getattr(model.model.layers[0].self_attn, name).weight
+            weight.copy_(weight[:, :2] @ torch.randn(2, 48, generator=torch.Generator().manual_seed(9)))
+    layers = studied(model, windows)
+    size = dataclasses.replace(size_for(model, layers, 24, constant=True), by_layer=True)
+    *_, made = steps(model, layers, size, windows, constant=True, fit=True)
+    ranks = [maps.rank for maps in made.layers]
+    assert ranks[0] <= 5 < ranks[1] and sum(ranks) + 2 * size.rotary == 2 * 24
+    even = list(steps(model, layers, dataclasses.replace(size, by_layer=False), windows, constant=True, fit=True))[-1]
+    wanted = logits(model, text(seed=3))
+    apart = [(logits(model_of(model, one), text(seed=3)) - wanted).square().mean() for one in (made, even)]
+    assert apart[0] < apart[1]
 
 
 def test_unit_variance_changes_nothing_but_the_scale(study):

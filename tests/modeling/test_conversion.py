@@ -20,12 +20,18 @@ from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     GPT2Config,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     set_seed,
 )
 
@@ -54,6 +60,7 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.5, 2.0, 3.0],
     "long_factor": [2.0, 3.0, 4.0, 6.0], "original_max_position_embeddings": 256,
 }  # fmt: skip
+FACTORS = {"embedding_multiplier": 6.0, "attention_multiplier": 0.5, "residual_multiplier": 0.22, "logits_scaling": 3.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
 
 
@@ -138,12 +145,40 @@ def test_mla_is_exported_in_the_layout_that_servers_assume(tmp_path):
     assert torch.equal(theirs[0::2], ours[:3]) and torch.equal(theirs[1::2], ours[3:])
 
 
+@pytest.mark.parametrize("rotary", [4, 6])
+def test_biases_of_latents_are_turned_with_their_rows(tmp_path, rotary):
+    options = {"kv_lora_rank": 14, "qk_rope_head_dim": rotary, "q_lora_rank": 12}
+    model = saved(tmp_path / "run", "mla", attention_bias=True, attention_options=options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    model.save_pretrained(tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "out")
+    tokens = torch.randint(0, 320, (1, 40))
+    with torch.inference_mode():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(tokens).logits
+        torch.testing.assert_close(model(tokens).logits, theirs, atol=2e-5, rtol=0)
+
+
 def llama(**more):
     return LlamaForCausalLM(LlamaConfig(**{**SIZE, **more}))
 
 
 def phi3(**more):
     return Phi3ForCausalLM(Phi3Config(**{**SIZE, "original_max_position_embeddings": 512, **more}))
+
+
+def granite(**more):
+    return GraniteForCausalLM(GraniteConfig(**{**SIZE, **FACTORS, **more}))
+
+
+def olmo2(**more):
+    return Olmo2ForCausalLM(Olmo2Config(**{**SIZE, **more}))
+
+
+def smollm3(**more):
+    return SmolLM3ForCausalLM(SmolLM3Config(**{**SIZE, "no_rope_layer_interval": 2, **more}))
 
 
 def deepseek_v2(**more):
@@ -176,6 +211,14 @@ IMPORTED = {
         q_lora_rank=9, rope_parameters={**YARN, "mscale": 1.2, "mscale_all_dim": 0.8}
     ),
     "phi-3": lambda: phi3(num_key_value_heads=2),
+    "granite": lambda: granite(),
+    "granite, grouped": lambda: granite(num_key_value_heads=2, head_dim=6),
+    "granite, tied": lambda: granite(tie_word_embeddings=True),
+    "granite, still tied": lambda: granite(tie_word_embeddings=True, embedding_multiplier=4.0, logits_scaling=0.25),
+    "olmo 2": lambda: olmo2(),
+    "olmo 2, grouped, tied": lambda: olmo2(num_key_value_heads=2, tie_word_embeddings=True, rope_parameters=YARN),
+    "smollm3": lambda: smollm3(tie_word_embeddings=False),
+    "smollm3, tied, the first layer without rope": lambda: smollm3(no_rope_layers=[0, 1], num_key_value_heads=1),
     "phi-3, windows and longrope": lambda: phi3(sliding_window=17, rope_parameters=LONGROPE),
 }
 
@@ -250,7 +293,7 @@ def test_a_layer_too_many_that_predicts_nothing_further_is_refused(tmp_path):
         import_checkpoint(tmp_path / "stock", tmp_path / "ours")
 
 
-@pytest.mark.parametrize("kind", ["llama, llama3", "deepseek-v3, yarn"])
+@pytest.mark.parametrize("kind", ["llama, llama3", "deepseek-v3, yarn", "olmo 2, grouped, tied", "smollm3"])
 def test_there_and_back_is_the_same_model(tmp_path, kind):
     set_seed(3)
     stock = IMPORTED[kind]().eval()

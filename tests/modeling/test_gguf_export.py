@@ -158,6 +158,8 @@ def with_splitting(folder, change):
 
 REFUSED = {
     "sliding_window=16": ("mha", {"sliding_window": 16}),
+    "model_type=olmo2": ("mha", {"norm_placement": "post", "qk_norm": "whole"}),
+    "model_type=smollm3": ("mha", {"no_rope_layers": [0] * 2}),
     "rope_type=dynamic": ("mha", {"rope_parameters": {**LINEAR, "rope_type": "dynamic"}}),
     "rope_type=longrope": ("mha", {"rope_parameters": LONGROPE}),
     "rope_type=llama3": ("gqa", {"rope_parameters": LLAMA3, "qk_norm": True}),

@@ -25,6 +25,9 @@ LATENT = {
 }  # fmt: skip
 BASES = {
     "llama": SIZE,
+    "granite": SIZE,
+    "olmo2": SIZE,
+    "smollm3": {**SIZE, "pad_token_id": None},
     "deepseek_v2": {**SIZE, **LATENT},
     "deepseek_v3": {**SIZE, **LATENT, "num_mtp_layers": 1},
 }
@@ -37,7 +40,10 @@ CHANGED = {  # every field that a stock config declares, with another value than
     "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 6, "first_k_dense_replace": 1, "n_group": 2,
     "n_routed_experts": 16, "n_shared_experts": 3, "output_router_logits": True, "routed_scaling_factor": 3.0,
     "topk_group": 2, "topk_method": "group_limited_greedy", "norm_topk_prob": None, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 8, "rope_interleave": False, "num_mtp_layers": 0,
+    "moe_intermediate_size": 8, "rope_interleave": False, "num_mtp_layers": 0, "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.7, "residual_multiplier": 0.3, "logits_scaling": 4.0,
+    "no_rope_layers": [0, 1, 1], "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 8,
+    "layer_types": ["sliding_attention"] * 2,
 }  # fmt: skip
 DECLARED = [(kind, name) for kind in BASES for name in AutoConfig.for_model(kind).__class__.__annotations__]
 # not declared, but looked for by transformers in any config
@@ -182,6 +188,7 @@ def test_configs_as_they_lie_on_the_hub_are_read_as_transformers_reads_them(tmp_
         ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "short_factor"),
         ({"rope_theta": 0}, "rope_theta=0"),
         ({"model_type": "gemma"}, "model_type=gemma"),
+        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling=0"),
         ({"model_type": "deepseek_v3", "first_k_dense_replace": None}, "first_k_dense_replace=None"),
         ({"model_type": "deepseek_v2"}, "first_k_dense_replace=0"),
         ({"model_type": "deepseek_v3", "n_routed_experts": None}, "n_routed_experts"),

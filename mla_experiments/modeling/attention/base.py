@@ -35,7 +35,7 @@ class Attention(CommonOptions, nn.Module, ABC):
         rope_parameters: how the rotary angles are made, see `rope.RotaryEmbedding`; some scale the scores too.
         rms_norm_eps: what the norms of the block add to the mean square, for norms that the mechanism has.
         output_gate: "element" or "head" for a gate on what the heads have read, see `output`; None for none.
-        qk_norm: whether queries and keys are normed a head before they turn, see `normed`.
+        qk_norm: whether queries and keys are normed before they turn, a head or "whole", see `normed`.
         attention_bias: whether the projections of the hidden states have biases (the output's has none), see `linear`.
         options: the mechanism's own hyper-parameters, see its `resolve`.
 
@@ -84,7 +84,7 @@ class Attention(CommonOptions, nn.Module, ABC):
         rope_parameters: dict | None = None,
         rms_norm_eps: float = 1e-6,
         output_gate: str | None = None,
-        qk_norm: bool = False,
+        qk_norm: bool | str = False,
         attention_bias: bool = False,
         **options: Option,
     ):

@@ -10,7 +10,9 @@ from ...errors import UserError
 if TYPE_CHECKING:
     from .base import Attention
 
-COMMON = {"output_gate": (None, "element", "head"), "qk_norm": (False, True), "attention_bias": (False, True)}
+COMMON: dict[str, tuple[str | bool | None, ...]] = {
+    "output_gate": (None, "element", "head"), "qk_norm": (False, True, "whole"), "attention_bias": (False, True),
+}  # fmt: skip
 KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
 
 

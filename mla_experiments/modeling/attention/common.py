@@ -15,9 +15,10 @@ class CommonOptions:
 
     hidden_size: int
     num_heads: int
+    softmaxes_per_head: int
     rms_norm_eps: float
     output_gate: str | None
-    qk_norm: bool
+    qk_norm: bool | str
     attention_bias: bool
     q_norm: nn.Module
     k_norm: nn.Module
@@ -26,14 +27,27 @@ class CommonOptions:
         """Return a projection of the hidden states, with a bias where `attention_bias` says so (as in Qwen2)."""
         return nn.Linear(in_features, out_features, bias=self.attention_bias)
 
-    def make_norms(self, width: int) -> None:
-        """Make the norms of queries and keys of this width, where `qk_norm` says so (as in Qwen3)."""
+    def make_norms(self, width: int, key_heads: int) -> None:
+        """Make the norms of queries and keys, where `qk_norm` says so.
+
+        Args:
+            width: of a head of both.
+            key_heads: how many keys a token has; norms of all heads together are of the width of all queries, or keys.
+        """
         if self.qk_norm:
-            self.q_norm = nn.RMSNorm(width, eps=self.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(width, eps=self.rms_norm_eps)
+            queries = self.num_heads * self.softmaxes_per_head
+            query_heads, key_heads = (queries, key_heads) if self.qk_norm == "whole" else (1, 1)
+            self.q_norm = nn.RMSNorm(query_heads * width, eps=self.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(key_heads * width, eps=self.rms_norm_eps)
 
     def normed(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Norm queries `[B, H, T, D]` and keys `[B, G, T, D]`, each head alone, where `qk_norm` says so."""
+        """Norm queries `[B, H, T, D]` and keys `[B, G, T, D]`, where `qk_norm` says so.
+
+        Each head alone (as in Qwen3), or with "whole" all heads of a token together (as in OLMo 2).
+        """
+        if self.qk_norm == "whole":
+            wide = normalise(self.q_norm, merge_heads(query)), normalise(self.k_norm, merge_heads(key))  # [B, T, H·D]
+            return split_heads(wide[0], query.shape[-1]), split_heads(wide[1], key.shape[-1])
         return (normalise(self.q_norm, query), normalise(self.k_norm, key)) if self.qk_norm else (query, key)
 
     def make_output(self, width: int) -> None:

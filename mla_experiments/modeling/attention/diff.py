@@ -56,7 +56,7 @@ class Diff(Attention):
         self.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * self.layer_idx)
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
             self.register_parameter(name, nn.Parameter(LAMBDA_STD * torch.randn(self.head_dim)))
-        self.make_norms(self.head_dim)
+        self.make_norms(self.head_dim, 2 * self.num_key_value_heads)
         self.make_output(2 * self.head_dim)
 
     @classmethod

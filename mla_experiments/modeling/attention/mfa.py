@@ -41,7 +41,7 @@ class MFA(Attention):
         self.q_b_proj = nn.Linear(self.q_lora_rank, self.num_heads * self.head_dim, bias=False)
         self.k_proj = self.linear(hidden_size, self.head_dim)
         self.make_values()
-        self.make_norms(self.head_dim)
+        self.make_norms(self.head_dim, key_heads=1)
         self.make_output(self.head_dim)
 
     def make_values(self) -> None:

@@ -38,7 +38,7 @@ class MHA(Attention):
         self.q_proj = self.linear(hidden_size, self.num_heads * self.head_dim)
         self.k_proj = self.linear(hidden_size, key_width)
         self.v_proj = self.linear(hidden_size, key_width)
-        self.make_norms(self.head_dim)
+        self.make_norms(self.head_dim, self.num_key_value_heads)
         self.make_output(self.head_dim)
 
     @classmethod

@@ -88,10 +88,11 @@ def check_held(stock: PreTrainedConfig) -> None:
     """
     family = stock.model_type
     require(
-        family in ARCHITECTURES,
+        family != "mistral",
         f"sliding_window={getattr(stock, 'sliding_window', None)}: llama.cpp computes no windows in a {family}; "
         "it cannot be written as GGUF",
     )
+    require(family in ARCHITECTURES, f"model_type={family} is not written as GGUF here; export it with --to hf")
     if family == "deepseek_v3":
         require(
             stock.rms_norm_eps == LATENT_NORM_EPS,

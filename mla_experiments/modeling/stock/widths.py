@@ -38,6 +38,7 @@ def widen(source: Path, target: Path, rank: int, rotary: int) -> None:
     if not isinstance(config, DecoderConfig) or stock_of(name) != "deepseek_v3":
         raise UserError(f"widths={rank} {rotary} are of latents, which {name} has not; leave them out")
     options = config.attention_options
+    require(not config.layer_options, "layer_options make latents differ by layer; they cannot be widened to one width")
     check_widths(config, rank, rotary)
     widened = DecoderConfig.from_dict(
         {

@@ -43,6 +43,10 @@ class ConvertArguments(ConversionArguments):
     )
     sequence_length: int = field(default=512, metadata={"help": "of windows of text, in tokens", "minimum": 2})
     curve: bool = field(default=False, metadata={"help": "measure six other sizes too, from the same statistics"})
+    probes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "tasks to ask the model after each step, such as needle copy (as eval --tasks does)"},
+    )
     heal_tokens: int = field(
         default=0, metadata={"help": "to train the converted model on, beside a control; 0 leaves it out", "minimum": 0}
     )

@@ -5,6 +5,7 @@ same positions: what the conversion changed, whether or not the text itself has 
 once; its last hidden states are kept, from which its probabilities are made again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from ..data import beginning_of_text
 from ..evaluation.measures import BITS, ratio
 from ..evaluation.perplexity import IGNORED, tokens_of, windows
+from ..evaluation.recall import share_right
 from ..modeling import DecoderForCausalLM
 
 
@@ -52,10 +54,20 @@ class HeldOut:
         tokenizer: its own.
         texts: documents.
         length: of windows, in tokens.
+        probes: names of the tasks that models are asked too, see `evaluation.recall.probe`.
     """
 
     @torch.inference_mode()
-    def __init__(self, original: DecoderForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int):
+    def __init__(
+        self,
+        original: DecoderForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        texts: list[str],
+        length: int,
+        probes: Sequence[str] = (),
+    ):
+        self.tokenizer, self.probes = tokenizer, probes
+        self.recall_of_original = self.recall(original)
         encoded, begin = tokens_of(texts, tokenizer), beginning_of_text(tokenizer)
         place = original.device
         self.windows = [
@@ -84,6 +96,10 @@ class HeldOut:
                 apart = F.kl_div(made, truth, log_target=True, reduction="none").sum(-1)
                 divergence[number] += float(apart.double().sum())
         return Distance(nats, divergence, self.tokens, self.bytes)
+
+    def recall(self, model: DecoderForCausalLM) -> dict[str, float]:
+        """Return which share of the answers of each probe a model gets right."""
+        return {name: share_right(model, self.tokenizer, name) for name in self.probes}
 
 
 def log_probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,14 @@ hashes of the original and of both texts, what was chosen, and every document's 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
+from ..evaluation.recall import probing
 from ..evaluation.results import load_with_tokenizer, weights_hash
 from ..manifest import library_versions, read_record, write_record
 from ..modeling import DecoderConfig, DecoderForCausalLM, device
@@ -66,6 +67,7 @@ class Request:
         held_out_tokens: how many, from the beginnings of documents.
         sequence_length: of windows of both.
         curve: whether six other sizes are measured, from the same statistics.
+        probes: names of the synthetic tasks that the model is asked after each step.
     """
 
     cache_bytes: int | None
@@ -82,6 +84,7 @@ class Request:
     held_out_tokens: int
     sequence_length: int
     curve: bool
+    probes: list[str]
 
     @property
     def constant(self) -> bool:
@@ -115,16 +118,19 @@ class Request:
             raise UserError(f"latent_norm={self.latent_norm} is unknown; choose {' or '.join(NORMS)}")
         if self.ranks not in RANKS:
             raise UserError(f"ranks={self.ranks} is unknown; choose {' or '.join(RANKS)}")
+        for name in self.probes:
+            probing(name, "probes")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of what was found: a step or a size, how many numbers a token and layer caches (mean), and its distance."""
+    """A row of what was found: a step or a size, how many numbers a token and layer caches (mean), how good it is."""
 
     step: str
     numbers: int
     rotary: int
     distance: Distance
+    recall: dict[str, float] = field(default_factory=dict)  # share of right answers, by task
 
 
 def convert(
@@ -156,8 +162,8 @@ def convert(
         ready = prepared(folder, request)
         model, length = ready.model, ready.length
         windows = windows_of(ready.calibration, ready.tokenizer, request.calibration_tokens, length, ready.width)
-        measuring = HeldOut(model, ready.tokenizer, ready.texts(request), length)
-        found = [Measured("original", cached_numbers(model.config), 0, measuring.original)]
+        measuring = HeldOut(model, ready.tokenizer, ready.texts(request), length, request.probes)
+        found = [original_of(model, measuring)]
         show(found[0])
         layers = studied(model, windows)
         size = chosen_size(request, model, layers, ready.numbers)
@@ -224,14 +230,14 @@ def heal(
             "healed": train_on(target, beside(target, "healed"), windows, healing, model, tokenizer, identity),
             "control": train_on(folder, beside(target, "control"), windows, healing, None, tokenizer, identity),
         }
-        measuring = HeldOut(model.to(device()), tokenizer, ready.texts(request), length)
-        numbers = {"original": cached_numbers(model.config), "control": cached_numbers(model.config)}
-        found = [Measured("original", numbers["original"], 0, measuring.original)]
+        measuring = HeldOut(model.to(device()), tokenizer, ready.texts(request), length, request.probes)
+        found = [original_of(model, measuring)]
         for name, run in {"converted": target, **runs}.items():
             other = load_model(run).to(device(), torch.float32)
             parts = [layer.self_attn.cache_parts() for layer in other.model.layers]
             each = sum(sum(part.values()) for part in parts) // len(parts)
-            found.append(Measured(name, each, parts[0].get("rotary key", 0), measuring.distance(other)))
+            rotary, distance = parts[0].get("rotary key", 0), measuring.distance(other)
+            found.append(Measured(name, each, rotary, distance, measuring.recall(other)))
         for one in found:
             show(one)
         write_record(runs["healed"] / HEALED, {"healing": asdict(healing), "rows": [as_record(one) for one in found]})
@@ -344,7 +350,13 @@ def chosen_size(request: Request, model: DecoderForCausalLM, layers: list[Studie
 def measured(step: str, model: DecoderForCausalLM, made: Converted, measuring: HeldOut) -> Measured:
     """Return how far the model after a step is from the original."""
     rank, rotary = sum(maps.rank for maps in made.layers) // len(made.layers), made.layers[0].rotary
-    return Measured(step, rank + rotary, rotary, measuring.distance(model_of(model, made)))
+    other = model_of(model, made)
+    return Measured(step, rank + rotary, rotary, measuring.distance(other), measuring.recall(other))
+
+
+def original_of(model: DecoderForCausalLM, measuring: HeldOut) -> Measured:
+    """Return the row of the original."""
+    return Measured("original", cached_numbers(model.config), 0, measuring.original, measuring.recall_of_original)
 
 
 def curve_of(
@@ -364,4 +376,4 @@ def curve_of(
 def as_record(one: Measured) -> dict:
     """Return a row for a JSON record."""
     scores = {name: values.tolist() for name, values in vars(one.distance).items()}
-    return {"step": one.step, "numbers": one.numbers, "rotary": one.rotary, **scores}
+    return {"step": one.step, "numbers": one.numbers, "rotary": one.rotary, "recall": one.recall, **scores}

@@ -131,15 +131,25 @@ def probe(
                 yield task, condition, score_rows(model, rows, FEWER)
 
 
-def probing(name: str) -> Task:
+def share_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> float:
+    """Return how many of a task's answers a model of text gets right, as it is usually asked; see `probe`."""
+    _, _, scores = next(probe(model, tokenizer, [name]))
+    return 1 - float(scores.wrong_answers.sum() / scores.tokens.sum())
+
+
+def probing(name: str, asked_by: str = "tasks") -> Task:
     """Return a task that a model of text can be asked.
+
+    Args:
+        name: of the task.
+        asked_by: the field that names it.
 
     Raises:
         UserError: there is none of that name, or its answers are not in the row.
     """
     askable = [task.name for task in TASKS.values() if task.asks_any_model]
     if name not in askable:
-        raise unknown("tasks", name, askable)
+        raise unknown(asked_by, name, askable)
     return task_named(name, {})
 
 

@@ -34,6 +34,7 @@ def row_of(one: Measured, original: Measured) -> dict[str, str]:
         "bits/byte": f"{now.bits_per_byte:.4f}",
         "more bits/byte": "" if one is original else more,
         "KL, nats a token": "" if one is original else apart,
+        **{f"{name}, % right": f"{100 * share:.1f}" for name, share in one.recall.items()},
     }
 
 

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from mla_experiments.cli import main
 from mla_experiments.conversion.calibration import check_apart, runs_of
+from mla_experiments.data.synthetic import TASKS
 from mla_experiments.errors import UserError
+from mla_experiments.evaluation import recall
 from mla_experiments.evaluation.perplexity import score_documents
 from mla_experiments.evaluation.results import load_with_tokenizer
 from mla_experiments.manifest import file_hash
@@ -77,6 +79,23 @@ def test_scores_of_the_original_are_those_of_the_evaluation(place):
     )
     assert first["divergence"] == [0.0] * len(cut)
     assert all(value > 0 for value in later[-1]["divergence"])
+
+
+def test_probes_after_each_step_are_those_of_the_evaluation(place, prepared, monkeypatch, capsys):
+    """Of a task that the tokenizer has the words for, and that a model gets right which says again what it reads."""
+    few = TASKS["copy"](longest=2, characters=1)
+    options = {"num_key_value_heads": 3}
+    save("gqa", prepared, "gqa", attention_options=options, tie_word_embeddings=True, initializer_range=0.002)
+    monkeypatch.setattr(recall, "task_named", lambda name, _: few)
+    assert convert(cache_bytes=ORIGINAL // 4, probes="copy") == 0
+    assert "copy, % right" in capsys.readouterr().out and "copy, % right" in (place / "out/README.md").read_text()
+    steps = json.loads((place / "out/conversion.json").read_text())["steps"]
+    for name, step in (("gqa", steps[0]), ("out", steps[-1])):
+        asked = recall.probe(*load_with_tokenizer(place / name), ["copy"])
+        (scores,) = (scores for _, condition, scores in asked if condition == "as usual")
+        right = scores.tokens.sum() - scores.wrong.sum()
+        assert step["recall"] == {"copy": pytest.approx(right / scores.tokens.sum())} and len(scores.tokens) > 100
+    assert 0 < steps[0]["recall"]["copy"] < 1
 
 
 def test_the_same_command_writes_the_same_weights(place):
@@ -225,6 +244,7 @@ REFUSED = [
     ({"cache_bytes": 192, "calibration_tokens": 10**6}, "tokens, fewer than"),
     ({"cache_bytes": 192, "held_out": "text.txt"}, "share a passage"),
     ({"cache_bytes": 192, "corpus": "nowhere"}, "corpus=nowhere"),
+    ({"cache_bytes": 192, "probes": "sums"}, "probes=sums is unknown"),
 ]
 
 

@@ -1,14 +1,18 @@
 """The words of a study's report: plain text by section, which the page and the Markdown file escape each in its way."""
 
+import json
+import shlex
 from dataclasses import dataclass
 
 import yaml
 
 from ..evaluation.measures import BITS
 from ..evaluation.scores import scores_of
+from ..study.fields import BUDGET, CORPUS
 from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
 from ..study.tuned import too_few
+from ..study.tuning import OPTION
 from . import accuracy, scaling
 from .answer import Answer, answer, joined
 from .findings import Findings
@@ -57,6 +61,7 @@ class Text:
     samples: dict[str, str]
     made: list[str]
     rerun: list[str]
+    train: list[str]
     source: str
     settings: str
 
@@ -89,9 +94,33 @@ def text_of(found: Findings) -> Text:
         samples=content["samples"],
         made=made(content),
         rerun=[f"mla-experiments study {name}.yaml", f"mla-experiments report studies/{name}"],
+        train=[training_of(content, row.name) for row in found.rows],
         source=stated["source"],
         settings=yaml.safe_dump(shared_settings(content), allow_unicode=True),
     )
+
+
+def training_of(content: dict, name: str) -> str:
+    """Return the command that trains a variant's mechanism, as it was matched and with the recipe that came out best.
+
+    Sizes and data are left to whoever trains: they are seldom those of a study.
+    """
+    variant = next(one for one in content["variants"] if one["name"] == name)
+    settings = next(run["settings"] for run in content["runs"] if run["variant"] == name and not run["is_tuning"])
+    attention = variant["variant"]["attention"]
+    changed = variant["variant"]["changed"]
+    flags = {"attention": attention}
+    flags |= {"attention_options": json.dumps({attention: variant["options"]})} if variant["options"] else {}
+    flags |= {name: value for name, value in settings.items() if not name.startswith(OPTION)}
+    flags |= {name: value for name, value in changed.items() if name != BUDGET and not name.startswith(CORPUS)}
+    return " ".join(["mla-experiments train", *(f"--{name} {on_command_line(value)}" for name, value in flags.items())])
+
+
+def on_command_line(value: object) -> str:
+    """Return a value, or several, as a shell takes it."""
+    if isinstance(value, list):
+        return " ".join(map(on_command_line, value))
+    return shlex.quote(f"{value:.6g}" if isinstance(value, float) else str(value))
 
 
 def shared_settings(content: dict) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import time
 from types import SimpleNamespace
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from fake_studies import HOSTILE, fake_study
 from markupsafe import escape
+from transformers import TrainingArguments
 
 from mla_experiments.cli import main
+from mla_experiments.cli.parsing import parse
 from mla_experiments.evaluation.scores import SCORES, read_scores
 from mla_experiments.manifest import read_record, write_record
 from mla_experiments.report import scaling
@@ -20,6 +23,7 @@ from mla_experiments.report.study import to_markdown, write_report
 from mla_experiments.report.study_charts import charts, looks
 from mla_experiments.report.text import matched, text_of
 from mla_experiments.study.description import Variant
+from mla_experiments.training import RunArguments
 
 
 def by_position(rows):
@@ -322,6 +326,19 @@ def test_the_cache_of_a_sequence_is_drawn_as_recorded_or_by_an_older_record_wher
     change(folder, variants=variants, stated={"settings": settings | {"sliding_window": 64}})
     (chart,) = charts(read_findings(folder))["cache"]
     assert not chart.series[0].x
+
+
+def test_what_was_compared_can_be_trained_by_a_command_that_train_takes(tmp_path):
+    """Its mechanism as it was matched, the rate that came out best, and what is swept; sizes are the user's."""
+    folder = fake_study(tmp_path, variants=[(Variant("mla", {}, {"positions": "learned"}), 0.0)])
+    (variant,) = read_record(folder / "study.json")["variants"]
+    change(folder, variants=[variant | {"options": {"kv_lora_rank": 12}}])
+    (line,) = text_of(read_findings(folder)).train
+    assert line in (markdown_of(folder))
+    _, command, *flags = shlex.split(line)
+    own, trainers = parse([RunArguments, TrainingArguments], flags, command, "")
+    assert (own["attention"], own["positions"], trainers["learning_rate"]) == (["mla"], "learned", 0.003)
+    assert json.loads(own["attention_options"]) == {"mla": {"kv_lora_rank": 12}}
 
 
 def test_the_word_above_the_budget_stands_inside_the_figure(tmp_path):

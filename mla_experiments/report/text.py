@@ -28,6 +28,7 @@ WORDS = {  # what a reader meets in a report, a line each
     "Corrected": "of many pairs one looks different by chance, so each has to pass 5 % divided by their number "
     "(Bonferroni)",
 }
+RECIPE = ("optimizer", "initialization")  # what moves a small model as much as its attention does, beside the rate
 BITS_WORD = {"Bits per byte": "what a model needs to tell the next byte of held-out text; less is better"}
 HOW_TOLD_APART = (
     "All corrected intervals hold at once, 95 times in 100. The variances of seeds (paired), of documents, and of what "
@@ -111,6 +112,7 @@ def training_of(content: dict, name: str) -> str:
     changed = variant["variant"]["changed"]
     flags = {"attention": attention}
     flags |= {"attention_options": json.dumps({attention: variant["options"]})} if variant["options"] else {}
+    flags |= {name: content["stated"]["settings"][name] for name in RECIPE if name in content["stated"]["settings"]}
     flags |= {name: value for name, value in settings.items() if not name.startswith(OPTION)}
     flags |= {name: value for name, value in changed.items() if name != BUDGET and not name.startswith(CORPUS)}
     return " ".join(["mla-experiments train", *(f"--{name} {on_command_line(value)}" for name, value in flags.items())])

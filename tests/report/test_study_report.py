@@ -332,12 +332,14 @@ def test_what_was_compared_can_be_trained_by_a_command_that_train_takes(tmp_path
     """Its mechanism as it was matched, the rate that came out best, and what is swept; sizes are the user's."""
     folder = fake_study(tmp_path, variants=[(Variant("mla", {}, {"positions": "learned"}), 0.0)])
     (variant,) = read_record(folder / "study.json")["variants"]
-    change(folder, variants=[variant | {"options": {"kv_lora_rank": 12}}])
+    settings = {"train_tokens": 2000, "optimizer": "muon"}
+    change(folder, variants=[variant | {"options": {"kv_lora_rank": 12}}], stated={"settings": settings})
     (line,) = text_of(read_findings(folder)).train
     assert line in (markdown_of(folder))
     _, command, *flags = shlex.split(line)
     own, trainers = parse([RunArguments, TrainingArguments], flags, command, "")
-    assert (own["attention"], own["positions"], trainers["learning_rate"]) == (["mla"], "learned", 0.003)
+    assert (own["attention"], own["positions"], own["optimizer"]) == (["mla"], "learned", "muon")
+    assert trainers["learning_rate"] == 0.003
     assert json.loads(own["attention_options"]) == {"mla": {"kv_lora_rank": 12}}
 
 

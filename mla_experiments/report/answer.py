@@ -43,7 +43,7 @@ def answer(found: Findings) -> Answer:
     first, sure, speed = [*taken, *above, *sentences(found)], [], []
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
-        sure += more
+        sure += [f"With {setting}, {one[0].lower()}{one[1:]}" if setting else one for one in more]
         if not (is_budget_met and len(level_with_best(found, rows)) == len(rows)):  # which has been said
             first.append(f"With {setting}: {verdict}" if setting else verdict)
         if not setting:

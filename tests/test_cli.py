@@ -65,7 +65,7 @@ def help_of(capsys, *argv):
     ("argv", "said"),
     [
         (["fly"], "command fly is unknown; choose one of choose, data, train, eval"),
-        (["plan", ""], "model= is unknown; choose one of"),
+        (["plan", ""], "MODEL='' is empty; give a value"),
         (["train", "--learning_rat", "1"], "--learning_rat"),
         (["data", "upload"], "data stage upload is unknown"),
         (["data", "tokens", "--sequence-length", "long"], "invalid int value: 'long'"),

@@ -51,7 +51,7 @@ class Attention(CommonOptions, nn.Module, ABC):
             plain matrices.
         turns_when_read: whether keys are kept as they are and turned when they are read, so that `position_embeddings`
             have two more tables, of all tokens that are kept.
-        softmaxes_per_head: how many rows of probabilities a head attends with.
+        softmaxes_per_head: how many rows of probabilities a head has.
         decode_modes: the ways in which the mechanism can attend to one and the same answer, see `set_decode_mode`.
         decode_mode: the one in use.
     """
@@ -118,11 +118,8 @@ class Attention(CommonOptions, nn.Module, ABC):
     def option_types(cls) -> dict[str, type]:
         """Return what each of the mechanism's own hyper-parameters may be: the keyword arguments of its `resolve`."""
         given = inspect.signature(cls.resolve, eval_str=True).parameters.values()
-        return {
-            parameter.name: parameter.annotation
-            for parameter in given
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "rotary"
-        }
+        options = (one for one in given if one.kind is one.KEYWORD_ONLY and one.name != "rotary")
+        return {option.name: option.annotation for option in options}
 
     @classmethod
     def option_names(cls) -> set[str]:

@@ -55,6 +55,7 @@ class Studied:
         mean_rotation: c, `[H, F]`.
         inputs: `[N, T, E]` of a few windows, to try on.
         outputs: `[N, T, D]`, what the layer gives for them.
+        stream: mean square of the residual stream `[D]` behind the layer, of all but the first token.
     """
 
     maps: GroupedMaps
@@ -63,6 +64,7 @@ class Studied:
     mean_rotation: Tensor
     inputs: Tensor
     outputs: Tensor
+    stream: float
 
     def lost(self, maps: LatentMaps, rotation: tuple[Tensor, Tensor]) -> float:
         """Return the mean square of what a converted layer gives wrong, in parts of the output's.
@@ -75,7 +77,12 @@ class Studied:
 
 @torch.no_grad()
 def study_of(
-    attention: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...], frequencies: Tensor, factor: float
+    attention: KeysAndValues,
+    inputs: Tensor,
+    rotation: tuple[Tensor, ...],
+    before: Tensor,
+    frequencies: Tensor,
+    factor: float,
 ) -> Studied:
     """Return what is to be known of a layer.
 
@@ -83,6 +90,7 @@ def study_of(
         attention: of keys and values.
         inputs: `[N, T, D]`, what it gets.
         rotation: cosines and sines, `[1, T, F]`.
+        before: `[N, T, D]`, the residual stream that it adds to.
         frequencies: ω, `[F]`.
         factor: on cosines and sines.
     """
@@ -90,7 +98,9 @@ def study_of(
     maps, energy = concentrated(stacked(attention, factor), moments)
     probes = inputs[:PROBES]
     outputs = torch.cat([attention(row.unsqueeze(0), rotation) for row in probes])
-    return Studied(maps, energy, moments, mean_rotations(moments, frequencies), extended(attention, probes), outputs)
+    stream = float((before[:PROBES] + outputs)[:, 1:].square().sum(-1).mean())
+    looks = mean_rotations(moments, frequencies)
+    return Studied(maps, energy, moments, looks, extended(attention, probes), outputs, stream)
 
 
 def extended(attention: KeysAndValues, inputs: Tensor) -> Tensor:

@@ -56,8 +56,10 @@ class Moments:
 
 def layer_inputs(
     model: DecoderForCausalLM, windows: Tensor
-) -> Iterator[tuple[KeysAndValues, Tensor, tuple[Tensor, ...]]]:
-    """Yield every layer's attention, its normed inputs `[N, T, D]` and its rotations, from the first to the last.
+) -> Iterator[tuple[KeysAndValues, Tensor, tuple[Tensor, ...], Tensor]]:
+    """Yield every layer's attention, its normed inputs, its rotations and the residual stream before it, in order.
+
+    Inputs and stream are `[N, T, D]`.
 
     Args:
         model: the decoder.
@@ -73,7 +75,7 @@ def layer_inputs(
         if not bool(x.isfinite().all()):
             raise UserError(f"the input of layer {number} is not finite on the calibration text; mend the model")
         normed = torch.cat([layer.input_layernorm(row.unsqueeze(0)) for row in x])
-        yield layer.self_attn, normed, rotation
+        yield layer.self_attn, normed, rotation, x
         x = torch.cat([layer(row.unsqueeze(0), rotation) for row in x])
 
 

@@ -2,8 +2,9 @@
 
 The best latent of r numbers leaves an error of Σ_{k>r} s_k², s the singular values of the layer's weighted problem
 (`joint_rank.low_rank`, Eckart and Young 1936), so that number r + 1 is worth s_{r+1}². In parts of the mean square of
-what the layer gives, these compare layers, as elsewhere here. Within a layer they fall, and so the sum of all errors is
-least where the next number goes to the layer in which it is worth most, until none are left.
+the residual stream behind the layer, which all that follow read, these compare layers: an error of the first layers is
+large there, and what a layer gives may be small in it. Within a layer they fall, and so the sum of all errors is least
+where the next number goes to the layer in which it is worth most, until none are left.
 """
 
 import torch
@@ -29,7 +30,7 @@ def ranks_of(layers: list[Studied], constants: list[Constants], kept: list[int],
 
 
 def worth_of(layer: Studied, constants: Constants, kept: list[int]) -> Tensor:
-    """Return what each number of a layer's latent is worth, the first the most, in parts of the layer's output.
+    """Return what each number of a layer's latent is worth, the first the most, in parts of the residual stream.
 
     The weighted problem has both covariances in parts of their traces; here they count by the mean of those.
     """
@@ -37,8 +38,7 @@ def worth_of(layer: Studied, constants: Constants, kept: list[int]) -> Tensor:
     maps = without_rope(layer.maps, kept, stand_in)
     parts = [part for part in parts_of(maps, layer.moments, stand_in, constants.key_weight) if len(part.rows)]
     size = sum(float(part.covariance.trace()) for part in parts) / len(parts) ** 2
-    output = float(layer.outputs[:, 1:].square().sum(-1).mean())
-    return singular(parts)[1].square() * size / output
+    return singular(parts)[1].square() * size / layer.stream
 
 
 def shared_out(worth: list[Tensor], total: int) -> list[int]:

@@ -111,7 +111,7 @@ def test_stacking_and_concentrating_give_the_layer_s_own_outputs():
     model, windows = model_with(**GQA).double(), text()
     layers, whole = studied(model, windows), list(full_size(model.config).kept)
     with torch.no_grad():
-        for layer, (attention, inputs, rotation) in zip(layers, layer_inputs(model, windows), strict=True):
+        for layer, (attention, inputs, rotation, _) in zip(layers, layer_inputs(model, windows), strict=True):
             angles = angles_of(model)[0].repeat_interleave(3) * torch.arange(windows.shape[1]).view(1, -1, 1)
             for maps in (stacked(attention), layer.maps):
                 latent = without_rope(maps, whole, torch.ones_like(layer.mean_rotation))
@@ -233,8 +233,7 @@ def test_what_a_number_is_worth_is_what_the_error_falls_by(study):
         stand_in, kept = layer.mean_rotation, [1] * 4
         parts = parts_of(without_rope(layer.maps, kept, stand_in), same, stand_in, USUAL.key_weight)
         errors = [error(*parts, *low_rank(*parts, rank)) for rank in (3, 4, 9, 10)]
-        output = float(layer.outputs[:, 1:].square().sum(-1).mean())
-        worth = worth_of(layer, USUAL, kept) * output
+        worth = worth_of(layer, USUAL, kept) * layer.stream
         assert errors[0] - errors[1] == pytest.approx(float(worth[3]), rel=1e-3)
         assert errors[2] - errors[3] == pytest.approx(float(worth[9]), rel=1e-3)
 

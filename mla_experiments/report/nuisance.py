@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..study.fields import CORPUS
+from ..study.fields import BUDGET, CORPUS
 from ..study.statistics import Comparison
 from .findings import Findings
 
@@ -22,8 +22,10 @@ def by_recipe(found: Findings) -> dict[Pair, ByRecipe]:
 
 
 def of_what(found: Findings) -> str:
-    """Return what a setting is called: a recipe, or a difficulty where fields of a synthetic corpus alone differ."""
+    """Return what a setting is called: a recipe, or where budgets or fields of a corpus alone differ, after them."""
     fields = {part.split("=", 1)[0] for setting in found.settings for part in setting.split()}
+    if fields == {BUDGET}:
+        return "budget"
     return "difficulty" if fields and all(field.startswith(CORPUS) for field in fields) else "recipe"
 
 
@@ -69,6 +71,6 @@ def sentences(found: Findings) -> list[str]:
         first, times = (b, lower) if lower * 2 >= count else (a, count - lower)
         other = a if first == b else b
         told = sum(c.is_told for c in recipes.values())
-        kinds = {"recipe": "recipes", "difficulty": "difficulties"}[of_what(found)]
+        kinds = {"recipe": "recipes", "difficulty": "difficulties", "budget": "budgets"}[of_what(found)]
         said.append(f"{first} is ahead of {other} in {times} of {count} {kinds}; the difference is told in {told}.")
     return said

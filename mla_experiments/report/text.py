@@ -95,7 +95,7 @@ def text_of(found: Findings) -> Text:
         samples=content["samples"],
         made=made(content),
         rerun=[f"mla-experiments study {name}.yaml", f"mla-experiments report studies/{name}"],
-        train=[training_of(content, row.name) for row in found.rows],
+        train=list(dict.fromkeys(training_of(content, row.name) for row in found.rows)),
         source=stated["source"],
         settings=yaml.safe_dump(shared_settings(content), allow_unicode=True),
     )

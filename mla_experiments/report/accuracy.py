@@ -66,9 +66,10 @@ def sentences(found: Findings) -> list[str]:
         said.append(f"All variants have {CEILING:.0%} or more right: the task is too easy to tell them apart.")
     elif max(tests) < NEAR_CHANCE * task.chance:
         said.append("No variant is much above chance: the task is too hard, or the training too short, to tell.")
+    alike: dict[str, list[str]] = {}  # variants by what is said of them, which is often the same of many
     for row in found.rows:
-        said.append(f"{row.name} {held(by_row[row.name], task_of_row(row))}; {reached(row)}.")
-    return said
+        alike.setdefault(f"{held(by_row[row.name], task_of_row(row))}; {reached(row)}", []).append(row.name)
+    return said + [f"{', '.join(names)}: {what}." for what, names in alike.items()]
 
 
 def held(accuracy: Accuracies, task: Task) -> str:
@@ -80,11 +81,11 @@ def held(accuracy: Accuracies, task: Task) -> str:
             break
         last = value
     if not steps:
-        return f"has {accuracy['test'].mean:.1%} right"
+        return f"{accuracy['test'].mean:.1%} right"
     if last is None:
-        return f"holds {HELD:.0%} at no {task.difficulty} that was tried"
+        return f"{HELD:.0%} right at none of the {task.difficulty} that were tried"
     beyond = ", the most that was tried" if last == max(steps) else ""
-    return f"holds {HELD:.0%} up to {task.difficulty}={last}{beyond}"
+    return f"{HELD:.0%} right up to {task.difficulty}={last}{beyond}"
 
 
 def reached(row: Row) -> str:
@@ -95,7 +96,7 @@ def reached(row: Row) -> str:
         first.append(next(logged, None))
     known = [tokens for tokens in first if tokens is not None]
     if count := len(first) - len(known):
-        return f"{HELD:.0%} of validation answers are not reached by {count} of {len(first)} seeds"
+        return f"{count} of {len(first)} seeds do not reach {HELD:.0%} of validation answers"
     low, high = min(known), max(known)
     between = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     return f"{HELD:.0%} of validation answers are right after {between} tokens"

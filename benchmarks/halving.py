@@ -86,14 +86,14 @@ def main() -> None:
     parser.add_argument("whole", type=Path, help="folder of the study whose trials have all tokens")
     parser.add_argument("parts", nargs="+", type=Path, help="folders of the same study on fewer tokens")
     given = parser.parse_args()
-    whole = trials_of(given.whole)
+    whole, all_tokens = trials_of(given.whole), tokens_of(given.whole)
     ends = list(map(by_scores, whole.values()))
     rows, count = [], len(ends[0])
     for part in given.parts:
         trials, tokens = trials_of(part), tokens_of(part)
         if {name: set(tried) for name, tried in trials.items()} != {name: set(tried) for name, tried in whole.items()}:
             sys.exit(f"{part} tried other settings than {given.whole}")
-        share = tokens / tokens_of(given.whole)
+        share = tokens / all_tokens
         same_order = [{settings: trials[name][settings] for settings in tried} for name, tried in whole.items()]
         rows.append(row(f"{share:.0%}, whole schedules", list(map(by_scores, same_order)), ends, count * tokens))
         early = [under_way(tried, share) for tried in whole.values()]

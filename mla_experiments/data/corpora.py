@@ -152,12 +152,7 @@ def _fingerprint(corpus: str) -> list | None:
 
 def _states(files: list[Path]) -> list:
     """Names, sizes and times of files."""
-    return [[_name(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def _name(path: Path) -> str:
-    """Return a path as text, also where its bytes are none: those are escaped."""
-    return str(path).encode(errors="backslashreplace").decode()
+    return [[printable(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _write_documents(path: Path, texts: Iterable[str], description: str) -> Dataset:

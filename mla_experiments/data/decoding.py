@@ -12,7 +12,7 @@ from io import TextIOWrapper
 import pyarrow as pa
 
 from ..errors import UserError, reason_of
-from .formats import BLOCK, LONGEST_MAGIC, MAGIC, DataFile, open_binary
+from .formats import BLOCK, LONGEST_MAGIC, DataFile, compression_of, open_binary
 
 MARKS = {  # UTF-32's begins with UTF-16's
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
@@ -61,8 +61,7 @@ def compression_within(file: DataFile) -> str:
     if not file.compression:
         return ""
     with open_binary(file) as binary:
-        start = binary.peek(LONGEST_MAGIC)
-    return next((how for magic, how in MAGIC.items() if start.startswith(magic)), "")
+        return compression_of(binary.peek(LONGEST_MAGIC))
 
 
 def whole_text(text: str, where: str) -> str:

@@ -69,7 +69,7 @@ def data_file(path: Path) -> DataFile:
         start, end = _ends(path)
     except OSError as error:
         raise UserError(f"corpus={path} cannot be read ({reason_of(error)}); see its permissions") from None
-    compression = next((how for magic, how in MAGIC.items() if start.startswith(magic)), "")
+    compression = compression_of(start)
     kind = "" if compression else _table_of(start, end)
     if kind in ("", named):
         kind, said = named, COMPRESSED.get(path.suffix.lower(), "")
@@ -80,6 +80,11 @@ def data_file(path: Path) -> DataFile:
     if compression and kind in ("parquet", "Arrow"):
         raise UserError(f"corpus={path} is {kind} within {compression}; decompress it first")
     return DataFile(path, kind, compression, contradiction)
+
+
+def compression_of(start: bytes) -> str:
+    """Return how content is compressed by its first bytes, empty where it is not."""
+    return next((how for magic, how in MAGIC.items() if start.startswith(magic)), "")
 
 
 def open_binary(file: DataFile) -> io.BufferedReader:

@@ -105,6 +105,15 @@ class Findings:
         trials = sum(sum(entrants(count, halvings)) for count in of_variants if count > 1)
         return trials + len(of_variants) * len(stated["seeds"])
 
+    def variant(self, name: str) -> dict:
+        """Return what is recorded of a variant."""
+        return next(one for one in self.content["variants"] if one["name"] == name)
+
+    def recipe(self, name: str) -> dict:
+        """Return the settings of a variant's runs that are compared."""
+        runs = self.content["runs"]
+        return next(run["settings"] for run in runs if run["variant"] == name and not run["is_tuning"])
+
     @property
     def failures(self) -> list[str]:
         """A sentence for each run that failed, and would again."""

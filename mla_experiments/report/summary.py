@@ -42,10 +42,8 @@ def summary(found: Findings) -> dict:
 
 def row_of(found: Findings, row: Row) -> dict:
     """Return a variant's estimates, costs and recipe."""
-    content = found.content
-    (variant,) = (one for one in content["variants"] if one["name"] == row.name)
-    chosen = next(run["settings"] for run in content["runs"] if run["variant"] == row.name and not run["is_tuning"])
-    stated = content["stated"]["settings"] | variant["variant"]["changed"]
+    variant = found.variant(row.name)
+    stated = found.content["stated"]["settings"] | variant["variant"]["changed"]
     tuned = found.tuned.get(row.name)
     return {
         "name": row.name,
@@ -54,7 +52,7 @@ def row_of(found: Findings, row: Row) -> dict:
         "train_tokens": stated["train_tokens"],
         "seeds": row.num_seeds,
         "trials": len(tuned.values) if tuned else 1,
-        "recipe": in_words(chosen),
+        "recipe": in_words(found.recipe(row.name)),
         "cache_bytes": row.cache_bytes,
         "quality": estimated(row.bits),
         "decode": {str(context): timed(speed) for context, speed in row.decode.items()},

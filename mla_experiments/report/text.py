@@ -95,27 +95,26 @@ def text_of(found: Findings) -> Text:
         samples=content["samples"],
         made=made(content),
         rerun=[f"mla-experiments study {name}.yaml", f"mla-experiments report studies/{name}"],
-        train=list(dict.fromkeys(training_of(content, row.name) for row in found.rows)),
+        train=list(dict.fromkeys(training_of(found, row.name) for row in found.rows)),
         source=stated["source"],
         settings=yaml.safe_dump(shared_settings(content), allow_unicode=True),
     )
 
 
-def training_of(content: dict, name: str) -> str:
+def training_of(found: Findings, name: str) -> str:
     """Return the command that trains a variant's mechanism, as it was matched and with the recipe that came out best.
 
     Sizes and data are left to whoever trains: they are seldom those of a study.
     """
-    variant = next(one for one in content["variants"] if one["name"] == name)
-    settings = next(run["settings"] for run in content["runs"] if run["variant"] == name and not run["is_tuning"])
-    attention = variant["variant"]["attention"]
-    changed = variant["variant"]["changed"]
+    variant, stated = found.variant(name), found.content["stated"]["settings"]
+    attention, changed = variant["variant"]["attention"], variant["variant"]["changed"]
     flags = {"attention": attention}
     flags |= {"attention_options": json.dumps({attention: variant["options"]})} if variant["options"] else {}
-    flags |= {name: content["stated"]["settings"][name] for name in RECIPE if name in content["stated"]["settings"]}
-    flags |= {name: value for name, value in settings.items() if not name.startswith(OPTION)}
-    flags |= {name: value for name, value in changed.items() if name != BUDGET and not name.startswith(CORPUS)}
-    return " ".join(["mla-experiments train", *(f"--{name} {on_command_line(value)}" for name, value in flags.items())])
+    flags |= {field: stated[field] for field in RECIPE if field in stated}
+    flags |= {field: value for field, value in found.recipe(name).items() if not field.startswith(OPTION)}
+    flags |= {field: value for field, value in changed.items() if field != BUDGET and not field.startswith(CORPUS)}
+    parts = (f"--{field} {on_command_line(value)}" for field, value in flags.items())
+    return " ".join(["mla-experiments train", *parts])
 
 
 def on_command_line(value: object) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from ..benchmark.costs import (
     BYTES,
     cache_elements_per_token,
-    cached_numbers,
+    kept_of,
     num_parameters,
+    numbers_by_layer,
     training_flops_per_token,
 )
 from ..errors import UserError
@@ -172,7 +173,8 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
             f"match={study.match} cannot be met by {variant.name}: the nearest is {100 * residual:+.2f} %, more than "
             f"{100 * TOLERANCE} %; choose a larger model or match: none"
         )
-    cached, budget = BYTES * cache_elements_per_token(config), study.budget_of(variant)
+    numbers, budget = numbers_by_layer(config), study.budget_of(variant)
+    cached = BYTES * kept_of(numbers, config, 1)
     return Matched(
         variant=variant,
         options=options,
@@ -180,7 +182,7 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
         parameters=num_parameters(config),
         training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
         cache_bytes_per_token=cached,
-        cache_bytes={length: BYTES * cached_numbers(config, length) for length in CACHE_CONTEXTS},
+        cache_bytes={length: BYTES * kept_of(numbers, config, length) for length in CACHE_CONTEXTS},
         residual=residual,
         cache_residual=budget and cached / budget - 1,
     )

@@ -13,11 +13,12 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from .attention.checks import require_number
+from .nested import HEAD
 from .shards import repeat, rewrite
 
 MODEL = "granite"
 FACTORS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def is_tied(stock: PreTrainedConfig) -> bool:

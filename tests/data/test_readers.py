@@ -220,6 +220,7 @@ def refusal(tmp_path, name, content, column="text"):
         ("x.arrow", as_lines(["a"]), "is not a readable Arrow file"),
         ("x.parquet", b"", "is not a readable parquet file"),
     ],
+    ids=lambda value: "content" if isinstance(value, bytes) else None,  # gzip's has the time in it: no name of a test
 )  # fmt: skip
 def test_what_is_no_text_names_the_file_and_the_place(tmp_path, name, content, said):
     assert said in refusal(tmp_path, name, content)

@@ -4,6 +4,7 @@ The folder holds `run.json` (what determines the run, and how far it is), `metri
 training, and at the end the weights as safetensors with config and tokenizer, which `from_pretrained` loads.
 """
 
+import atexit
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import SchedulerType
@@ -60,6 +62,7 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], o
     if arguments.resume and not any(run.folder.exists() for run in runs):
         raise UserError(f"--resume finds nothing to resume under {root}; leave it out to train anew")
     with contextlib.ExitStack() as held:
+        held.push(leave_others_in_order)
         for run in runs:
             held.enter_context(run.lock())
         todo = [run for run in runs if not run.is_finished]
@@ -77,6 +80,16 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], o
             elif run.is_main_process:
                 print(f"{run.folder} is already trained{run.as_recorded()}; nothing to do.")
     return [run.folder for run in runs]
+
+
+def leave_others_in_order(kind: type[BaseException] | None, *_) -> None:
+    """Have this process leave the group that trained together before Python ends, where all of them end alike.
+
+    Threads of a group that is left as it is abort Python at its end, now and then. After a fault in one process alone
+    none waits for the others, who may never come.
+    """
+    if kind in (None, Stopped):
+        atexit.register(PartialState().destroy_process_group)
 
 
 class Run:

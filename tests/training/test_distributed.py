@@ -22,7 +22,8 @@ FLAGS = {**TINY, "per_device_train_batch_size": 2, "save_steps": 5, "logging_ste
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ONE_AFTER_ANOTHER = f"""
-import json, sys
+import atexit, json, sys, torch
+atexit.register(lambda: print("in a group at the end:", torch.distributed.is_initialized()))  # after what train does
 {UNDRAWN}
 from mla_experiments.cli import main
 sys.exit(max(main(argv) for argv in json.loads(sys.argv[1])))
@@ -37,6 +38,7 @@ def on_two_processes(folder, *trainings):
     environ = environment() | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, env=environ)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("in a group at the end: False") == 2  # or its threads abort Python, now and then
     return ended.stdout + ended.stderr
 
 

@@ -82,14 +82,15 @@ def score_rows(model: PreTrainedModel, rows: Rows, count: int = BLOCK) -> SplitS
 
 
 def answer_logits(model: PreTrainedModel, inputs: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """Return the logits `[answers, vocabulary]` before each answer.
+    """Return the logits `[answers, vocabulary]` before each answer, through the cache where that is in fewer bits.
 
     Args:
         model: ours or stock.
         inputs: `[B, T]`.
         asked: `[B, T]`, whether an answer follows.
     """
-    states = model.model(inputs, use_cache=False)[0]
+    through_cache = getattr(model.model, "cache_dtype", None) is not None
+    states = model.model(inputs, use_cache=through_cache)[0]
     return model.lm_head(states[asked]).float()
 
 

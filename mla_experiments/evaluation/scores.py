@@ -1,4 +1,7 @@
-"""The scores of a run, document by document, in its `scores.json`: what comparisons of studies and runs are made of."""
+"""The scores of a run, document by document, in its `scores.json`: what comparisons of studies and runs are made of.
+
+With caches kept in another dtype than the model's own they are in a file of that name, `scores-int8.json`.
+"""
 
 import hashlib
 from dataclasses import dataclass, fields
@@ -10,7 +13,6 @@ from ..errors import UserError
 from ..manifest import read_record, write_record
 from .perplexity import PROTOCOL, Score
 
-SCORES = "scores.json"
 ANSWERS = "answers of drawn rows"  # the protocol of synthetic tasks
 
 
@@ -50,7 +52,12 @@ def texts_hash(texts: list[str]) -> str:
     return digest.hexdigest()
 
 
-def write_scores(folder: Path, scored: dict[str, tuple[list[str], Score]]) -> None:
+def scores_file(folder: Path, cache_dtype: str | None) -> Path:
+    """Return where the scores of a run lie, its caches kept in a dtype; None for the model's own."""
+    return folder / (f"scores-{cache_dtype}.json" if cache_dtype else "scores.json")
+
+
+def write_scores(folder: Path, scored: dict[str, tuple[list[str], Score]], cache_dtype: str | None = None) -> None:
     """Write the scores of a run's splits, each with the texts that were scored, in place of earlier ones."""
     splits = {
         split: {
@@ -59,10 +66,10 @@ def write_scores(folder: Path, scored: dict[str, tuple[list[str], Score]]) -> No
         }
         for split, (texts, score) in scored.items()
     }
-    write_record(folder / SCORES, {"protocol": PROTOCOL, "splits": splits})
+    write_record(scores_file(folder, cache_dtype), {"protocol": PROTOCOL, "splits": splits})
 
 
-def write_answers(folder: Path, scored: dict[str, SplitScores]) -> None:
+def write_answers(folder: Path, scored: dict[str, SplitScores], cache_dtype: str | None = None) -> None:
     """Write the scores of a run on the task that it was trained on, by condition, in place of earlier ones."""
     splits = {
         name: {
@@ -72,13 +79,13 @@ def write_answers(folder: Path, scored: dict[str, SplitScores]) -> None:
         }
         for name, part in scored.items()
     }
-    write_record(folder / SCORES, {"protocol": ANSWERS, "splits": splits})
+    write_record(scores_file(folder, cache_dtype), {"protocol": ANSWERS, "splits": splits})
 
 
-def read_scores(folder: Path) -> dict[str, SplitScores] | None:
+def read_scores(folder: Path, cache_dtype: str | None = None) -> dict[str, SplitScores] | None:
     """Return a run's scores by split; None where there are none, or none of the protocols of today."""
     try:
-        content = read_record(folder / SCORES)
+        content = read_record(scores_file(folder, cache_dtype))
         if content["protocol"] not in (PROTOCOL, ANSWERS):
             return None
         return {
@@ -89,16 +96,16 @@ def read_scores(folder: Path) -> dict[str, SplitScores] | None:
         return None
 
 
-def scores_of(folder: Path) -> dict[str, SplitScores]:
+def scores_of(folder: Path, cache_dtype: str | None = None) -> dict[str, SplitScores]:
     """Return a run's scores by split, where there must be some.
 
     Raises:
         UserError: there are none, or they are damaged.
     """
-    scores = read_scores(folder)
+    scores = read_scores(folder, cache_dtype)
     if scores is None:
         raise UserError(
-            f"{folder / SCORES} is not there or not what was written there; score the run again, by the same "
-            f"`mla-experiments study FILE` or: mla-experiments eval {folder}"
+            f"{scores_file(folder, cache_dtype)} is not there or not what was written there; score the run "
+            f"again, by the same `mla-experiments study FILE` or: mla-experiments eval {folder}"
         )
     return scores

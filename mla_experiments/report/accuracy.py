@@ -8,7 +8,6 @@ from functools import lru_cache
 
 from ..data.synthetic import Task, is_synthetic, task_of
 from ..evaluation.recall import HELD
-from ..evaluation.scores import scores_of
 from ..run_files import read_metrics, read_run
 from ..study.statistics import Estimate, estimate
 from .charts import Chart, Grid, Series
@@ -38,7 +37,7 @@ def by_variant(found: Findings) -> dict[str, Accuracies]:
 
 def accuracies(row: Row) -> Accuracies:
     """Return the accuracy of a variant under every condition that all its runs were tried under."""
-    scores = [scores_of(run) for run in row.runs.values()]
+    scores = list(row.scores.values())
     return {
         name: estimate([1 - one[name].wrong_answers.sum() / one[name].tokens.sum() for one in scores])
         for name in scores[0]

@@ -8,7 +8,7 @@ import numpy as np
 from ..benchmark.costs import cache_elements_per_token, num_parameters
 from ..errors import UserError
 from ..evaluation.measures import measure_of, ratio
-from ..evaluation.scores import SplitScores, read_scores, scores_of
+from ..evaluation.scores import SplitScores, read_scores
 from ..manifest import file_hash
 from ..markdown import table
 from ..modeling import DecoderConfig
@@ -26,6 +26,7 @@ class Contestant:
 
     name: str
     runs: Runs
+    tests: dict[int, SplitScores]  # scores of the test split, by seed
 
     @property
     def first(self) -> Path:
@@ -42,11 +43,6 @@ class Contestant:
         """How many tokens it was trained on, repeats counted."""
         told = read_run(self.first)["identity"]
         return told["steps"] * told["batch_size"] * told["sequence_length"]
-
-    @property
-    def tests(self) -> dict[int, SplitScores]:
-        """The scores of the test split, by seed."""
-        return {seed: scores_of(folder)["test"] for seed, folder in self.runs.items()}
 
 
 def compared(places: list[str], weights_dir: Path) -> str:
@@ -104,12 +100,17 @@ def contestants_of(place: str, weights_dir: Path) -> list[Contestant]:
     if (folder / STUDY).is_file():
         found = read_findings(folder)
         mark = f" (unfinished: {found.unfinished} runs to do)" if found.unfinished else ""
-        return [Contestant(f"{place}: {row.name}{mark}", row.runs) for row in found.rows]
+        return [
+            Contestant(f"{place}: {row.name}{mark}", row.runs, {seed: one["test"] for seed, one in row.scores.items()})
+            for row in found.rows
+        ]
     if not (recorded := read_run(folder)):
         raise UserError(f"{place} is neither a study nor a run; give folders that hold {STUDY} or {RUN_FILE}")
-    if read_scores(folder) is None:
+    scores = read_scores(folder)
+    if scores is None:
         raise UserError(f"{place} has not been scored; do it with: mla-experiments eval {place}")
-    return [Contestant(place, {recorded["identity"]["seed"]: folder})]
+    seed = recorded["identity"]["seed"]
+    return [Contestant(place, {seed: folder}, {seed: scores["test"]})]
 
 
 def row(one: Contestant, per_word: bool) -> dict:

@@ -57,6 +57,7 @@ class Row:
     training_flops: float
     cache_bytes: int
     cache_of: dict[int, int]
+    cache_dtype: str | None
     budget: int | None
     training_speed: Speed | None
     decode: dict[int, Speed]
@@ -65,6 +66,11 @@ class Row:
     def mechanism(self) -> str:
         """The name without the setting."""
         return self.name.removesuffix(self.setting).rstrip()
+
+    @property
+    def scores(self) -> dict[int, dict[str, SplitScores]]:
+        """The scores of its runs by seed and split, with caches kept as this variant keeps them."""
+        return {seed: scores_of(run, self.cache_dtype) for seed, run in self.runs.items()}
 
     @property
     def num_seeds(self) -> int:
@@ -161,7 +167,8 @@ def read_findings(folder: Path) -> Findings:
         tries = tried(content, name, root)
         found |= {name: tries} if tries else {}
         if runs := compared_runs(content, name, root):
-            tests = {seed: scores_of(run)["test"] for seed, run in runs.items()}
+            kept = cache_dtype_of(variant)
+            tests = {seed: scores_of(run, kept)["test"] for seed, run in runs.items()}
             first = next(iter(tests.values()))
             measure = measure or measure_of(first)
             scores[name] = {seed: measure.amounts(test) for seed, test in tests.items()}
@@ -170,7 +177,8 @@ def read_findings(folder: Path) -> Findings:
     if not rows or measure is None:
         raise UserError(f"study={folder} has no finished run yet; go on with: mla-experiments study FILE")
     parts = {variant["name"]: variant["variant"] for variant in content["variants"]}
-    of_rows = {row.name: row.runs for row in rows}  # the same where no budget is small enough to make a difference
+    # the same where no budget is small enough to make a difference
+    of_rows = {row.name: (row.runs, row.cache_dtype) for row in rows}
     compared = compare(
         scores, weights, lambda a, b: one_apart(parts[a], parts[b]) and of_rows[a] != of_rows[b], measure
     )
@@ -248,19 +256,25 @@ def row_of(content: dict, variant: dict, runs: Runs, tests: list[SplitScores]) -
         training_flops=variant["training_flops_per_token"],
         cache_bytes=variant["cache_bytes_per_token"],
         cache_of={int(length): taken for length, taken in variant["cache_bytes"].items()},
+        cache_dtype=cache_dtype_of(variant),
         budget=variant["variant"]["changed"].get(BUDGET, content["stated"].get(BUDGET)),
         training_speed=Speed.of(content["training"][name]) if name in content["training"] else None,
         decode={int(context): Speed.of(speed) for context, speed in content["decode"].get(name, {}).items()},
     )
 
 
+def cache_dtype_of(variant: dict) -> str | None:
+    """Return in which dtype a recorded variant keeps its caches; older records know the model's own alone."""
+    return variant["variant"].get("cache_dtype")
+
+
 def one_apart(a: dict, b: dict) -> bool:
-    """Return whether two variants differ in one thing: the mechanism with its options, or one of the swept fields.
+    """Return whether two variants differ in one thing: the mechanism and its cache, or one of the swept fields.
 
     What was asked other questions, at another difficulty, does not compare.
 
     A pair that differs in two says nothing of either, and would only ask more evidence of the others.
     """
-    mechanism = (a["attention"], a["options"]) != (b["attention"], b["options"])
+    mechanism = any(a.get(part) != b.get(part) for part in ("attention", "options", "cache_dtype"))
     differing = [field for field in a["changed"] if a["changed"][field] != b["changed"][field]]
     return mechanism + len(differing) == 1 and not any(field.startswith(CORPUS) for field in differing)

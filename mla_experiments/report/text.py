@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import yaml
 
 from ..evaluation.measures import BITS
-from ..evaluation.scores import scores_of
 from ..study.fields import BUDGET, CORPUS
 from ..study.matching import NEAR, SIZES
 from ..study.record import PROMPT
@@ -169,8 +168,8 @@ def tuning_said(found: Findings) -> list[str]:
         skipped |= {name: lacking} if lacking else {}
     said = [f"{name} is not tuned for {joined(lacking)}, which has no such thing." for name, lacking in skipped.items()]
     if found.tuned:
-        run = next(iter(found.rows[0].runs.values()))
-        said.append(too_few(len(scores_of(run)["validation"].nats)))
+        scores = next(iter(found.rows[0].scores.values()))
+        said.append(too_few(len(scores["validation"].nats)))
     return [sentence for sentence in [*said, halving(found)] if sentence]
 
 

@@ -6,7 +6,7 @@ What a field can be stands in `schema.py`. A list means that the study holds one
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -23,16 +23,22 @@ from .tuning import OPTION, Settings, Space, designs_of, options_of
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the things compared: a mechanism with its options, and what else is swept."""
+    """One of the things compared: a mechanism with its options and how its caches are kept, and what else is swept.
+
+    `cache_dtype` changes no run: the same model is scored with its caches kept so. None is the model's own.
+    """
 
     attention: str
     options: dict = field(default_factory=dict)
     changed: dict = field(default_factory=dict)
+    cache_dtype: str | None = None
 
     @property
     def name(self) -> str:
         """Mechanism and what is swept, such as `mla kv_lora_rank=64`."""
-        return " ".join([self.attention, *(f"{key}={value}" for key, value in (self.options | self.changed).items())])
+        kept = {"cache": self.cache_dtype} if self.cache_dtype else {}
+        said = self.options | kept | self.changed
+        return " ".join([self.attention, *(f"{key}={value}" for key, value in said.items())])
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,14 @@ def read_study(path: Path) -> Study:
         preset=file.preset,
         data=data,
         settings=usual | same,
-        variants=tuple(variants_of(file.attention, {n.removeprefix(OPTION): v for n, v in options.items()}, swept)),
+        variants=tuple(
+            variants_of(
+                file.attention,
+                {name.removeprefix(OPTION): values for name, values in options.items()},
+                swept,
+                file.cache_dtype or [None],
+            )
+        ),
         seeds=tuple(file.seeds),
         space=file.space,
         designs=designs_of(file.space, file.learning_rate, names_of(file.attention)),
@@ -166,17 +179,20 @@ def with_settings(variant: Variant, settings: Settings) -> Variant:
     """Return a variant with the settings of a trial: options of its mechanism, and fields of training."""
     options = {name.removeprefix(OPTION): value for name, value in settings.items() if name.startswith(OPTION)}
     changed = {name: value for name, value in settings.items() if not name.startswith(OPTION)}
-    return Variant(variant.attention, variant.options | options, variant.changed | changed)
+    return replace(variant, options=variant.options | options, changed=variant.changed | changed)
 
 
-def variants_of(attention: list[Stated], options: dict, swept: dict[str, list]) -> Iterator[Variant]:
-    """Yield every mechanism with every combination of its swept options and of the swept fields.
+def variants_of(
+    attention: list[Stated], options: dict, swept: dict[str, list], cache_dtypes: Sequence[str | None]
+) -> Iterator[Variant]:
+    """Yield every mechanism with every combination of its swept options, of dtypes of caches and of the swept fields.
 
     What an entry of `attention` says of itself goes before what is said of all.
     """
     for one in attention:
         of_all = {option: as_list(values) for option, values in options.items() if option in options_of(one.name)}
         own = of_all | {option: [value] for option, value in one.options.items()}
-        for chosen in itertools.product(*own.values()):
+        for *chosen, dtype in itertools.product(*own.values(), cache_dtypes):
             for changed in itertools.product(*swept.values()):
-                yield Variant(one.name, dict(zip(own, chosen, strict=True)), dict(zip(swept, changed, strict=True)))
+                chosen_options, fields_changed = zip(own, chosen, strict=True), zip(swept, changed, strict=True)
+                yield Variant(one.name, dict(chosen_options), dict(fields_changed), dtype)

@@ -14,7 +14,8 @@ HOUR = 3600
 def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dict]:
     """Return a row per variant and one of the total: size, cache, runs, and the hours of training them.
 
-    A variant that is the very model of an earlier one has no runs of its own.
+    A variant that is the very model of an earlier one has no runs of its own, and neither has one that is trained as an
+    earlier one is and differs from it in its budget or in how its cache is kept.
 
     The hours at best are the FLOPs at the hardware's best rate, which no training reaches; beside them are those at a
     share of it. On the machine at hand what is expected is measured by steps of one sequence in each variant.
@@ -32,15 +33,20 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
     rows = []
     solved = match(study, study.planned_vocab_size)
     same = same_models(study, solved, study.planned_vocab_size)
+    of_training: dict[str, str] = {}
     for matched in solved:
         own, _ = study.arguments(matched.variant)
-        earlier = same.get(matched.variant.name)
+        name = matched.variant.name
+        first = of_training.setdefault(training_of(study, matched), name)
+        said = (
+            f" (the same model as {same[name]})" if name in same else f" (the runs of {first})" if first != name else ""
+        )
         runs, trainings = study.runs_of(matched.variant), study.trainings_of(matched.variant)
-        runs, trainings = (0, 0) if earlier else (runs, trainings)
+        runs, trainings = (0, 0) if said else (runs, trainings)
         tokens = round(trainings * own["train_tokens"])
         at_best = tokens * matched.training_flops_per_token / hardware.tflop_per_second / 1e12 / HOUR
         row = {
-            "variant": matched.variant.name + (f" (the same model as {earlier})" if earlier else ""),
+            "variant": name + said,
             "parameters": f"{matched.parameters:,}",
             "cache bytes/token": f"{matched.cache_bytes_per_token:,}",
             **({} if matched.cache_residual is None else {"off the budget, %": 100 * matched.cache_residual}),
@@ -55,6 +61,13 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
         rows.append(row)
     sums = {name: sum(row[name] for row in rows) for name in rows[0] if name == "runs" or name.startswith("hours")}
     return [*rows, {name: sums.get(name, "all" if name == "variant" else "") for name in rows[0]}]
+
+
+def training_of(study: Study, matched: Matched) -> str:
+    """Return what determines the runs of a variant, but for trials and seeds, which are the same for all."""
+    variant = matched.variant
+    model = [variant.attention, matched.options, matched.intermediate_size]
+    return repr([*model, study.arguments(variant), study.corpus_of(variant)])
 
 
 def tokens_per_second(study: Study, matched: Matched, device: str) -> float:

@@ -7,11 +7,12 @@ for, so that totals agree. The first variant of each size sets the mark.
 import bisect
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..benchmark.costs import (
     BYTES,
-    cache_elements_per_token,
+    kept_bytes_per_token,
     kept_of,
     num_parameters,
     numbers_by_layer,
@@ -111,7 +112,12 @@ def same_models(study: Study, solved: list[Matched], vocab_size: int) -> dict[st
         mechanism, options, stock = config.attention, config.attention_options, None
         with contextlib.suppress(UserError):  # most variants are no stock model
             stock = stock_config(config).to_dict()
-        trained = [matched.variant.changed, study.designs[matched.variant.attention], matched.intermediate_size]
+        trained = [
+            matched.variant.cache_dtype,
+            matched.variant.changed,
+            study.designs[matched.variant.attention],
+            matched.intermediate_size,
+        ]
         name = matched.variant.name
         for earlier, of, with_options, as_stock, trained_so in before:
             same = with_options == options if of == mechanism else stock is not None and as_stock == stock
@@ -173,8 +179,8 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
             f"match={study.match} cannot be met by {variant.name}: the nearest is {100 * residual:+.2f} %, more than "
             f"{100 * TOLERANCE} %; choose a larger model or match: none"
         )
-    numbers, budget = numbers_by_layer(config), study.budget_of(variant)
-    cached = BYTES * kept_of(numbers, config, 1)
+    cache_bytes, budget = bytes_by_length(config, variant.cache_dtype, (1, *CACHE_CONTEXTS)), study.budget_of(variant)
+    cached = cache_bytes.pop(1)
     return Matched(
         variant=variant,
         options=options,
@@ -182,7 +188,7 @@ def complete(study: Study, variant: Variant, options: dict, vocab_size: int, mar
         parameters=num_parameters(config),
         training_flops_per_token=training_flops_per_token(config, config.max_position_embeddings),
         cache_bytes_per_token=cached,
-        cache_bytes={length: BYTES * kept_of(numbers, config, length) for length in CACHE_CONTEXTS},
+        cache_bytes=cache_bytes,
         residual=residual,
         cache_residual=budget and cached / budget - 1,
     )
@@ -193,6 +199,24 @@ def cost(study: Study, config: DecoderConfig) -> float:
     if study.match == "flops":
         return training_flops_per_token(config, config.max_position_embeddings)
     return num_parameters(config)
+
+
+def bytes_by_length(config: DecoderConfig, cache_dtype: str | None, lengths: Sequence[int]) -> dict[int, int]:
+    """Return the bytes that a sequence takes in the cache, by its length.
+
+    Args:
+        config: of the model.
+        cache_dtype: in which its caches are kept; None for single precision.
+        lengths: in tokens.
+
+    Raises:
+        UserError: a model that cannot keep its caches so.
+    """
+    if cache_dtype is None:
+        numbers = numbers_by_layer(config)
+        return {length: BYTES * kept_of(numbers, config, length) for length in lengths}
+    of_token = kept_bytes_per_token(config, cache_dtype)
+    return {length: length * of_token for length in lengths}  # models with windows are refused
 
 
 def nearest_cache(study: Study, variant: Variant, vocab_size: int) -> dict:
@@ -231,7 +255,8 @@ def possible_values(name: str, config: DecoderConfig, given: dict) -> list[int]:
 
 def cache_of(study: Study, variant: Variant, options: dict, vocab_size: int) -> int:
     """Return the bytes per token that a variant caches with other options."""
-    return BYTES * cache_elements_per_token(config_of(study, variant, variant.options | options, vocab_size))
+    config = config_of(study, variant, variant.options | options, vocab_size)
+    return bytes_by_length(config, variant.cache_dtype, (1,))[1]
 
 
 def config_of(

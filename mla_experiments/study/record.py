@@ -9,7 +9,7 @@ from ..benchmark.training import training_step
 from ..evaluation.generation import continuation
 from ..evaluation.results import load_with_tokenizer
 from ..manifest import locked, read_manifest, read_record, write_record
-from ..modeling import DecoderConfig, DecoderForCausalLM, device
+from ..modeling import DecoderConfig, DecoderForCausalLM, device, set_cache_dtype
 from .matching import Matched, config_of
 from .trials import Task, Trials
 
@@ -85,6 +85,7 @@ def measure(trials: Trials, known: dict) -> dict:
             continue
         if (trial := trials.trial(Task(number, trials.study.seeds[0], best))).is_done:
             model, tokenizer = load_with_tokenizer(trial.run.folder)
+            set_cache_dtype(model, matched.variant.cache_dtype)
             length = min(48, model.config.max_position_embeddings // 2)
             samples[matched.variant.name] = continuation(model, tokenizer, PROMPT, length)
     return speeds | {"samples": known["samples"] | samples}
@@ -120,7 +121,8 @@ def decode_speeds(trials: Trials) -> dict[str, dict[str, dict[str, float]]]:
             config = config_for(trials, matched)
             if config.positions == "rope":
                 config.max_position_embeddings = context + 8
-                steps[name] = decode_step(DecoderForCausalLM(config).to(device()), 1, context)[0]
+                model, kept = DecoderForCausalLM(config).to(device()), matched.variant.cache_dtype
+                steps[name] = decode_step(model, 1, context, cache_dtype=kept)[0]
         for name, seconds in interleaved(steps, rounds=9).items():
             speeds[name][str(context)] = speed_of(1, seconds)
     return speeds

@@ -224,7 +224,12 @@ class StudyFile(Fields):
         "none", description="none, parameters, flops or cache: what is held equal"
     )
     cache_bytes_per_token: Listed[Annotated[int, Field(strict=True, ge=1)]] = Field(
-        [], description="with match: cache, the budget, or several, each matched apart; in single precision"
+        [],
+        description="with match: cache, the budget, or several, each matched apart; in single precision, or in "
+        "cache_dtype",
+    )
+    cache_dtype: Listed[Literal["f32", "bf16", "f16", "int8"]] = Field(
+        [], description="in which caches are kept when a run is scored: f32, bf16, f16, int8, or several"
     )
     tuning: Tuning | None = None
 

@@ -54,6 +54,8 @@ class Trial:
         matched: the variant with these settings.
         run: in the folder that they determine.
         share: of the tokens of a whole training.
+
+    Settings are tried with the caches that a model has by itself; those that are compared may be kept in fewer bits.
     """
 
     variant: str
@@ -77,7 +79,12 @@ class Trial:
     @property
     def is_done(self) -> bool:
         """Whether it is trained and scored."""
-        return self.run.is_finished and read_scores(self.run.folder) is not None
+        return self.run.is_finished and read_scores(self.run.folder, self.cache_dtype) is not None
+
+    @property
+    def cache_dtype(self) -> str | None:
+        """In which its caches are kept when it is scored; None for the model's own."""
+        return None if self.is_tuning else self.matched.variant.cache_dtype
 
     @property
     def standing(self) -> float | None:
@@ -85,7 +92,7 @@ class Trial:
 
         Of synthetic tasks the nats too: they tell settings apart where all answers are right, or all wrong.
         """
-        return float(scores_of(self.run.folder)["validation"].nats.sum()) if self.is_done else None
+        return float(scores_of(self.run.folder, self.cache_dtype)["validation"].nats.sum()) if self.is_done else None
 
 
 class Trials:

@@ -16,6 +16,7 @@ from ..evaluation.perplexity import score_documents
 from ..evaluation.recall import score_task
 from ..evaluation.results import load_with_tokenizer
 from ..evaluation.scores import write_answers, write_scores
+from ..modeling import set_cache_dtype
 from .trials import Task, Trial, Trials
 
 PATIENCE = 120  # seconds until the lock of a lost process is free: a file server may take 90 to see that it is lost
@@ -85,11 +86,13 @@ def train_and_score(trials: Trials, trial: Trial) -> None:
         tokenizer = load_tokenizer(trials.data_of(trials.study.corpus_of(variant)) / "tokenizer")
         trial.run.train(trials.loaded(variant)[0], tokenizer, lambda _: None)
     model, tokenizer = load_with_tokenizer(trial.run.folder)
+    set_cache_dtype(model, trial.cache_dtype)
     if trial.run.task:
-        write_answers(trial.run.folder, score_task(model, trial.run.task, trial.run.arguments.sequence_length))
+        answers = score_task(model, trial.run.task, trial.run.arguments.sequence_length)
+        write_answers(trial.run.folder, answers, trial.cache_dtype)
         return
     scored = {
         split: (documents, score_documents(model, tokenizer, documents, description=f"scoring {split}"))
         for split, documents in trials.texts.items()
     }
-    write_scores(trial.run.folder, scored)
+    write_scores(trial.run.folder, scored, trial.cache_dtype)

@@ -190,6 +190,20 @@ def test_a_study_is_planned_run_by_run(tmp_path, capsys):
     assert "a study states its own" in capsys.readouterr().err
 
 
+def test_runs_that_variants_share_are_planned_once(tmp_path):
+    path = tmp_path / "shared.yaml"
+    path.write_text(
+        "preset: demo\nattention: [mha, mla]\nmatch: cache\ncache_bytes_per_token: [1024, 2048]\n"
+        "cache_dtype: [f32, bf16]\nseeds: [0, 1, 2]\n"
+    )
+    *rows, both = study_plan(read_study(path), HARDWARE["a100"], 1)
+    assert [row["runs"] for row in rows if row["variant"].startswith("mha")] == [3, 0, 0, 0]
+    counts = [row["runs"] for row in rows if row["variant"].startswith("mla")]
+    assert counts == [3, 3, 0, 3]  # at half the bytes 16 bits keep what single precision keeps at all of them
+    shared = "mla cache=bf16 cache_bytes_per_token=1024 (the runs of mla cache=f32 cache_bytes_per_token=2048)"
+    assert both["runs"] == 12 and shared in [row["variant"] for row in rows]
+
+
 def test_a_step_is_the_sum_of_its_measured_parts(monkeypatch):
     monkeypatch.setattr("mla_experiments.benchmark.parts.UNCACHED", 1 << 16)
     monkeypatch.setattr("mla_experiments.benchmark.parts.CONTEXTS", (64, 512))

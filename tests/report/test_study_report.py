@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from mla_experiments.cli import main
 from mla_experiments.cli.parsing import parse
-from mla_experiments.evaluation.scores import SCORES, read_scores
+from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
 from mla_experiments.report import scaling
 from mla_experiments.report.charts import to_plotly
@@ -405,7 +405,7 @@ def test_what_came_out_farther_behind_than_what_is_told_is_not_taken_for_its_cac
     """Its seeds disagree too much for a verdict, and nobody should take it for that."""
     folder = at_budget(tmp_path, [0.0, 0.05, 0.2], (1000, 1000, 100))
     for run in (run for run in read_record(folder / "study.json")["runs"] if run["variant"] == "gqa"):
-        path = folder.parent / run["folder"] / SCORES
+        path = folder.parent / run["folder"] / "scores.json"
         scores = read_record(path)
         for part in scores["splits"].values():
             part["nats"] = [nats + 150 * (run["seed"] - 2) for nats in part["nats"]]

@@ -9,9 +9,7 @@ without its flash attention here, and keeps its cache in f32.
 """
 
 import argparse
-import ctypes
 import math
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +21,8 @@ from torch.nn import functional as F
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from mla_experiments.data import load_tokenizer  # noqa: E402 - of this clone
+from mla_experiments.benchmark.llama_cpp import opened  # noqa: E402 - of this clone
+from mla_experiments.data import load_tokenizer  # noqa: E402
 from mla_experiments.data.tokenizer import as_transformers_tokenizer, train_bpe  # noqa: E402
 from mla_experiments.errors import UserError  # noqa: E402
 from mla_experiments.markdown import table  # noqa: E402
@@ -53,7 +52,6 @@ MODELS = {  # mechanism, its options, more of the config
     "MLA, YaRN of V3": ("mla", LATENT, {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}}),
     "MLA, YaRN, unequal": ("mla", LATENT, {"rope_parameters": {**YARN, "mscale": 1.2, "mscale_all_dim": 0.8}}),
 }
-SAID: list[str] = []  # by llama.cpp
 
 
 def random_models(folder: Path, text: str) -> dict[str, Path]:
@@ -73,27 +71,16 @@ def random_models(folder: Path, text: str) -> dict[str, Path]:
 
 def by_llama_cpp(path: Path, text: str, tokens: list[int]) -> dict:
     """Return llama.cpp's tokens of a text, its logits of tokens, and the bytes of its cache of a token."""
-    from llama_cpp import Llama
-
-    SAID.clear()
-    model = Llama(
-        str(path), n_ctx=len(tokens), n_batch=len(tokens), logits_all=True, flash_attn=False, type_k=0, type_v=0,
-        verbose=True,
-    )  # fmt: skip
+    read = opened(path, len(tokens), logits_of_all=True)
+    model = read.model
     model.eval(tokens)
     found = {
         "tokens": model.tokenize(text.encode(), add_bos=False, special=False),
         "logits": torch.from_numpy(np.array(model.scores[: len(tokens)])),
-        "cache": kept_bytes("".join(SAID)),
+        "cache": read.kept,
     }
     model.close()
     return found
-
-
-def kept_bytes(said: str) -> float:
-    """Return the bytes of a cell of the cache, from what llama.cpp says of it."""
-    size, cells = re.search(r"size =\s+([\d.]+) MiB \(\s*(\d+) cells", said).groups()
-    return float(size) * 2**20 / int(cells)
 
 
 def perplexity(logits: torch.Tensor, tokens: list[int]) -> float:
@@ -145,8 +132,6 @@ def main() -> int:
     given = parser.parse_args()
     import llama_cpp
 
-    listener = llama_cpp.llama_log_callback(lambda _, line, __: SAID.append(line.decode(errors="replace")))
-    llama_cpp.llama_log_set(listener, ctypes.c_void_p(0))
     text, rows = given.text.read_text(encoding="utf-8"), []
     with tempfile.TemporaryDirectory() as scratch:
         made = {} if given.models else random_models(Path(scratch) / "models", text)

@@ -1,10 +1,11 @@
-"""Decoding: time per step from a filled cache, for every mechanism and mode, beside transformers' models.
+"""Decoding: time per step from a filled cache, for every mechanism and mode, beside transformers and llama.cpp.
 
 Caches are filled with random numbers, so that a long context costs no prefill, and cut back after every step, so that
 all steps are alike. Contestants take turns.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,27 +13,34 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..allocator import keep_freed_memory
+from ..errors import unknown
 from ..kernels import PackedLinear, latent
 from ..modeling import DecoderForCausalLM, set_cache_dtype
 from ..modeling.attention import Attention, set_decode_mode
 from ..modeling.attention.checks import require
 from ..modeling.cache import StoredLayer, growing
 from ..modeling.cache_name import by_name, cache_of
+from . import llama_cpp
 from .measure import ceilings, flag, flops_of, interleaved, roofline, spread
 from .training import MECHANISMS, contestants
 
 SOME_TOKENS = 1024
+PEERS = ("transformers", "llama.cpp", "none")
 FIGURE = {"x": "context", "y": "ms", "line": "model", "panel": "batch"}
 
 
 @dataclass
 class Arguments:
-    """Milliseconds of a decoding step against context and batch size, ours and transformers'."""
+    """Milliseconds of a decoding step against context and batch size, ours and transformers' (or llama.cpp's)."""
 
     attention: list[str] = flag(MECHANISMS, "mechanisms to measure")
     contexts: list[int] = flag([128, 512, 2048, 8192, 32768, 65536], "tokens in the cache")
     batch_sizes: list[int] = flag([1, 8], "sequences decoded together")
     modes: list[str] = flag(["auto"], "how those decode that know several ways: auto, absorb, expand, full")
+    peers: list[str] = flag(
+        ["transformers"],
+        "beside ours: transformers, llama.cpp (one sequence; llama-cpp-python), or none",
+    )
     budget_gib: float = flag(16.0, "leave out a context whose caches of all contestants together are larger")
     cache_dtypes: list[str] = flag([], "in which ours keep their caches: f32, bf16, f16, int8; by default their own")
     weight_dtypes: list[str] = flag(["f32"], "in which ours keep their weights: f32, bf16, f16, int8")
@@ -48,8 +56,14 @@ def measure(given: Arguments) -> list[dict]:
     """
     keep_freed_memory()
     latent.force_backend(given.backend)
+    check_peers(given.peers)
     ceiling = ceilings()
-    models = contestants(given.attention, max(given.contexts) + 8, weight_dtypes=given.weight_dtypes)
+    models: dict[str, PreTrainedModel] = contestants(
+        given.attention, max(given.contexts) + 8, weight_dtypes=given.weight_dtypes
+    )
+    ours = {name: model for name, model in models.items() if isinstance(model, DecoderForCausalLM)}
+    if "transformers" not in given.peers:
+        models = dict(ours)
     for mode in given.modes:
         require(
             mode == "auto" or any(mode in modes_of(model, [mode]) for model in models.values()),
@@ -59,8 +73,30 @@ def measure(given: Arguments) -> list[dict]:
     for batch in given.batch_sizes:
         for context in given.contexts:
             steps = prepared(models, given.modes, batch, context, given.budget_gib, given.cache_dtypes)
-            rows += timed_steps(models, steps, batch, context, given.rounds, ceiling)
+            with by_llama_cpp(ours, given, context) if steps and batch == 1 else nullcontext({}) as theirs:
+                rows += timed_steps(models, steps | theirs, batch, context, given.rounds, ceiling)
     return rows
+
+
+def check_peers(peers: list[str]) -> None:
+    """Refuse peers that there are not, or that are not installed.
+
+    Raises:
+        UserError: see there.
+    """
+    if unknown_ones := [peer for peer in peers if peer not in PEERS]:
+        raise unknown("peers", unknown_ones[0], PEERS)
+    require(len(peers) == 1 or "none" not in peers, f"peers={' '.join(peers)}: none stands alone; leave it out")
+    if "llama.cpp" in peers:
+        llama_cpp.check_installed()
+
+
+def by_llama_cpp(ours: dict[str, DecoderForCausalLM], given: Arguments, context: int) -> AbstractContextManager[dict]:
+    """Give llama.cpp's steps of our models, if it is a peer; those of one mechanism differ in their weights' type."""
+    if "llama.cpp" not in given.peers:
+        return nullcontext({})
+    models = {name.split(",")[0]: model for name, model in ours.items() if name.endswith(", ours")}
+    return llama_cpp.steps(models, context, given.weight_dtypes, given.cache_dtypes or ["f32"])
 
 
 def timed_steps(
@@ -71,23 +107,26 @@ def timed_steps(
     rounds: int,
     ceiling: dict[str, float],
 ) -> Iterator[dict]:
-    """Yield a row per contestant, taking turns.
+    """Yield a row per contestant, taking turns; what another program computes has no operations that torch counts.
 
     Args:
-        models: by name.
+        models: by name, ours and transformers'.
         steps: a step and the bytes of its cache, by the name of its model, and how it is run behind a colon.
         batch: sequences.
         context: tokens in each one's cache.
         rounds: timed turns of each.
         ceiling: of `measure.ceilings`.
     """
-    flops = {name: flops_of(step) for name, (step, _) in steps.items()}
+    of_torch = {name: models[model] for name in steps if (model := name.split(":")[0]) in models}
+    flops = {name: flops_of(steps[name][0]) for name in of_torch}
     seconds = interleaved({name: step for name, (step, _) in steps.items()}, rounds)
     for name, times in seconds.items():
         row: dict[str, Any] = {"model": name, "batch": batch, "context": context, **spread(times)}
         row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": steps[name][1] / 2**20}
-        read = weights_read(models[name.split(":")[0]]) + steps[name][1]
-        yield row | roofline(row["ms"] / 1e3, flops[name], read, ceiling)
+        if name in of_torch:
+            read = weights_read(of_torch[name]) + steps[name][1]
+            row |= roofline(row["ms"] / 1e3, flops[name], read, ceiling)
+        yield row
 
 
 def prepared(
@@ -109,7 +148,7 @@ def prepared(
     if needed > budget_gib * 2**30:
         print(f"batch {batch}, context {context} left out: {needed / 2**30:.1f} GiB of caches; see --budget-gib")
         return {}
-    steps = {}
+    steps: dict[str, tuple[Callable, int]] = {}
     for name, mode, dtype in entries:
         step, cache = decode_step(models[name], batch, context, mode, dtype)
         how = ", ".join(filter(None, (mode, dtype and f"cache {dtype}")))

@@ -77,6 +77,26 @@ def test_weights_in_fewer_bits_are_counted_and_read():
         assert decode.weights_read(model) == rest + sum(one.out_features * (one.in_features + 4) for one in maps)
 
 
+def test_llama_cpp_decodes_from_our_weights_in_every_type_beside_ours(capsys):
+    pytest.importorskip("llama_cpp", reason="building it takes ten minutes; docs/speed.md")
+    given = decode.Arguments(
+        attention=["mla", "tpa"], contexts=[32], batch_sizes=[1, 2], peers=["llama.cpp"], cache_dtypes=["f32", "bf16"],
+        weight_dtypes=["f32", "int8"], rounds=1,
+    )  # fmt: skip
+    rows = {(row["model"], row["batch"]): row for row in decode.measure(given)}
+    theirs = {model: row for (model, batch), row in rows.items() if "llama.cpp" in model}
+    ways = [f"weights {kind}, cache {cache}{how}" for kind in ("f32", "int8") for cache in ("f32", "bf16")
+            for how in ("", ", flash")]  # fmt: skip
+    assert set(theirs) == {f"mla, llama.cpp: {way}" for way in ways} and {row["batch"] for row in theirs.values()} == {
+        1
+    }
+    plain = theirs["mla, llama.cpp: weights f32, cache f32"]
+    assert plain["cache MiB"] == pytest.approx(32 * 144 * FLOAT32 * LAYERS / 2**20, rel=0.02)
+    assert plain["ms"] > 0 and "% of matmul" not in plain
+    assert "left out of llama.cpp: tpa" in capsys.readouterr().out
+    assert not any("transformers" in model for model, _ in rows)
+
+
 def test_a_step_of_guesses_is_held_against_as_many_plain_ones():
     given = assisted.Arguments(attention=["mqa"], contexts=[16], guessed=[2, 3], rounds=1)
     rows = assisted.measure(given)
@@ -185,6 +205,8 @@ def test_rows_become_one_panel_a_value(tmp_path):
         (["bench", "core", "--shapes", "C"], "shape=C is unknown"),
         (["bench", "load", "--waits", "sleepily"], "waits=sleepily is unknown"),
         (["bench", "decode", "--modes", "guess"], "decode_mode=guess is unknown"),
+        (["bench", "decode", "--peers", "ollama"], "peers=ollama is unknown"),
+        (["bench", "decode", "--peers", "none", "transformers"], "none stands alone"),
         (["bench", "decode", "--attention", "mhq"], "mhq"),
         (["bench", "decode", "--contexts", "0"], "contexts=0"),
         (["bench", "cache", "--contexts", "-3"], "contexts=-3"),

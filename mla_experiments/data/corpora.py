@@ -142,6 +142,44 @@ def _request(corpus: str, text_column: str, sample_characters: int | None) -> di
     return request | {"source": _states([file.path for file in files]), "readers": READERS}
 
 
+def is_prepared(corpus: str, folder: Path) -> bool:
+    """Return whether a corpus is the one in a folder: by its name, or by whichever path to the files that it was.
+
+    Raises:
+        UserError: it is not, but has some of these files, or is another by the same name.
+    """
+    if corpus == "auto":
+        return True
+    try:
+        manifest = read_manifest(folder, "")
+    except UserError:  # none, or a damaged one: the corpus is then what its name says, a path
+        return False
+    is_named, before = corpus == manifest["corpus"], manifest["request"].get("source")
+    if not before or corpus in NAMED or not Path(corpus).exists():
+        return is_named
+    now = _states_of(corpus, manifest)
+    if now == before:
+        return True
+    was = [path for path, *_ in before]
+    if shared := [path for path, *_ in now or () if path in was]:
+        raise UserError(
+            f"corpus={corpus} has {shared[0]}, which {folder} was prepared from as it was then, and models may have "
+            "been trained on; leave it out for the text that is held out, or give other text"
+        )
+    if is_named:
+        raise UserError(
+            f"corpus={corpus} is another than {was[0]}, which {folder} was prepared from by that name; leave it out "
+            "for the text that is held out, or give its whole path"
+        )
+    return False
+
+
+def _states_of(corpus: str, manifest: dict) -> list | None:
+    """Return the state that the files of a corpus are in now, as the manifest of a prepared one has it of its own."""
+    request = manifest["request"]
+    return _request(corpus, request["text_column"], request.get("sample_characters"))["source"]
+
+
 def _fingerprint(corpus: str) -> list | None:
     """The state of all files of a folder, as far as `datasets` may read them; None for what is no folder here."""
     path = Path(name_and_config(corpus)[0])

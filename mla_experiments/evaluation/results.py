@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data import TEXT_COLUMN, Reading, load_corpus, load_tokenizer, read_documents, whole_text
 from ..data.corpora import MADE_BY as CORPUS_MADE_BY
+from ..data.corpora import is_prepared
 from ..errors import UserError
 from ..manifest import file_hash, library_versions, read_manifest, read_record, write_record
 from ..markdown import escaped, in_cell, table
@@ -213,16 +214,6 @@ def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tupl
         )
     prepared = load_corpus(folder)
     return manifest["corpus"], {split: list(prepared[split]["text"]) for split in HELD_OUT}
-
-
-def is_prepared(corpus: str, folder: Path) -> bool:
-    """Return whether the corpus in a folder goes by this name."""
-    if corpus == "auto":
-        return True
-    try:
-        return read_manifest(folder, "")["corpus"] == corpus
-    except UserError:  # none, or a damaged one: the corpus is then what its name says, a path
-        return False
 
 
 def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:

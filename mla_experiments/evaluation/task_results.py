@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..data.corpora import is_prepared
 from ..data.synthetic import Task, is_synthetic, task_of
 from ..errors import UserError
 from ..manifest import library_versions, read_manifest
@@ -15,7 +16,6 @@ from .results import (
     Results,
     cache_bytes_per_token,
     find_models,
-    is_prepared,
     load_with_tokenizer,
     record_in_run,
     shown_name,

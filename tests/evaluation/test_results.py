@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, wikitext_file
+from conftest import TINY, command, synthetic_articles, wikitext_file
 from safetensors.torch import load_file, save_file
 
 from mla_experiments.cli import main
@@ -76,6 +76,27 @@ def test_the_corpus_of_training_gives_its_held_out_splits_alone(train, prepared,
     assert Path(corpus).is_file()  # also where the whole text is there to be read
     main(["eval", "--corpus", corpus])
     assert [row["split"] for row in results()["results"]] == ["validation", "test"]
+
+
+def test_the_corpus_of_training_is_known_by_its_files_not_by_how_they_are_called(train, tmp_path, monkeypatch, capsys):
+    source = tmp_path / "text" / "source.txt"
+    source.parent.mkdir()
+    source.write_text("".join(synthetic_articles(40)))
+    monkeypatch.chdir(source.parent)
+    assert main(command("data", corpus="source.txt", vocab_size=300, sequence_length=32, data_dir="../data")) == 0
+    monkeypatch.chdir(tmp_path)
+    train()
+    for corpus in ("text/source.txt", "text/../text/source.txt", str(source)):
+        assert main(["eval", "--corpus", corpus]) == 0
+        assert [row["split"] for row in results()["results"]] == ["validation", "test"]
+    Path("source.txt").write_text("".join(synthetic_articles(3, seed=1)))
+    assert main(["eval", "--corpus", "source.txt"]) == 2  # which was prepared by that name, from elsewhere
+    assert f"corpus=source.txt is another than {source}, which data/corpus was" in capsys.readouterr().err
+    assert main(["eval", "--corpus", "./source.txt"]) == 0
+    assert [row["split"] for row in results()["results"]] == ["all"]
+    source.write_text("".join(synthetic_articles(41)))
+    assert main(["eval", "--corpus", "text/source.txt"]) == 2
+    assert f"corpus=text/source.txt has {source}, which data/corpus was prepared from" in capsys.readouterr().err
 
 
 def test_real_wikitext_is_evaluated_by_article(train):

@@ -12,6 +12,7 @@ from mla_experiments.benchmark import MEASUREMENTS
 from mla_experiments.cli import COMMANDS, main
 from mla_experiments.next_step import Step
 from mla_experiments.study.schema import StudyFile, Tuning
+from mla_experiments.yaml_files import read_yaml
 
 
 def test_help_lists_the_commands_and_each_lists_its_flags(capsys):
@@ -95,6 +96,27 @@ def test_an_unknown_key_of_a_config_names_the_nearest(tmp_path, monkeypatch, cap
     Path("study.yaml").write_text("vocab_sice: 270\n")
     assert main(["data", "--config", "study.yaml"]) == 2
     assert "unknown flag vocab_sice; did you mean vocab_size?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ("vocab_size: 270\nvocab_size: 280\n", "config=study.yaml states vocab_size twice, and one would be lost"),
+        ("lr_scheduler_kwargs: {min_lr_rate: 0.1, min_lr_rate: 0.5}\n", "states min_lr_rate twice"),
+        ("corpus:\n", "config=study.yaml has corpus=, which has no value; give one, or leave it out"),
+    ],
+)
+def test_a_config_that_says_a_thing_twice_or_not_at_all_is_refused(tmp_path, monkeypatch, capsys, stated, said):
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(stated)
+    assert main(["data", "--config", "study.yaml"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_an_anchor_is_merged_with_may_say_it_anew(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n")
+    assert read_yaml(path, "config", "")[1] == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}}
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").glob("*.yaml")), ids=lambda path: path.stem)

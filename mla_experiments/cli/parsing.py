@@ -255,8 +255,10 @@ def as_strings(value: object, where: str) -> list[str]:
     """Return a YAML value as it would stand on the command line.
 
     Raises:
-        UserError: it is more than JSON can hold; `where` it stands.
+        UserError: it is nothing, or more than JSON can hold; `where` it stands.
     """
+    if None in (value if isinstance(value, list) else [value]):
+        raise UserError(f"{where}={'' if value is None else value}, which has no value; give one, or leave it out")
     if isinstance(value, list):
         return [str(item) for item in value]
     try:

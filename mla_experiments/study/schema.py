@@ -271,6 +271,7 @@ class StudyFile(Fields):
             value = self.others[name]
             several = is_swept(name, value)
             self.others[name] = [typed(name, one) for one in value] if several else typed(name, value)
+            check_each_once(name, self.others[name] if several else [value])
         return self
 
     @checked(mode="after")

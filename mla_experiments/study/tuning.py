@@ -87,6 +87,7 @@ def factor_of(name: str, values: Any) -> Factor:
         UserError: it cannot be.
     """
     said = f"tuning.{name}={values}"
+    values = list(map(as_number, values)) if isinstance(values, list) else values
     if not isinstance(values, list) or not values:
         raise UserError(f"{said} must be a list of choices, or of the two ends of a range, such as [1.0e-3, 1.0e-2]")
     if any(isinstance(value, list | dict) for value in values):
@@ -97,6 +98,14 @@ def factor_of(name: str, values: Any) -> Factor:
     if is_range and not 0 < values[0] < values[1] < math.inf:
         raise UserError(f"{said} must be a range from a lower to a higher positive number")
     return Factor(tuple(values), is_range)
+
+
+def as_number(value: Any) -> Any:
+    """Return the number that a text is, and anything else as it is: to YAML 1e-3, without a point, is a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def check_factor(name: str, factor: Factor, attention: list[str], trials: int) -> None:

@@ -14,7 +14,7 @@ from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import write_record
 from mla_experiments.report import study as report_of_study
 from mla_experiments.run_files import read_run
-from mla_experiments.study import record
+from mla_experiments.study import read_study, record
 from mla_experiments.study.tuning import Factor, Space, design
 from mla_experiments.training.identity import RECORDED_FIRST
 from mla_experiments.training.run import Run
@@ -219,6 +219,24 @@ def test_a_space_that_cannot_be_is_refused_before_anything_is_prepared(state, tm
     assert main(["study", state("wrong", **more)]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_range_is_one_however_its_ends_are_written(tmp_path):
+    designs = []
+    for ends in ("[1.0e-3, 1.0e-2]", "[1e-3, 1e-2]", "[0.001, 1e-2]"):  # PyYAML reads 1e-3 as a text
+        (tmp_path / "study.yaml").write_text(f"attention: mha\ntuning: {{trials: 6, learning_rate: {ends}}}\n")
+        designs.append(read_study(tmp_path / "study.yaml").designs)
+    assert len(designs[0]["mha"]) == 6 and designs[0] == designs[1] == designs[2]
+
+
+@pytest.mark.parametrize(
+    "sweep", ["weight_decay: [0.1, 1e-1]", "tie_word_embeddings: [true, 'yes']", "learning_rate: [0.001, 1e-3]"]
+)
+def test_a_value_that_is_swept_twice_is_refused_however_it_is_written(tmp_path, capsys, sweep):
+    path = tmp_path / "study.yaml"
+    path.write_text(f"attention: mha\n{sweep}\n")
+    assert main(["plan", str(path)]) == 2
+    assert "twice; once is enough" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(state, tmp_path, monkeypatch, capsys):

@@ -71,6 +71,8 @@ def help_of(capsys, *argv):
         (["data", "upload"], "data stage upload is unknown"),
         (["data", "tokens", "--sequence-length", "long"], "invalid int value: 'long'"),
         (["generate"], "--model"),
+        (["train", "--attention", "mha", "--attention=mla"], "--attention stands twice, and one would be lost"),
+        (["eval", "mha", "--models", "mla"], "--models stands twice, and one would be lost"),
         (["train", "--config"], "--config needs a file"),
         (["train", "--config", "absent.yaml"], "config=absent.yaml cannot be read"),
     ],

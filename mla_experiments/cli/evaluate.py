@@ -57,8 +57,8 @@ def run(argv: list[str]) -> None:
     models = []
     while argv and not argv[0].startswith("-"):
         models.append(argv.pop(0))
+    argv = ["--models", *models, *argv] if models else argv
     (given,) = parse([EvaluationArguments], argv, "eval", __doc__, examples=EXAMPLES)
-    given["models"] = models or given["models"]
     output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
     fewer = {name: dtype for name in ("cache_dtype", "weight_dtype") if (dtype := given.pop(name))}
     if fewer:

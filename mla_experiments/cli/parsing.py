@@ -57,7 +57,8 @@ def parse(
         examples: what `--help` ends with.
 
     Raises:
-        UserError: unknown flag, a value of the wrong type, or a number that is not finite or out of its range.
+        UserError: unknown flag, a list that stands twice, a value of the wrong type, or a number that is not finite
+            or out of its range.
     """
     if ALL in argv:
         argv = ["--help"]
@@ -69,6 +70,7 @@ def parse(
     parser = parser_of(classes, command, description)
     parser.epilog = examples
     known = {action.dest for action in parser._actions}
+    check_lists(argv, parser)
     for name, meaning in (positional or {}).items():
         parser.add_argument(name, help=meaning)
     parser.set_defaults(**{name: value for name, value in (defaults or {}).items() if name in known})
@@ -166,6 +168,14 @@ def truth(word: str) -> bool:
     if word.lower() not in TRUTH:
         raise argparse.ArgumentTypeError(f"{word} is neither true nor false")
     return TRUTH[word.lower()]
+
+
+def check_lists(argv: list[str], parser: argparse.ArgumentParser) -> None:
+    """Refuse a flag of several values that stands twice: argparse would take the last, and lose the others."""
+    for action in parser._actions:
+        standing = [word for word in argv if word.partition("=")[0] in action.option_strings]
+        if action.nargs == "+" and len(standing) > 1:
+            raise UserError(f"{standing[0]} stands twice, and one would be lost; give all its values after one of them")
 
 
 def check_ranges(cls: type, given: dict, above: float | None = None) -> None:

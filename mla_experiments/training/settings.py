@@ -97,8 +97,10 @@ class RunArguments:
             UserError: a value that cannot work.
         """
         try:
-            options = json.loads(self.attention_options)
+            options = json.loads(self.attention_options, object_pairs_hook=each_once)
             assert all(isinstance(part, dict) for part in options.values())
+        except UserError:
+            raise
         except (ValueError, AttributeError, AssertionError):
             raise UserError(
                 f"attention_options={self.attention_options} is not understood; "
@@ -132,6 +134,14 @@ class RunArguments:
             eos_token_id=end_of_document,
             pad_token_id=end_of_document,
         )
+
+
+def each_once(pairs: list[tuple[str, object]]) -> dict:
+    """Return an object of JSON, or refuse one that names a thing twice."""
+    names = [name for name, _ in pairs]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise UserError(f"attention_options names {twice[0]} twice, and one would be lost; keep one of them")
+    return dict(pairs)
 
 
 def preset_name(asked: str) -> str:

@@ -151,6 +151,10 @@ def test_resume_with_nothing_to_resume_is_refused(train, capsys):
     [
         ({"hidden_size": 18, "num_attention_heads": 4}, "num_attention_heads=4 does not divide hidden_size=18"),
         ({"attention_options": '{"mla": {"qk_rope_head_dim": 3}}'}, "qk_rope_head_dim=3"),
+        (
+            {"attention_options": '{"mla": {"kv_lora_rank": 4}, "mla": {"rotary": 8}}'},
+            "attention_options names mla twice, and one would be lost",
+        ),
         ({"attention_options": "mla.kv_lora_rank=3"}, "attention_options=mla.kv_lora_rank=3 is not understood"),
         ({"batch_size": 6}, "batch_size=6 is not the product"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),

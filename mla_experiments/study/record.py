@@ -34,11 +34,21 @@ def record(trials: Trials, failures: dict[str, str], beside: bool = False) -> No
         except (OSError, ValueError):
             old = {}
         trials.failed = {name: why for name, why in (old.get("failed", {}) | failures).items() if why}
-        measured = {name: old.get(name, {}) for name in ("machine", "decode", "training", "samples")}
+        new = content(trials)
+        known = old if old and timed(old) == timed(new) else {}
+        measured = {name: known.get(name, {}) for name in ("machine", "decode", "training", "samples")}
         if beside:
             measured |= measure(trials, measured)
         measured["machine"] = measured["machine"] or machine()
-        write_record(folder / STUDY, content(trials) | measured)
+        write_record(folder / STUDY, new | measured)
+
+
+def timed(recorded: dict) -> list:
+    """Return of which models and steps the speeds in a record are: after the study's file was edited, of others."""
+    of_model = ("name", "options", "intermediate_size")  # of which older records may lack one
+    models = [[variant.get(name) for name in of_model] for variant in recorded["variants"]]
+    stated = [recorded["stated"].get(name) for name in ("preset", "settings")]
+    return json.loads(json.dumps([recorded.get("vocab_size"), stated, models]))
 
 
 def content(trials: Trials) -> dict:

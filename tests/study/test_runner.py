@@ -293,6 +293,16 @@ def test_what_is_swept_makes_runs_of_its_own_and_each_is_built_once(state, tmp_p
     assert first != second
 
 
+def test_speeds_are_measured_anew_where_the_study_states_other_models(state, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(record, "decode_speeds", lambda trials: (measured.append(trials), {"mha": {}})[1])
+    for name, nothing in {"training_speeds": {}, "continuation": ""}.items():
+        monkeypatch.setattr(record, name, lambda *_, nothing=nothing: nothing)
+    for count, more in ((1, {}), (1, {}), (1, {"seeds": [0, 1]}), (2, {"hidden_size": 32}), (3, {"positions": "none"})):
+        assert main(["study", state("edited", attention="mha", match="none", **more)]) == 0
+        assert len(measured) == count
+
+
 def test_runs_by_other_code_are_named_and_taken_only_where_that_is_accepted(state, tmp_path, monkeypatch, capsys):
     path = state("first", attention="mha")
     assert main(["study", path]) == 0

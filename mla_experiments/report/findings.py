@@ -149,7 +149,7 @@ def read_findings(folder: Path) -> Findings:
     """Compute everything from the `study.json` in a study's folder and the runs that it names.
 
     Raises:
-        UserError: no study there, or none of its runs has come to its end.
+        UserError: no study there, none of its runs has come to its end, or some were scored on other text.
     """
     path = Path(folder) / STUDY
     if not path.is_file():
@@ -161,7 +161,7 @@ def read_findings(folder: Path) -> Findings:
     as_now(content)
     rows, scores, weights = [], {}, {}
     found: dict[str, Tuned] = {}
-    measure = None
+    measure, texts = None, dict[str, Path]()
     for variant in content["variants"]:
         name, root = variant["name"], Path(folder).parent
         tries = tried(content, name, root)
@@ -169,6 +169,7 @@ def read_findings(folder: Path) -> Findings:
         if runs := compared_runs(content, name, root):
             kept = cache_dtype_of(variant)
             tests = {seed: scores_of(run, kept)["test"] for seed, run in runs.items()}
+            check_one_text(texts, {runs[seed]: test for seed, test in tests.items()})
             first = next(iter(tests.values()))
             measure = measure or measure_of(first)
             scores[name] = {seed: measure.amounts(test) for seed, test in tests.items()}
@@ -188,6 +189,27 @@ def read_findings(folder: Path) -> Findings:
         if run.get("halved")
     ]
     return Findings(content, rows, compared, found, partial, measure)
+
+
+def check_one_text(texts: dict[str, Path], tests: dict[Path, SplitScores]) -> None:
+    """Refuse a run that was scored on other text than those before it; rows that are drawn may differ by variant.
+
+    Args:
+        texts: the hash of the text so far, with a run that was scored on it; is filled in.
+        tests: the scores of runs on the test split, by folder.
+
+    Raises:
+        UserError: there is one.
+    """
+    for run, test in tests.items():
+        if test.words is not None:
+            texts.setdefault(test.text_sha256, run)
+    if len(texts) > 1:
+        one, other, *_ = texts.values()
+        raise UserError(
+            f"{one} and {other} were scored on different texts, which do not compare; the same `mla-experiments study "
+            "FILE` scores those anew that eval scored on others"
+        )
 
 
 def as_now(content: dict) -> None:

@@ -5,7 +5,8 @@ a seed of its own tries them all, and the seeds of the study take the ones that 
 """
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ..data import load_corpus, load_tokens
 from ..data.synthetic import is_synthetic
 from ..errors import UserError
 from ..evaluation.results import HELD_OUT
-from ..evaluation.scores import read_scores, scores_of
+from ..evaluation.scores import read_scores, scores_of, texts_hash
 from ..training import PRESETS
 from ..training.run import Run
 from .description import Study, Variant
@@ -54,6 +55,7 @@ class Trial:
         matched: the variant with these settings.
         run: in the folder that they determine.
         share: of the tokens of a whole training.
+        texts: the hashes of the texts that are held out, by split; none of drawn rows, which the run determines.
 
     Settings are tried with the caches that a model has by itself; those that are compared may be kept in fewer bits.
     """
@@ -64,6 +66,7 @@ class Trial:
     matched: Matched
     run: Run
     share: float = 1.0
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -78,8 +81,10 @@ class Trial:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is trained and scored."""
-        return self.run.is_finished and read_scores(self.run.folder, self.cache_dtype) is not None
+        """Whether it is trained and scored, and on the texts of the study: `eval` may have taken others since."""
+        if not self.run.is_finished or (scores := read_scores(self.run.folder, self.cache_dtype)) is None:
+            return False
+        return all(split in scores and scores[split].text_sha256 == digest for split, digest in self.texts.items())
 
     @property
     def cache_dtype(self) -> str | None:
@@ -162,6 +167,11 @@ class Trials:
         corpus = load_corpus(self.data / "corpus")
         return {split: list(corpus[split]["text"]) for split in HELD_OUT}
 
+    @cached_property
+    def text_hashes(self) -> dict[str, str]:
+        """The hashes of the held-out texts, by split."""
+        return {split: texts_hash(documents) for split, documents in self.texts.items()}
+
     def tasks(self) -> list[Task]:
         """Return all runs, those that try settings first, and of these first those of the smallest share."""
         counts = [self.study.trials_of(matched.variant) for matched in self.variants]
@@ -217,7 +227,8 @@ class Trials:
         attention = matched.variant.attention
         run = Run(self.root, attention, on_part(arguments, share), flags, self.loaded(matched.variant)[1])
         run.folder = self.root / "runs" / f"{attention}-{run.identity.digest(PRESETS[self.study.preset])}"
-        return Trial(self.variants[task.variant].variant.name, task.seed, settings, matched, run, share)
+        texts = {} if run.task else self.text_hashes
+        return Trial(self.variants[task.variant].variant.name, task.seed, settings, matched, run, share, texts)
 
     def check_recorded(self) -> None:
         """Say of the runs that stand there already what is not known of them, and refuse those by other code.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import synthetic_articles
+from conftest import command, synthetic_articles
 
 from mla_experiments.cli import main
 from mla_experiments.errors import Stopped
@@ -301,6 +301,24 @@ def test_speeds_are_measured_anew_where_the_study_states_other_models(state, tmp
     for count, more in ((1, {}), (1, {}), (1, {"seeds": [0, 1]}), (2, {"hidden_size": 32}), (3, {"positions": "none"})):
         assert main(["study", state("edited", attention="mha", match="none", **more)]) == 0
         assert len(measured) == count
+
+
+def test_a_run_that_eval_scored_on_other_text_is_scored_again_and_not_reported_till_then(
+    state, tmp_path, monkeypatch, capsys
+):
+    path = state("mixed")
+    assert main(["study", path]) == 0
+    scores = tmp_path / "studies" / content(tmp_path, "mixed")["runs"][0]["folder"] / "scores.json"
+    before = scores.read_bytes()
+    (tmp_path / "other.txt").write_text("".join(synthetic_articles(40, seed=1)))
+    data = command("data", corpus="other.txt", vocab_size=300, sequence_length=32)
+    assert main(data) == main(["eval", str(scores.parent)]) == 0
+    assert scores.read_bytes() != before
+    assert main(["report", "studies/mixed"]) == 2
+    assert "were scored on different texts, which do not compare" in capsys.readouterr().err
+    begun = trained(monkeypatch)
+    assert main(["study", path]) == 0
+    assert scores.read_bytes() == before and not begun
 
 
 def test_runs_by_other_code_are_named_and_taken_only_where_that_is_accepted(state, tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from ..modeling import DecoderConfig
 from ..modeling.attention import Attention, mechanisms_of
 from ..modeling.attention.checks import COMMON
 from .flags import REFUSED, STEERED_BY_VALIDATION
+from .imported import imported_files
 from .settings import RunArguments, trainer_defaults
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -232,7 +233,9 @@ def usual_values() -> dict:
 
 @functools.cache
 def sources_hash(attention: str) -> str:
-    """Return a hash of the sources that decide the arithmetic: comments and docstrings do not, a mechanism's file does.
+    """Return a hash of the sources that decide the arithmetic: comments and docstrings do not.
+
+    The file of a mechanism from elsewhere does, and so do those that it imports.
 
     Args:
         attention: the mechanism, or several, which may come from elsewhere.
@@ -242,7 +245,8 @@ def sources_hash(attention: str) -> str:
     for name, mechanism in mechanisms_of(attention).items():
         path = file_of(name, mechanism)
         if PACKAGE not in path.parents:
-            files[f"mechanism {name}"] = path
+            imported = imported_files(path, mechanism.__module__)
+            files |= {f"mechanism {name}": path, **{f"mechanism {name}: {one}": imported[one] for one in imported}}
     content = {name: code_of(files[name]) for name in sorted(files)}
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 

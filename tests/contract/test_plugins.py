@@ -139,6 +139,29 @@ def test_other_code_of_a_file_is_another_run(here, prepared, capsys):
     assert "sources" in refused(capsys, command("train", "--attention", SPEC, **TINY))
 
 
+def test_other_code_of_what_a_file_imports_is_another_run(here, monkeypatch):
+    monkeypatch.syspath_prepend(str(here))
+    (here / "parts").mkdir()
+    (here / "parts" / "__init__.py").write_text("")
+    (here / "parts" / "scale.py").write_text("from .deeper import FACTOR\n")
+    (here / "parts" / "deeper.py").write_text("FACTOR = 1\n")
+    (here / "scaled.py").write_text(
+        "import torch\nfrom thin_keys import ThinKeys\nfrom parts import scale\n"
+        "class Scaled(ThinKeys):\n    def init_weights(self, std):\n        super().init_weights(scale.FACTOR * std)\n"
+    )
+    assert find("scaled.py:Scaled") == "scaled"
+    hashed = sources_hash.__wrapped__
+    hashes = [hashed("scaled"), hashed("scaled")]
+    for name, before, after in (
+        ("parts/deeper.py", "1", "3"),
+        ("parts/scale.py", "FACTOR", "FACTOR\nMORE = 2"),
+        ("thin_keys.py", "self.scale = ", "self.scale = 3 * "),
+    ):
+        (here / name).write_text((here / name).read_text().replace(before, after, 1))
+        hashes.append(hashed("scaled"))
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 4
+
+
 def test_a_name_is_registered_by_hand(here):
     mechanism = plugins.class_from_file(Path("thin_keys.py"), "ThinKeys")
     assert register(mechanism, "thin") == "thin" == find("thin")

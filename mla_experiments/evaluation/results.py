@@ -19,6 +19,7 @@ from ..modeling import DecoderForCausalLM, device, device_name, load_model
 from ..modeling.named import named_folder
 from ..next_step import Step
 from ..run_files import RUN_FILE, read_run
+from ..training.identity import sources_hash
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import ANSWERS, read_scores, texts_hash, write_scores
 
@@ -95,7 +96,7 @@ def evaluate_models(
         text_column: column that holds the text of a table.
         data_dir: holds the prepared corpus.
         weights_dir: holds the trained models.
-        known: rows of earlier results; one of the same weights and text is taken over.
+        known: rows of earlier results; one of the same weights and text, by the same code, is taken over.
 
     Raises:
         UserError: no models, no text, or a model that cannot be loaded.
@@ -120,20 +121,32 @@ def evaluate_models(
 def evaluate_model(folder: Path, names: dict, splits: dict, hashes: dict, earlier: dict) -> tuple[list[dict], dict]:
     """Return a row with `names` for each split, and texts and scores of those splits that were not known.
 
-    A row of `earlier`, by hashes of weights and text, is no help to a run that has no scores of its documents.
+    A row of `earlier`, by hashes of weights and text, is no help to a run that has no scores of these documents, nor
+    where other code, versions or another device gave it.
     """
     model, tokenizer = load_with_tokenizer(folder)
     weights, tokenizer_hash = weights_hash(folder), file_hash(folder / "tokenizer.json")
-    unscored = (folder / RUN_FILE).is_file() and splits.keys() == set(HELD_OUT) and read_scores(folder) is None
+    by = measured_by(model.config.attention)
+    scores = {split: part.text_sha256 for split, part in (read_scores(folder) or {}).items() if split in splits}
+    unscored = (folder / RUN_FILE).is_file() and splits.keys() == set(HELD_OUT) and scores != hashes
     rows, scored = [], {}
     for split, texts in splits.items():
-        row = None if unscored else earlier.get((weights, hashes[split]))
-        if row is None:
+        row = {} if unscored else earlier.get((weights, hashes[split]), {})
+        if by is None or row.get("measured_by") != by:
             score = score_documents(model, tokenizer, texts, description=f"{names['model']} on {split}")
             scored[split] = (texts, score)
             row = {**_row(folder, model, score), "weights_sha256": weights, "text_sha256": hashes[split]}
+            row["measured_by"] = by
         rows.append({**row, **names, "split": split, "tokenizer_sha256": tokenizer_hash})
     return rows, scored
+
+
+def measured_by(attention: str) -> dict | None:
+    """Return what decides a score beside weights and text; None where the code of a mechanism stands in no file."""
+    try:
+        return {"sources": sources_hash(attention), "device": device_name(), "versions": library_versions()}
+    except UserError:
+        return None
 
 
 def record_in_run(folder: Path, rows: list[dict]) -> None:

@@ -59,6 +59,19 @@ def test_what_is_known_is_not_measured_again_and_what_changed_is(train, monkeypa
     assert after[2:] == before[2:] and after[0]["nats"] != before[0]["nats"]
 
 
+@pytest.mark.parametrize(
+    ("what", "other"),
+    [("sources_hash", "by other code"), ("device_name", "on another device"), ("library_versions", {"torch": "1.0"})],
+)
+def test_what_is_known_by_other_code_or_elsewhere_is_measured_again(train, monkeypatch, what, other):
+    train("mha")
+    main(["eval"])
+    with monkeypatch.context() as patched:
+        patched.setattr(f"mla_experiments.evaluation.results.{what}", lambda *_: other)
+        main(["eval"])
+    assert [other in row["measured_by"].values() for row in results()["results"]] == [True, True]
+
+
 def test_any_text_can_be_held_out_text(train, tmp_path, capsys):
     train()
     text = "the river sees the house .\n\nthe king keeps the garden .\r\n"

@@ -163,7 +163,7 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
     )
     refuse_what_differs(stock)
     values = {name: getattr(stock, name) for name in SHARED_FIELDS}
-    values["rope_parameters"] = copy.deepcopy(stock.rope_parameters)
+    values["rope_parameters"] = rope_as_built(stock)
     if kind in LATENT_MODELS:
         options = {name: getattr(stock, name) for name in MLA_FIELDS}
         interleaved = kind == "deepseek_v2" or bool(stock.rope_interleave)  # V2 knows no other layout
@@ -178,6 +178,17 @@ def native_config(stock: PreTrainedConfig) -> DecoderConfig:
     if kind == granite.MODEL:
         values["tie_word_embeddings"] = granite.is_tied(stock)
     return DecoderConfig(**values, attention=narrowest(stock, options, "llama"), attention_options=options)
+
+
+def rope_as_built(stock: PreTrainedConfig) -> dict:
+    """Return the description of RoPE that a stock model turns by.
+
+    A config of before transformers 5 may have `original_max_position_embeddings` beside its RoPE. The model completes
+    the description by it as it is built; as the config is read, that is left open.
+    """
+    built = copy.deepcopy(stock)
+    built.standardize_rope_params()
+    return built.rope_parameters
 
 
 def narrowest(stock: PreTrainedConfig, options: dict, family: str) -> str:

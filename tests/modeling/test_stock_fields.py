@@ -135,7 +135,16 @@ ON_THE_HUB = {
     "Llama, linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 1e6},
     "Llama, YaRN": {
         "model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 4.0, "finetuned": True},
-        "original_max_position_embeddings": 16, "torch_dtype": "float32",
+        "original_max_position_embeddings": 16, "torch_dtype": "float32", "head_dim": 8,
+    },
+    "Llama, longrope": {
+        "model_type": "llama", "original_max_position_embeddings": 16, "head_dim": 8,
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 3.0, 4.0, 6.0]},
+    },
+    "Llama, llama3, of two lengths": {
+        "model_type": "llama", "original_max_position_embeddings": 16, "head_dim": 8,
+        "rope_scaling": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 32},
     },
     "DeepSeek-V2-Lite": {
         "architectures": ["DeepseekV2ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,

@@ -40,7 +40,7 @@ from .export import (
     with_scale,
 )
 from .gguf_files import is_gguf, unpack_gguf
-from .nested import HEAD, names_inside, text_decoder
+from .nested import HEAD, check_tied, names_inside, text_decoder
 from .shards import checked_shards, copy_shards, exchange, prediction_layers, repeat, rewrite
 
 ARCHITECTURES = {
@@ -152,6 +152,8 @@ def import_checkpoint(source: Path, target: Path, overwrite: bool = False) -> De
         renamed = {place: name for name, place in places.items()}
         print(f"Only the text decoder ({stock.model_type}) of {around.model_type} is imported.")
     shards = checked_shards(source, expected, left_out)
+    if stock.tie_word_embeddings:
+        check_tied(shards)
     with output_folder(target, source, overwrite) as scratch:
         copies = copy_shards(shards, scratch, (*left_out, *untied))
         if renamed:

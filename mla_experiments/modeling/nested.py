@@ -6,10 +6,11 @@ A model that sees or hears keeps its decoder's config as `text_config`, and its 
 
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig
 
 from ..errors import UserError, reason_of
-from .shards import shapes_in, shard_paths
+from .shards import shapes_in, shard_paths, weight_named
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
@@ -35,6 +36,29 @@ def text_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
 def is_tied(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:
     """Whether a text decoder's output projection is its embedding: the config around it decides where it says so."""
     return bool(getattr(config, "tie_word_embeddings", getattr(text, "tie_word_embeddings", False)))
+
+
+def check_tied(shards: list[Path]) -> None:
+    """Refuse an output projection that is stored beside the embedding that it is said to be, and is another.
+
+    transformers says so in a warning and takes the two for untied; here, what is tied is one weight.
+
+    Args:
+        shards: the files of a checkpoint whose config ties the two.
+
+    Raises:
+        UserError: it is.
+    """
+    stored = sorted(name for shard in shards for name in shapes_in(shard))
+    embedding, head = (next((one for one in stored if one.endswith(end)), None) for end in (EMBEDDING, HEAD))
+    if embedding is None or head is None:
+        return
+    first, second = (weight_named(shards, name) for name in (embedding, head))
+    if first.dtype != second.dtype or not torch.equal(first, second):
+        raise UserError(
+            f"tie_word_embeddings=True, but {head} is stored and is not {embedding}; set the one to false in "
+            "config.json, or leave the other out"
+        )
 
 
 def names_inside(folder: Path, names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -75,6 +75,13 @@ def shapes_in(shard: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{shard} is damaged ({reason_of(error)}); copy it again") from None
 
 
+def weight_named(shards: list[Path], name: str) -> torch.Tensor:
+    """Return the one weight of a name that there is in these files."""
+    path = next(shard for shard in shards if name in shapes_in(shard))
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
+
+
 def prediction_layers(folder: Path, num_layers: int, num_more: int) -> tuple[str, ...]:
     """Return how the names of weights begin that predict tokens further ahead (MTP, DeepSeek-V3 §2.2).
 

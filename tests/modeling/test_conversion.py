@@ -370,7 +370,15 @@ def add_rotary_tables(folder):
     save_file(load_file(path) | tables, path, {"format": "pt"})
 
 
-@pytest.mark.parametrize("unusual", [rename_shards, add_rotary_tables])
+def tie_and_store_both(folder):
+    say_that_the_head_is_tied(folder)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    embedding, head = (folder / index[name] for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    tied = load_file(embedding)["model.embed_tokens.weight"].clone()
+    save_file(load_file(head) | {"lm_head.weight": tied}, head, {"format": "pt"})
+
+
+@pytest.mark.parametrize("unusual", [rename_shards, add_rotary_tables, tie_and_store_both])
 def test_what_transformers_reads_of_unusual_weight_files_is_read(tmp_path, unusual):
     llama().save_pretrained(tmp_path / "stock", max_shard_size="60KB")
     unusual(tmp_path / "stock")
@@ -473,6 +481,11 @@ def too_few_layers(folder):
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
 
 
+def say_that_the_head_is_tied(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+
+
 def garbled_index(folder):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": 3}}')
 
@@ -499,6 +512,7 @@ def only_a_pickle(folder):
         (other_shapes, "of shape (3, 3), but config.json asks for"),
         (too_many_layers, "which config.json does not ask for"),
         (too_few_layers, "lacks model.layers.2"),
+        (say_that_the_head_is_tied, "lm_head.weight is stored and is not model.embed_tokens.weight"),
         (garbled_index, "model.safetensors.index.json is damaged"),
         (garbled_generation, "generation_config.json cannot be read"),
         (only_a_pickle, "holds no model.safetensors"),

@@ -83,6 +83,7 @@ def study_of(
     before: Tensor,
     frequencies: Tensor,
     factor: float,
+    of_queries: bool,
 ) -> Studied:
     """Return what is to be known of a layer.
 
@@ -93,8 +94,9 @@ def study_of(
         before: `[N, T, D]`, the residual stream that it adds to.
         frequencies: ω, `[F]`.
         factor: on cosines and sines.
+        of_queries: whether queries are to be of low rank, for which they are measured.
     """
-    moments = moments_of(attention, inputs, rotation)
+    moments = moments_of(attention, inputs, rotation, of_queries)
     maps, energy = concentrated(stacked(attention, factor), moments)
     probes = inputs[:PROBES]
     outputs = torch.cat([attention(row.unsqueeze(0), rotation) for row in probes])

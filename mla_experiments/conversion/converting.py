@@ -130,18 +130,19 @@ def check_numbers(config: DecoderConfig, numbers: int, constant: bool, asked: st
 
 
 @torch.no_grad()
-def studied(model: DecoderForCausalLM, windows: Tensor) -> list[Studied]:
+def studied(model: DecoderForCausalLM, windows: Tensor, of_queries: bool = False) -> list[Studied]:
     """Return what calibration text says of every layer, one after another.
 
     Args:
         model: the original, in single precision.
         windows: `[N, T]` token ids.
+        of_queries: whether queries are to be of low rank.
 
     Raises:
         UserError: activations that are not finite.
     """
     frequencies, factor = angles_of(model)
-    return [study_of(*layer, frequencies, factor) for layer in layer_inputs(model, windows)]
+    return [study_of(*layer, frequencies, factor, of_queries) for layer in layer_inputs(model, windows)]
 
 
 def angles_of(model: DecoderForCausalLM) -> tuple[Tensor, float]:

@@ -165,7 +165,7 @@ def convert(
         measuring = HeldOut(model, ready.tokenizer, ready.texts(request), length, request.probes)
         found = [original_of(model, measuring)]
         show(found[0])
-        layers = studied(model, windows)
+        layers = studied(model, windows, request.query_rank is not None)
         size = chosen_size(request, model, layers, ready.numbers)
         for last in steps(model, layers, size, windows, request.constant, request.fit, request.query_rank):
             found.append(measured(last.step, model, last, measuring))

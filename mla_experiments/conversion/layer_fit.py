@@ -61,7 +61,8 @@ def refitted_layers(
     rotation = rotation_of(kept, frequencies, windows.shape[1])
     for block, own, rank in zip(decoder.layers, constants, ranks, strict=True):
         inputs = torch.cat([block.input_layernorm(row.unsqueeze(0)) for row in stream])
-        study = study_of(block.self_attn, inputs[:-SET_ASIDE], turned, stream[:-SET_ASIDE], frequencies, factor)
+        seen, before = inputs[:-SET_ASIDE], stream[:-SET_ASIDE]
+        study = study_of(block.self_attn, seen, turned, before, frequencies, factor, query_rank is not None)
         maps = converted(study, kept, rank, own)
         if query_rank is not None:
             maps = with_query_rank(maps, query_rank, study.moments)

@@ -32,8 +32,10 @@ def with_query_rank(maps: LatentMaps, rank: int, moments: Moments) -> LatentMaps
     Args:
         maps: of the layer, its queries maps of the input.
         rank: r.
-        moments: of its input.
+        moments: of its input, `asked` among them.
     """
+    if moments.asked is None:
+        raise ValueError("these moments were taken without those of what is asked")
     queries = torch.cat((maps.content_queries, maps.rotary_queries), dim=1)  # [H, d_n + d_R, E]
     down, up = low_rank(queries, key_weights(maps, moments), moments.asked, rank)
     content, rotary = up.split((maps.content_queries.shape[1], maps.rotary), dim=1)

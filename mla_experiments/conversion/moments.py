@@ -28,7 +28,8 @@ class Moments:
     Attributes:
         read: C^K, `[E, E]`: inputs, weighted by w as they are read by keys, of mean weight 1.
         attended: C^V, `[E, E]`: inputs as attention mixes them.
-        asked: C of queries, `[E, E]`: inputs, weighted by w of what is asked at them, of mean weight 1.
+        asked: C of queries, `[E, E]`: inputs, weighted by w of what is asked at them, of mean weight 1; None where it
+            was not summed up, since queries of low rank alone need it.
         queries: `[H, d, d]`: Σ_t Σ_s w q qᵀ a query token; rotary pairs half-split, not turned, the scale in them.
         distances: `[H, T]`: Σ w by the distance t - s.
         tokens: how many query tokens were seen.
@@ -36,7 +37,7 @@ class Moments:
 
     read: Tensor
     attended: Tensor
-    asked: Tensor
+    asked: Tensor | None
     queries: Tensor
     distances: Tensor
     tokens: int
@@ -79,27 +80,29 @@ def layer_inputs(
         x = torch.cat([layer(row.unsqueeze(0), rotation) for row in x])
 
 
-def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...]) -> Moments:
+def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...], of_queries: bool) -> Moments:
     """Return the moments of a layer of keys and values over windows of text.
 
     Args:
         layer: as in Llama.
         inputs: `[N, T, D]`, what it gets.
         rotation: cosines and sines, `[1, T, F]`.
+        of_queries: whether to sum up `asked`.
     """
     heads, width, length = layer.num_heads, layer.head_dim, inputs.shape[1]
     has_bias = layer.k_proj.bias is not None
     size = inputs.shape[2] + has_bias
-    shapes = ((size, size), (size, size), (size, size), (heads, width, width), (heads, length))
-    read, attended, asked, queries, distances = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+    shapes = ((size, size), (size, size), (heads, width, width), (heads, length))
+    read, attended, queries, distances = (torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+    asked = torch.zeros_like(read) if of_queries else None
     made = Moments(read, attended, asked, queries, distances, tokens=0)
     distance = (torch.arange(length).unsqueeze(1) - torch.arange(length)).clamp(min=0).flatten()
     for window in inputs:
         rows = F.pad(window, (0, 1), value=1.0) if has_bias else window  # [T, E]
         query, probabilities, weights = weights_of_scores(layer, window, rotation)
-        by_token, by_query = weights.sum((0, 1)), weights.sum((0, 2))  # [T]
-        made.read += (rows * by_token.unsqueeze(1)).T @ rows
-        made.asked += (rows * by_query.unsqueeze(1)).T @ rows
+        made.read += (rows * weights.sum((0, 1)).unsqueeze(1)).T @ rows
+        if made.asked is not None:
+            made.asked += (rows * weights.sum((0, 2)).unsqueeze(1)).T @ rows
         mixed = (probabilities[:, ::EVERY] @ rows).flatten(0, 1)  # [H T / EVERY, E]
         made.attended += mixed.T @ mixed * (EVERY / heads)
         flat = as_numbers(in_pairs(query.transpose(1, 2), layer.rope_interleave), 1).transpose(1, 2)  # [H, T, d]
@@ -107,7 +110,8 @@ def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...
         made.distances.scatter_add_(1, distance.expand(heads, -1), weights.flatten(1).double())
         made.tokens += length
     made.read /= made.distances.sum()
-    made.asked /= made.distances.sum()
+    if made.asked is not None:
+        made.asked /= made.distances.sum()
     made.attended /= made.tokens
     made.queries /= made.tokens * width
     return made

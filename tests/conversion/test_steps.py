@@ -76,7 +76,7 @@ def logits(model, tokens):
 def study():
     """A random GQA model, calibration text, and what that says of its layers."""
     model = model_with(**GQA)
-    return model, text(), studied(model, text())
+    return model, text(), studied(model, text(), of_queries=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,7 +148,7 @@ def test_the_error_of_low_rank_queries_is_the_tail_of_the_singular_values(rank):
 def test_queries_of_full_rank_are_the_queries(kind):
     model, windows = model_with(**KINDS[kind]), text()
     frequencies = angles_of(model)[0]
-    for layer in studied(model, windows):
+    for layer in studied(model, windows, of_queries=True):
         kept = [1] * len(frequencies)
         maps, rotation = without_rope(layer.maps, kept, layer.mean_rotation), rotation_of(kept, frequencies, 24)
         low = with_query_rank(maps, SIZE["hidden_size"] + model.config.attention_bias, layer.moments)
@@ -156,6 +156,15 @@ def test_queries_of_full_rank_are_the_queries(kind):
         wanted = output_of(maps, layer.inputs.double(), rotation)
         made = output_of(low, layer.inputs.double(), rotation)
         torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_what_is_asked_is_summed_up_only_where_queries_need_it(study):
+    model, windows, with_queries = study
+    for layer, full in zip(studied(model, windows), with_queries, strict=True):
+        assert layer.moments.asked is None and full.moments.asked.shape == (48, 48)
+        assert torch.equal(layer.moments.read, full.moments.read)
+        with pytest.raises(ValueError, match="without those of what is asked"):
+            with_query_rank(without_rope(layer.maps, [1] * 4, layer.mean_rotation), 8, layer.moments)
 
 
 def test_what_queries_meet_is_the_mean_over_all_angles_of_what_keys_are(study):

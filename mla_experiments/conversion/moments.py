@@ -2,7 +2,9 @@
 
 An error δ in the score of query t for token s, of probability p, moves what head i gives by p δ W_i^O (v_s - o_t) to
 first order: the derivative of softmax. So (i, t, s) counts by w = p² |W_i^O (v_s - o_t)|², which is all that these
-moments know of the output. They are sums over tokens, of the size of one layer, whatever the text's length.
+moments know of the output. They are sums over tokens, of the size of one layer, whatever the text's length. Where most
+of an input is the same for all tokens, rounding to single precision would be more than the rest of it, and the sums no
+longer positive: so they are taken in double.
 """
 
 from collections.abc import Iterator
@@ -98,12 +100,12 @@ def moments_of(layer: KeysAndValues, inputs: Tensor, rotation: tuple[Tensor, ...
     made = Moments(read, attended, asked, queries, distances, tokens=0)
     distance = (torch.arange(length).unsqueeze(1) - torch.arange(length)).clamp(min=0).flatten()
     for window in inputs:
-        rows = F.pad(window, (0, 1), value=1.0) if has_bias else window  # [T, E]
+        rows = (F.pad(window, (0, 1), value=1.0) if has_bias else window).double()  # [T, E]
         query, probabilities, weights = weights_of_scores(layer, window, rotation)
         made.read += (rows * weights.sum((0, 1)).unsqueeze(1)).T @ rows
         if made.asked is not None:
             made.asked += (rows * weights.sum((0, 2)).unsqueeze(1)).T @ rows
-        mixed = (probabilities[:, ::EVERY] @ rows).flatten(0, 1)  # [H T / EVERY, E]
+        mixed = (probabilities[:, ::EVERY].double() @ rows).flatten(0, 1)  # [H T / EVERY, E]
         made.attended += mixed.T @ mixed * (EVERY / heads)
         flat = as_numbers(in_pairs(query.transpose(1, 2), layer.rope_interleave), 1).transpose(1, 2)  # [H, T, d]
         made.queries += torch.einsum("ht,htd,hte->hde", weights.sum(2), flat, flat)

@@ -425,6 +425,21 @@ def test_the_pairs_that_turn_are_those_whose_rotation_is_missed_most(study):
     assert sum(kept_of(order[:5], 4)) == 5
 
 
+def test_inputs_that_are_nearly_all_the_same_are_converted():
+    """As of most decoders, most of whose hidden states is the same for all tokens, or few tokens for the width."""
+    model, windows = model_with(**GQA), text(4, 16)
+    with torch.no_grad():
+        model.model.embed_tokens.weight += 300 * torch.randn(48, generator=torch.Generator().manual_seed(4))
+    layers = studied(model, windows, of_queries=True)
+    for layer in layers:
+        for moment in (layer.moments.read, layer.moments.attended, layer.moments.asked):
+            values = torch.linalg.eigvalsh(moment)
+            assert values[0] > -1e-13 * values[-1]
+    size = size_for(model, layers, 24, constant=False)
+    *_, made = steps(model, layers, size, windows, constant=False, fit=True)
+    assert logits(model_of(model, made), windows).isfinite().all()
+
+
 def test_activations_that_are_not_finite_are_refused_by_their_layer():
     model = model_with(**GQA)
     with torch.no_grad():

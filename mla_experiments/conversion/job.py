@@ -290,6 +290,7 @@ def prepared(folder: Path, request: Request) -> Prepared:
     model, tokenizer = load_with_tokenizer(folder)
     dtype, model = model.dtype, model.to(device="cpu", dtype=torch.float32)
     check_convertible(model.config)
+    check_finite(model)
     if request.constant and dtype is torch.float16:
         raise UserError(
             "latent_norm=constant holds a number beyond float16, the dtype of these weights; save them in bfloat16, or "
@@ -301,6 +302,17 @@ def prepared(folder: Path, request: Request) -> Prepared:
     calibration, held_out = read_texts(request.corpus, request.held_out, request.text_column)
     length = min(request.sequence_length, model.config.max_position_embeddings)
     return Prepared(model, tokenizer, dtype, numbers, calibration, held_out, length)
+
+
+def check_finite(model: DecoderForCausalLM) -> None:
+    """Refuse weights that hold NaN or infinity, by their name; those of the last layers no statistics would show.
+
+    Raises:
+        UserError: one does.
+    """
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"{name} holds NaN or infinity; mend the model")
 
 
 def about(texts: Texts) -> dict[str, str]:

@@ -277,6 +277,17 @@ def test_models_that_cannot_be_converted_are_refused_by_their_field(place, prepa
     assert said in capsys.readouterr().err and not (place / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("wrong", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_refused_by_their_name(place, capsys, name, wrong):
+    model, _ = load_with_tokenizer(place / "gqa")
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[3] = float(wrong)
+    model.save_pretrained(place / "gqa")
+    assert convert(cache_bytes=ORIGINAL // 2) == 2
+    assert f"{name} holds NaN or infinity" in capsys.readouterr().err and not (place / "out").exists()
+
+
 def test_what_stands_in_the_target_is_kept_unless_told(place, capsys):
     (place / "out").mkdir()
     (place / "out/note.txt").write_text("mine")

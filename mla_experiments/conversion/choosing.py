@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..modeling.attention.checks import require
 from .grouped_maps import GroupedMaps, KeysAndValues, stacked
 from .joint_rank import with_rank
 from .latent_maps import LatentMaps, in_single_precision, in_unit_variance, output_of
@@ -95,11 +96,19 @@ def study_of(
         frequencies: ω, `[F]`.
         factor: on cosines and sines.
         of_queries: whether queries are to be of low rank, for which they are measured.
+
+    Raises:
+        UserError: attention that depends on nothing.
     """
     moments = moments_of(attention, inputs, rotation, of_queries)
     maps, energy = concentrated(stacked(attention, factor), moments)
     probes = inputs[:PROBES]
     outputs = torch.cat([attention(row.unsqueeze(0), rotation) for row in probes])
+    require(
+        bool(outputs.any() and energy.any()),
+        f"attention of layer {attention.layer_idx} gives zeros, or reads all tokens alike, which leaves nothing to "
+        "convert by",
+    )
     stream = float((before[:PROBES] + outputs)[:, 1:].square().sum(-1).mean())
     looks = mean_rotations(moments, frequencies)
     return Studied(maps, energy, moments, looks, extended(attention, probes), outputs, stream)

@@ -30,6 +30,7 @@ class KeysAndValues(Protocol):
     head_dim: int
     rope_interleave: bool
     attention_bias: bool
+    layer_idx: int
     q_proj: nn.Linear
     k_proj: nn.Linear
     v_proj: nn.Linear

@@ -20,6 +20,7 @@ from ..modeling.attention.rope import rotate
 from .grouped_maps import KeysAndValues, as_numbers, in_pairs
 
 Tensor = torch.Tensor
+LEAST_MOVED = 1e-30  # |W_i^O (v_s - o_t)|² of a head that was pruned by zeros: it counts for nothing, but not as 0 / 0
 EVERY = 4  # queries between those of which the mixed inputs are taken: neighbours mix much the same
 
 
@@ -136,4 +137,4 @@ def weights_of_scores(
     read = probabilities @ value
     there, here = (((x @ metric) * x).sum(-1) for x in (value, read))
     moved = there.unsqueeze(1) + here.unsqueeze(2) - 2 * (read @ metric) @ value.transpose(1, 2)
-    return query[0], probabilities, probabilities.square() * moved.clamp(min=0)
+    return query[0], probabilities, probabilities.square() * moved.clamp(min=LEAST_MOVED)

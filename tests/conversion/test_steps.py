@@ -448,6 +448,28 @@ def test_activations_that_are_not_finite_are_refused_by_their_layer():
         studied(model, text())
 
 
+@pytest.mark.parametrize("attention", ["mha", "gqa"])
+def test_heads_that_were_pruned_by_zeros_are_converted_with_the_rest(attention):
+    model, windows = model_with(attention=attention), text()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight[:, 8:24] = 0  # of two heads
+    layers = studied(model, windows, of_queries=True)
+    half, apart = size_for(model, layers, cached_numbers(model.config) // 2, constant=False), []
+    for size in (half, full_size(model.config)):
+        *_, made = steps(model, layers, size, windows, constant=True, fit=True, query_rank=48)
+        apart.append(float((logits(model_of(model, made), text(seed=3)) - logits(model, text(seed=3))).abs().max()))
+    assert apart[1] < 1e-3 < apart[0] < 10
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "o_proj"])
+def test_attention_that_depends_on_nothing_is_refused_by_its_layer(name):
+    model = model_with(**GQA)
+    with torch.no_grad():
+        getattr(model.model.layers[1].self_attn, name).weight.zero_()
+    with pytest.raises(UserError, match="attention of layer 1 gives zeros, or reads all tokens alike"):
+        studied(model, text())
+
+
 def test_the_weights_outside_attention_are_shared_not_copied(study):
     model, windows, layers = study
     made = next(iter(steps(model, layers, full_size(model.config), windows, False, False)))

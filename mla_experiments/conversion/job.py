@@ -322,14 +322,21 @@ def about(texts: Texts) -> dict[str, str]:
 
 @contextmanager
 def ours(source: Path) -> Iterator[Path]:
-    """Yield the folder of a model of ours: the source, or what it is imported to for the time being."""
+    """Yield the folder of a model of ours: the source, or what it is imported to for the time being.
+
+    Raises:
+        UserError: it cannot be imported, or has no tokenizer, which is said of the source.
+    """
     source = Path(source)
     if not is_gguf(source) and isinstance(read_config(source), DecoderConfig):
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:
-        import_checkpoint(source, Path(folder) / "imported")
-        yield Path(folder) / "imported"
+        imported = Path(folder) / "imported"
+        import_checkpoint(source, imported)
+        if not (imported / "tokenizer.json").is_file():
+            raise UserError(f"model={source} holds no tokenizer that can be read; copy the one that belongs to it")
+        yield imported
 
 
 def numbers_asked(request: Request, config: DecoderConfig, dtype: torch.dtype) -> int:

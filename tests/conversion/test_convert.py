@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import command, synthetic_articles
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mla_experiments.cli import main
 from mla_experiments.conversion.calibration import check_apart, runs_of
@@ -204,6 +204,12 @@ def test_a_granite_is_converted_as_what_it_is_imported_to(place):
     with torch.inference_mode():
         made = AutoModelForCausalLM.from_pretrained(place / "stock")(tokens).logits
         torch.testing.assert_close(made, granite(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_by_its_own_name(place, capsys):
+    LlamaForCausalLM(LlamaConfig(**SIZE)).save_pretrained(place / "bare")
+    assert convert("bare", "out", cache_bytes=ORIGINAL // 2) == 2
+    assert "model=bare holds no tokenizer" in capsys.readouterr().err and not (place / "out").exists()
 
 
 def test_half_precision_stays_half_precision(place):

@@ -39,8 +39,8 @@ def answer(found: Findings) -> Answer:
     settings = found.settings
     of_budgets = [said for rows in settings.values() if (said := at_the_budget(found, rows))]
     is_budget_met = bool(of_budgets)
-    taken, above = [said[0] for said in of_budgets], [one for said in of_budgets for one in said[1:]]
-    first, sure, speed = [*taken, *above, *sentences(found)], [], []
+    taken, more_on_them = [said[0] for said in of_budgets], [one for said in of_budgets for one in said[1:]]
+    first, sure, speed = [*taken, *more_on_them, *sentences(found)], [], []
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
         sure += [f"With {setting}, {one[0].lower()}{one[1:]}" if setting else one for one in more]
@@ -53,7 +53,7 @@ def answer(found: Findings) -> Answer:
     for place, one in enumerate(names):
         for other in names[place + 1 :]:
             sure += between(found, one, other)
-    return Answer(first[:LEAD], [*first[LEAD:], *sure, *edges(found), scope(found)], speed)
+    return Answer(first[:LEAD], [*first[LEAD:], *sure, *edges(found), *other_seeds(found), scope(found)], speed)
 
 
 def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
@@ -70,7 +70,7 @@ def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
     over = [row for row in rows if row not in within]
     if not within:
         return []
-    best, *others = sorted(within, key=lambda row: row.bits.mean)
+    best, *others = best_first(found, within)
     told, tied, untested = sorted_out({row.name: pair(found, best.name, row.name) for row in others})
     level, aside = as_good(found, [row for row in within if row.name not in told], best)
     taken, merit = cheapest(level)
@@ -79,7 +79,7 @@ def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
         why = f", which came out {'lowest' if taken is best else 'near the lowest'}: {only(untested)} cannot tell more"
     elif tied:
         names = joined([row.mechanism for row in level])
-        over_best = taken.bits.mean - best.bits.mean
+        over_best = above(found, taken, best)
         lead = f"; it came out {over_best:.4f} above the lowest" if over_best > 0 else ", and came out lowest"
         why = f": {names} are not told apart, and it {merit}{lead}" if len(level) > 1 else ", which came out lowest"
     else:
@@ -102,7 +102,7 @@ def as_good(found: Findings, level: list[Row], best: Row) -> tuple[list[Row], li
     """
     told = [c for c in found.comparisons if c.is_told and best.name in (c.a, c.b)]
     least = min((abs(c.difference) for c in told), default=float("inf"))
-    behind = {row.name: row.bits.mean - best.bits.mean for row in level}
+    behind = {row.name: above(found, row, best) for row in level}
     aside = [row for row in level if behind[row.name] > least]
     if not aside:
         return level, []
@@ -138,7 +138,7 @@ def edges(found: Findings) -> list[str]:
 
 def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     """Say which of the variants with one setting is best, and by how much."""
-    best, *others = sorted(rows, key=lambda row: row.bits.mean)
+    best, *others = best_first(found, rows)
     if not others:
         return [f"{best.mechanism} reaches {shown(best.bits, 4)} {found.measure.name}."]
     turning = turned(found)
@@ -213,7 +213,7 @@ def only(pairs: Pairs) -> str:
 
 def level_with_best(found: Findings, rows: list[Row]) -> list[Row]:
     """Return the best variant and those that are not told apart from it."""
-    best = min(rows, key=lambda row: row.bits.mean)
+    best, *_ = best_first(found, rows)
     return [row for row in rows if row is best or not pair(found, best.name, row.name).is_told]
 
 
@@ -267,6 +267,30 @@ def between(found: Findings, first: str, second: str) -> list[str]:
 def pair(found: Findings, a: str, b: str) -> Comparison:
     """Return the comparison of two variants."""
     return next(c for c in found.comparisons if {c.a, c.b} == {a, b})
+
+
+def best_first(found: Findings, rows: list[Row]) -> list[Row]:
+    """Return variants from the best on, by the seeds that they share: means over other seeds do not compare."""
+    mark = max(rows, key=lambda row: row.num_seeds)
+    return sorted(rows, key=lambda row: above(found, row, mark))
+
+
+def above(found: Findings, row: Row, other: Row) -> float:
+    """Return by how much a variant came out above another one, over the seeds that both have."""
+    if row is other:
+        return 0.0
+    compared = pair(found, other.name, row.name)
+    return compared.difference if compared.b == row.name else -compared.difference
+
+
+def other_seeds(found: Findings) -> list[str]:
+    """Say where variants have other seeds than others, that their means do not compare."""
+    if len({frozenset(row.runs) for row in found.rows}) == 1:
+        return []
+    return [
+        "Not all variants have the same seeds, so that means of the table do not compare; differences are over the "
+        "seeds that both have."
+    ]
 
 
 def scope(found: Findings) -> str:

@@ -442,3 +442,31 @@ def test_points_of_equal_caches_stand_side_by_side_and_are_named_by_what_they_ke
     _, mha, mla = front.series
     assert 900 < mha.x[0] < 1000 < mla.x[0] < 1100 and "side by side" in front.caption
     assert [trace["text"] for trace in to_plotly(front)["data"][1:]] == [["1,000"], ["1,000"]]
+
+
+def changed_scores(folder, more):
+    """Add to the nats of every document of a run what `more` says of it."""
+    for run in read_record(folder / "study.json")["runs"]:
+        path = folder.parent / run["folder"] / SCORES
+        scores = read_record(path)
+        for part in scores["splits"].values():
+            part["nats"] = [nats + more(run) for nats in part["nats"]]
+        write_record(path, scores)
+
+
+def test_who_is_ahead_is_told_by_the_seeds_that_both_have(tmp_path):
+    """Two seeds are hard for everybody, and one variant has not had them yet: its mean is lower, and it is worse."""
+    folder = fake_study(
+        tmp_path,
+        variants=[(Variant("mha"), 0.0), (Variant("mla"), 0.05)],
+        done=lambda run: run["variant"] == "mha" or run["seed"] not in (3, 4),
+    )
+    changed_scores(folder, lambda run: 300 * (run["seed"] in (3, 4)))
+    found = read_findings(folder)
+    mha, mla = found.rows
+    assert mla.bits.mean < mha.bits.mean
+    said = text_of(found).answer
+    assert said.headline.startswith("mha is best; mla is behind mha by 0.0")
+    assert any("means of the table do not compare" in sentence for sentence in said.sure)
+    (tmp_path / "all").mkdir()
+    assert "do not compare" not in markdown_of(fake_study(tmp_path / "all"))

@@ -72,7 +72,7 @@ def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
         return []
     best, *others = best_first(found, within)
     told, tied, untested = sorted_out({row.name: pair(found, best.name, row.name) for row in others})
-    level, aside = as_good(found, [row for row in within if row.name not in told], best)
+    level, aside = as_good(found, [row for row in within if row.name not in told], best, told)
     taken, merit = cheapest(level)
     start = f"At {budget:,} bytes of cache a token, take {taken.mechanism}"
     if untested:
@@ -92,23 +92,39 @@ def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
     return said
 
 
-def as_good(found: Findings, level: list[Row], best: Row) -> tuple[list[Row], list[str]]:
-    """Set aside, of those that are not told apart from the best, those that came out farther behind than one that is.
+def as_good(found: Findings, level: list[Row], best: Row, told: Pairs) -> tuple[list[Row], list[str]]:
+    """Set aside, of those that are not told apart from the best, those that nobody should take for as good.
 
-    Their own intervals are too wide for a verdict; nobody should take them for that.
+    They are told to be behind another of them, or came out farther behind than one that is told to be: intervals of
+    their own were too wide for a verdict.
 
     Returns:
-        Those that are left, and a sentence on the others, if there are any.
+        Those that are left, and a sentence on each kind of the others.
     """
-    told = [c for c in found.comparisons if c.is_told and best.name in (c.a, c.b)]
-    least = min((abs(c.difference) for c in told), default=float("inf"))
-    behind = {row.name: above(found, row, best) for row in level}
-    aside = [row for row in level if behind[row.name] > least]
-    if not aside:
-        return level, []
-    amounts = joined([f"{row.mechanism} came out {behind[row.name]:.4f} above the lowest" for row in aside])
-    sentence = f"Left aside: {amounts}, farther than what is told to be behind, but too unevenly for a verdict."
-    return [row for row in level if row not in aside], [sentence]
+    beaten = behind_another(found, level)
+    least = min((abs(c.difference) for c in told.values()), default=float("inf"))
+    left = [row for row in level if row.mechanism not in beaten]
+    far = [row for row in left if above(found, row, best) > least]
+    said = [f"Left aside: {'; '.join(beaten.values())}."] if beaten else []
+    if far:
+        amounts = joined([f"{row.mechanism} came out {above(found, row, best):.4f} above the lowest" for row in far])
+        said.append(f"Left aside: {amounts}, farther than what is told to be behind, but too unevenly for a verdict.")
+    return [row for row in left if row not in far], said
+
+
+def behind_another(found: Findings, level: list[Row]) -> dict[str, str]:
+    """Say of those mechanisms that are told to be behind another, though not behind the best, behind which.
+
+    Seeds that move the best one alone leave wide intervals to it, and narrow ones between the others.
+    """
+    mechanism, turning = {row.name: row.mechanism for row in level}, turned(found)
+    told: dict[str, list[str]] = {}
+    for c in found.comparisons:
+        if c.is_told and {c.a, c.b} <= mechanism.keys():
+            ahead, behind = (mechanism[name] for name in ((c.a, c.b) if c.difference > 0 else (c.b, c.a)))
+            if frozenset((ahead, behind)) not in turning:
+                told.setdefault(behind, []).append(ahead)
+    return {name: f"{name} is worse than {joined(others)}" for name, others in told.items()}
 
 
 def cheapest(level: list[Row]) -> tuple[Row, str]:
@@ -148,11 +164,13 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     told, tied, untested = sorted_out({row.mechanism: pair(found, best.name, row.name) for row in others})
     if not told and not tied:
         return [f"{best.mechanism} came out lowest, but {only(untested)} cannot tell."]
-    level = joined([best.mechanism, *tied])
+    beaten = behind_another(found, [best, *(row for row in others if row.mechanism in tied)])
+    level = joined([best.mechanism, *(name for name in tied if name not in beaten)])
+    also = "".join(f"; {one}, and not told apart from {best.mechanism}" for one in beaten.values())
     if told:
-        said = [f"{level} {'are not told apart' if tied else 'is best'}; {behind(told, best.mechanism)}."]
+        said = [f"{level} {'are not told apart' if tied else 'is best'}{also}; {behind(told, best.mechanism)}."]
     else:
-        said = [f"No difference is told between {level}."]
+        said = [f"No difference is told between {level}{also}."]
     if tied:
         said.append(room_between(tied, best))
         said.append(power(tied, best))
@@ -212,9 +230,11 @@ def only(pairs: Pairs) -> str:
 
 
 def level_with_best(found: Findings, rows: list[Row]) -> list[Row]:
-    """Return the best variant and those that are not told apart from it."""
+    """Return the best variant and those that are not told apart from it, nor behind another of these."""
     best, *_ = best_first(found, rows)
-    return [row for row in rows if row is best or not pair(found, best.name, row.name).is_told]
+    level = [row for row in rows if row is best or not pair(found, best.name, row.name).is_told]
+    beaten = behind_another(found, level)
+    return [row for row in level if row.mechanism not in beaten]
 
 
 def smallest_cache(found: Findings, rows: list[Row]) -> list[str]:

@@ -470,3 +470,32 @@ def test_who_is_ahead_is_told_by_the_seeds_that_both_have(tmp_path):
     assert any("means of the table do not compare" in sentence for sentence in said.sure)
     (tmp_path / "all").mkdir()
     assert "do not compare" not in markdown_of(fake_study(tmp_path / "all"))
+
+
+def test_of_those_level_with_the_best_one_that_is_told_to_be_behind_another_is_not_called_level(tmp_path):
+    """The seeds of the best disagree, so that nothing is told apart from it; the others are told apart."""
+    planted = [(Variant("mha"), 0.0), (Variant("gqa"), 0.02), (Variant("mla"), 0.06)]
+    folder = fake_study(tmp_path, variants=planted)
+    changed_scores(folder, lambda run: 80 * (run["seed"] - 2) * (run["variant"] == "mha"))
+    said = text_of(read_findings(folder)).answer
+    assert said.headline == (
+        "No difference is told between mha and gqa; mla is worse than gqa, and not told apart from mha."
+    )
+    assert said.lead[1].startswith("Of these, gqa keeps the smallest cache")
+    change(folder, stated={"cache_bytes_per_token": 4096})
+    headline, aside, *_ = text_of(read_findings(folder)).answer.lead
+    assert headline.startswith("At 4,096 bytes of cache a token, take gqa: mha and gqa are not told apart")
+    assert aside == "Left aside: mla is worse than gqa."
+
+
+def test_what_another_budget_does_to_the_best_sets_nobody_aside(tmp_path):
+    """The best itself is told to be a little better with more cache; at its own budget nothing is told."""
+    small, large = ({"cache_bytes_per_token": budget} for budget in (4096, 8192))
+    planted = [(Variant("mha", {}, small), 0.0), (Variant("gqa", {}, small), 0.02), (Variant("mha", {}, large), -0.005)]
+    folder = fake_study(tmp_path, variants=planted)
+    changed_scores(folder, lambda run: 80 * (run["seed"] - 2) * run["variant"].startswith("gqa"))
+    found = read_findings(folder)
+    assert [(c.a, c.b) for c in found.comparisons if c.is_told] == [
+        (f"mha cache_bytes_per_token={a}", f"mha cache_bytes_per_token={b}") for a, b in [(4096, 8192)]
+    ]
+    assert not any("Left aside" in sentence for sentence in text_of(found).answer.sentences)

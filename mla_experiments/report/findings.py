@@ -137,6 +137,11 @@ class Findings:
         return self.planned - done - len(self.failures)
 
     @property
+    def swept(self) -> dict[str, dict]:
+        """What each of the `settings` says of the fields that are swept beside mechanisms and options."""
+        return {row.setting: self.variant(row.name)["variant"]["changed"] for row in self.rows}
+
+    @property
     def settings(self) -> dict[str, list[Row]]:
         """Rows by what is swept beside mechanisms and options; all under an empty name where nothing is."""
         grouped: dict[str, list[Row]] = {}

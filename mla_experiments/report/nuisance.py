@@ -5,6 +5,7 @@ from dataclasses import replace
 from ..study.fields import BUDGET, CORPUS
 from ..study.statistics import Comparison
 from .findings import Findings
+from .scaling import ALONG
 
 Pair = tuple[str, str]
 ByRecipe = dict[str, Comparison]
@@ -22,11 +23,18 @@ def by_recipe(found: Findings) -> dict[Pair, ByRecipe]:
 
 
 def of_what(found: Findings) -> str:
-    """Return what a setting is called: a recipe, or where budgets or fields of a corpus alone differ, after them."""
-    fields = {part.split("=", 1)[0] for setting in found.settings for part in setting.split()}
-    if fields == {BUDGET}:
+    """Return what a setting is called, after the fields that differ: a recipe, or a budget, difficulty or scale."""
+    kinds = {kind_of(field) for changed in found.swept.values() for field in changed} or {"recipe"}
+    return kinds.pop() if len(kinds) == 1 else "setting"
+
+
+def kind_of(field: str) -> str:
+    """Return what a choice of a swept field is called."""
+    if field == BUDGET:
         return "budget"
-    return "difficulty" if fields and all(field.startswith(CORPUS) for field in fields) else "recipe"
+    if field.startswith(CORPUS):
+        return "difficulty"
+    return "scale" if field in ALONG else "recipe"
 
 
 def flips(recipes: ByRecipe) -> bool:
@@ -40,37 +48,61 @@ def turned(found: Findings) -> set[frozenset[str]]:
     return {frozenset(pair) for pair, recipes in by_recipe(found).items() if flips(recipes)}
 
 
-def depends_on(recipes: ByRecipe) -> str:
-    """Return the fields whose values go with the direction of a difference that flips, or all that are swept."""
+def depends_on(recipes: ByRecipe, swept: dict[str, dict]) -> str:
+    """Return the fields whose values go with the direction of a difference that flips, or all that are swept.
+
+    Args:
+        recipes: the comparisons of a pair.
+        swept: what each recipe says of the fields that are swept.
+    """
     told = {setting: c.difference > 0 for setting, c in recipes.items() if c.is_told}
-    fields = [dict(part.split("=", 1) for part in setting.split()) for setting in told]
     deciding = []
-    for name in fields[0]:
+    names = list(swept[next(iter(told))])
+    for name in names:
         directions: dict[str, set[bool]] = {}
-        for values, direction in zip(fields, told.values(), strict=True):
-            directions.setdefault(values[name], set()).add(direction)
+        for setting, direction in told.items():
+            directions.setdefault(str(swept[setting][name]), set()).add(direction)
         if len(directions) > 1 and all(len(found) == 1 for found in directions.values()):
             deciding.append(name)
-    return " and ".join(f"the {name.replace('_', ' ')}" for name in deciding or fields[0])
+    return " and ".join(f"the {name.replace('_', ' ')}" for name in deciding or names)
 
 
 def sentences(found: Findings) -> list[str]:
-    """Say of each pair of mechanisms in how many recipes which is ahead, and on what that depends if it flips."""
-    said = []
+    """Say of each pair of mechanisms in how many recipes which is ahead; first of those that flip, on what it depends.
+
+    Where no budget makes a difference to either of a pair, it is one comparison, and counts once.
+    """
+    runs = {(row.mechanism, row.setting): frozenset(row.runs.values()) for row in found.rows}
+    turning, steady = [], []
     for (a, b), recipes in by_recipe(found).items():
-        count = len(recipes)
+        once = {(runs[a, setting], runs[b, setting]): c for setting, c in recipes.items()}
         if flips(recipes):
-            ahead = [setting for setting, c in recipes.items() if c.is_told and c.difference < 0]
-            behind = [setting for setting, c in recipes.items() if c.is_told and c.difference > 0]
-            said.append(
-                f"Which of {a} and {b} is ahead depends on {depends_on(recipes)}: {b} with {'; '.join(ahead)}, {a} "
-                f"with {'; '.join(behind)}."
-            )
-            continue
-        lower = sum(c.difference < 0 for c in recipes.values())
-        first, times = (b, lower) if lower * 2 >= count else (a, count - lower)
-        other = a if first == b else b
-        told = sum(c.is_told for c in recipes.values())
-        kinds = {"recipe": "recipes", "difficulty": "difficulties", "budget": "budgets"}[of_what(found)]
-        said.append(f"{first} is ahead of {other} in {times} of {count} {kinds}; the difference is told in {told}.")
-    return said
+            turning.append(what_turns(a, b, recipes, found.swept))
+        elif len(once) > 1:
+            steady.append(how_often(a, b, list(once.values()), of_what(found)))
+    return [*turning, *steady]
+
+
+def what_turns(a: str, b: str, recipes: ByRecipe, swept: dict[str, dict]) -> str:
+    """Say on what it depends which of two mechanisms is ahead."""
+    ahead = [setting for setting, c in recipes.items() if c.is_told and c.difference < 0]
+    behind = [setting for setting, c in recipes.items() if c.is_told and c.difference > 0]
+    return (
+        f"Which of {a} and {b} is ahead depends on {depends_on(recipes, swept)}: {b} with {'; '.join(ahead)}, {a} "
+        f"with {'; '.join(behind)}."
+    )
+
+
+def how_often(a: str, b: str, compared: list[Comparison], what: str) -> str:
+    """Say in how many recipes one of two mechanisms came out ahead, and in how many that is told."""
+    times = {a: sum(c.difference > 0 for c in compared), b: sum(c.difference < 0 for c in compared)}
+    of = f"{len(compared)} {'difficulties' if what == 'difficulty' else what + 's'}"
+    first, second = sorted(times, key=lambda name: -times[name])
+    if times[first] == times[second]:
+        said = f"{a} and {b} came out ahead in {times[a]} of {of} each"
+    else:
+        said = f"{first} came out ahead of {second} in {times[first]} of {of}"
+    told = [a if c.difference > 0 else b for c in compared if c.is_told]
+    is_said = times[first] > times[second] and set(told) <= {first}
+    where = "" if is_said or not told else f", where {told[0]} is ahead"  # one of them: the others flip
+    return f"{said}; the difference is told in {len(told)}{where}."

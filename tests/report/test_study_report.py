@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from mla_experiments.cli import main
 from mla_experiments.cli.parsing import parse
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
-from mla_experiments.report import scaling
+from mla_experiments.report import nuisance, scaling
 from mla_experiments.report.charts import to_plotly
 from mla_experiments.report.findings import read_findings
 from mla_experiments.report.study import to_markdown, write_report
@@ -101,7 +102,7 @@ def test_settings_are_answered_one_by_one_and_then_against_each_other(tmp_path):
     folder = fake_study(tmp_path, variants=by_position([("mha", 0.0), ("mla", 0.05)]))
     found = read_findings(folder)
     ahead, first, second, against, _ = text_of(found).answer.sentences
-    assert ahead == "mha is ahead of mla in 2 of 2 recipes; the difference is told in 2."
+    assert ahead == "mha came out ahead of mla in 2 of 2 recipes; the difference is told in 2."
     assert first.startswith("With positions=rope: mha is best; mla is behind mha by 0.0")
     assert second.startswith("With positions=learned: mha is best; mla is behind mha by 0.0")
     assert re.match(r"positions=learned against positions=rope: worse with mha \(by 0.*\) and mla \(by 0", against)
@@ -499,3 +500,66 @@ def test_what_another_budget_does_to_the_best_sets_nobody_aside(tmp_path):
         (f"mha cache_bytes_per_token={a}", f"mha cache_bytes_per_token={b}") for a, b in [(4096, 8192)]
     ]
     assert not any("Left aside" in sentence for sentence in text_of(found).answer.sentences)
+
+
+def in_recipes(tmp_path, recipes, **worse):
+    """What a report says of mechanisms that are so much worse in each recipe."""
+    planted = [(Variant(name, {}, of), by) for name, all_of in worse.items()
+               for of, by in zip(recipes, all_of, strict=True)]  # fmt: skip
+    return text_of(read_findings(fake_study(tmp_path, variants=planted, noise=0)))
+
+
+def test_who_is_ahead_in_how_many_recipes_counts_neither_where_they_are_alike(tmp_path):
+    recipes = [{"initialization": how} for how in ("normal", "scaled", "zero")]
+    alike, divided, turned_once = (tmp_path / name for name in ("alike", "divided", "once"))
+    for folder in (alike, divided, turned_once):
+        folder.mkdir()
+    said = in_recipes(alike, recipes, mha=(0, 0, 0), mla=(0, 0, 0)).answer
+    assert said.headline == "mha and mla came out ahead in 0 of 3 recipes each; the difference is told in 0."
+    said = in_recipes(divided, recipes, mha=(0, 0, 0), mla=(0, 0.1, 0.1)).answer
+    assert said.headline == "mha came out ahead of mla in 2 of 3 recipes; the difference is told in 2."
+    found = read_findings(divided / "tiny")
+    last, *others = [
+        replace(c, difference=-0.01, both=None) for c in found.comparisons if "mla" in c.b and "mha" in c.a
+    ]
+    told = replace(others[0], difference=0.1, both=found.comparisons[0].both)
+    assert nuisance.how_often("mha", "mla", [last, last, told], "recipe") == (
+        "mla came out ahead of mha in 2 of 3 recipes; the difference is told in 1, where mha is ahead."
+    )
+
+
+def test_pairs_that_turn_are_said_first_and_values_may_be_anything(tmp_path):
+    recipes = [{"lr_scheduler_kwargs": {"min_lr_rate": rate, "num_cycles": 0.5}} for rate in (0.1, 0.0)]
+    said = in_recipes(tmp_path, recipes, mha=(0, 0), gqa=(0.2, 0.2), mla=(0.1, -0.1)).answer
+    assert said.headline == (
+        "Which of mha and mla is ahead depends on the lr scheduler kwargs: mla with lr_scheduler_kwargs={'min_lr_rate'"
+        ": 0.0, 'num_cycles': 0.5}, mha with lr_scheduler_kwargs={'min_lr_rate': 0.1, 'num_cycles': 0.5}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        (("train_tokens",), "scale"), (("hidden_size", "train_tokens"), "scale"), (("optimizer",), "recipe"),
+        (("cache_bytes_per_token",), "budget"), (("corpus.pairs",), "difficulty"),
+        (("optimizer", "hidden_size"), "setting"),
+    ],
+)  # fmt: skip
+def test_a_setting_is_called_after_what_is_swept(tmp_path, fields, kind):
+    said = in_recipes(tmp_path, [dict.fromkeys(fields, value) for value in (64, 128)], mha=(0, 0), mla=(0.1, 0.1))
+    assert said.setting == kind and f"of 2 {kind[:-1]}" in " ".join(said.answer.sentences)
+
+
+def test_a_pair_to_which_no_budget_makes_a_difference_is_not_counted_at_each(tmp_path):
+    """Both are the same runs at both budgets: one comparison, which is not twice as much evidence."""
+    budgets = [{"cache_bytes_per_token": budget} for budget in (512, 1024)]
+    in_recipes(tmp_path, budgets, mha=(0, 0), gqa=(0.1, 0.1), mla=(0.1, 0.2))
+    runs, trained = read_record(tmp_path / "tiny" / "study.json")["runs"], {}
+    for run in runs:
+        name, _ = run["variant"].split()
+        if name != "mla":
+            run["folder"] = trained.setdefault((name, run["seed"], run["settings"]["learning_rate"]), run["folder"])
+    change(tmp_path / "tiny", runs=runs)
+    said = text_of(read_findings(tmp_path / "tiny")).answer.sentences
+    assert not any("mha came out ahead of gqa" in sentence for sentence in said)
+    assert "mha came out ahead of mla in 2 of 2 budgets; the difference is told in 2." in said

@@ -199,7 +199,7 @@ def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
 def laws(found: Findings) -> list[Chart]:
     """Return the laws of loss against compute with the points that they are fitted to, up to twice the largest."""
     chart = Chart(
-        "scaling", "Bits per byte against compute", "Means over seeds, and the power law fitted to them.",
+        "scaling", "Quality against compute", "Means over seeds, and the power law fitted to them.",
         "training FLOPs", f"{found.measure.axis}, test", log_x=True,
     )  # fmt: skip
     for number, (name, curve) in enumerate(scaling.curves(found).items()):

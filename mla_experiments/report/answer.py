@@ -197,7 +197,10 @@ def room_between(tied: Pairs, best: Row) -> str:
 def power(tied: Pairs, best: Row) -> str:
     """Say what difference would have been told."""
     seen = max(c.detectable or 0.0 for c in tied.values())
-    return f"A true difference of {seen:.4f} {unit_of(tied)}{share_of(seen, best)} would be told four times in five."
+    return (
+        f"A true difference of {seen:.4f} {unit_of(tied)}{share_of(seen, best)} would be told four times in five, if "
+        "seeds and documents vary as they did here."
+    )
 
 
 def share_of(amount: float, best: Row) -> str:

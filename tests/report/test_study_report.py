@@ -15,11 +15,13 @@ from transformers import TrainingArguments
 
 from mla_experiments.cli import main
 from mla_experiments.cli.parsing import parse
+from mla_experiments.errors import UserError
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
 from mla_experiments.report import nuisance, scaling
 from mla_experiments.report.charts import to_plotly
 from mla_experiments.report.findings import read_findings
+from mla_experiments.report.power import seeds_needed
 from mla_experiments.report.study import to_markdown, write_report
 from mla_experiments.report.study_charts import charts, looks
 from mla_experiments.report.text import matched, text_of
@@ -448,7 +450,7 @@ def test_points_of_equal_caches_stand_side_by_side_and_are_named_by_what_they_ke
 def changed_scores(folder, more):
     """Add to the nats of every document of a run what `more` says of it."""
     for run in read_record(folder / "study.json")["runs"]:
-        path = folder.parent / run["folder"] / SCORES
+        path = folder.parent / run["folder"] / "scores.json"
         scores = read_record(path)
         for part in scores["splits"].values():
             part["nats"] = [nats + more(run) for nats in part["nats"]]
@@ -603,3 +605,30 @@ def test_the_interval_of_a_difference_by_laws_holds_the_truth_at_three_seeds(tmp
         _, (low, high) = scaling.difference_at(*curves, at)
         held += low < float(curves[0].at(at, laws[1]) - curves[0].at(at, laws[0])) < high
     assert held >= 21
+
+
+def test_what_no_number_of_seeds_would_tell_is_laid_to_what_varies(tmp_path):
+    """Seeds alone move one variant of the first study, documents alone one of the second; the third has too few."""
+    study, rows = SimpleNamespace(name="tiny", seeds=(0, 1, 2)), [{"runs": 6, "hours": 1.0}]
+    pair = [(Variant("mha"), 0.0), (Variant("mla"), 0.0)]
+    for name in ("seeds", "documents", "few"):
+        (tmp_path / name).mkdir()
+    folder = fake_study(tmp_path / "seeds", 3, (3e-3,), variants=pair, noise=0)
+    changed_scores(folder, lambda run: 90 * (run["seed"] - 1) * (run["variant"] == "mla"))
+    said = seeds_needed(study, rows, tmp_path / "seeds", 1e-4)
+    assert said == (
+        "A difference of 0.0001 bits per byte between mha and mla cannot be told by 200 seeds: its seeds vary too much."
+    )
+    folder = fake_study(tmp_path / "documents", 3, (3e-3,), variants=pair, noise=0)
+    for run in read_record(folder / "study.json")["runs"]:
+        if run["variant"] == "mla":
+            path = folder.parent / run["folder"] / "scores.json"
+            scores = read_record(path)
+            for part in scores["splits"].values():
+                part["nats"] = [nats + (-90) ** (place % 2) for place, nats in enumerate(part["nats"])]
+            write_record(path, scores)
+    said = seeds_needed(study, rows, tmp_path / "documents", 1e-4)
+    assert "its documents vary too much, however many seeds there are; more text" in said
+    fake_study(tmp_path / "few", 1, (3e-3,), variants=pair)
+    with pytest.raises(UserError, match="; one seed cannot tell that: run the study with seeds"):
+        seeds_needed(study, rows, tmp_path / "few", 1e-4)

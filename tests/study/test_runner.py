@@ -114,7 +114,7 @@ def test_every_mechanism_tries_as_many_points_of_its_own_space(state, tmp_path, 
     code = main(["plan", path, "--difference", "5"])
     said = capsys.readouterr()
     found = "by 3 seeds (for mla against mha; this study has 3): 12 runs" in said.out
-    assert found if code == 0 else "needs a pair of variants with three seeds" in said.err  # of too few documents
+    assert found if code == 0 else "needs a pair of variants with three seeds and ten" in said.err  # documents
     report = (tmp_path / "studies" / "tuned" / "report.md").read_text()
     assert "initialization" in report and "What tuning is worth" in report
 

@@ -22,6 +22,7 @@ class Measure:
         amount: field of the scores that is summed.
         over: field that it is divided by.
         scale: times which.
+        ends: the least and the most that it can be.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Measure:
     amount: str
     over: str
     scale: float = 1.0
+    ends: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def most_apart(self) -> float:
+        """The largest difference that there can be."""
+        return self.ends[1] - self.ends[0]
 
     def amounts(self, scores: SplitScores) -> np.ndarray:
         """Return what is summed, `[documents]`."""
@@ -44,8 +51,8 @@ class Measure:
         return float(ratio(self.amounts(scores), self.weights(scores)))
 
 
-BITS = Measure("bits per byte", "bits/byte", "bits per byte", "nats", "bytes", 1 / math.log(2))
-WRONG = Measure("wrong per answer", "wrong", "share of answers wrong", "wrong", "tokens")
+BITS = Measure("bits per byte", "bits/byte", "bits per byte", "nats", "bytes", 1 / math.log(2), (0.0, math.inf))
+WRONG = Measure("wrong per answer", "wrong", "share of answers wrong", "wrong", "tokens", ends=(0.0, 1.0))
 EXCESS = Measure("nats a symbol above the entropy", "nats above entropy", "nats a symbol above the entropy", "excess",
                  "tokens")  # fmt: skip
 

@@ -12,7 +12,7 @@ from ..run_files import read_metrics, read_run
 from ..study.statistics import Estimate, estimate
 from .charts import Chart, Grid, Series
 from .findings import Findings, Row
-from .study_tables import MISSING, Table
+from .study_tables import MISSING, Table, shown
 
 CEILING = 0.99  # all above it: too easy to tell apart
 NEAR_CHANCE = 1.5  # times chance; all below it: too hard
@@ -105,15 +105,17 @@ def table(found: Findings) -> Table:
     """Return a row per variant with its accuracy under every condition."""
     by_row = by_variant(found)
     names = list(dict.fromkeys(name for accuracy in by_row.values() for name in accuracy))
-    return [{"variant": row} | {name: shown(accuracy.get(name)) for name in names} for row, accuracy in by_row.items()]
+    return [
+        {"variant": row} | {name: in_percent(accuracy.get(name)) for name in names} for row, accuracy in by_row.items()
+    ]
 
 
-def shown(accuracy: Estimate | None) -> str:
+def in_percent(accuracy: Estimate | None) -> str:
     """Return an accuracy in per cent."""
     if accuracy is None:
         return MISSING
-    spread = "" if accuracy.half_width is None else f" ± {100 * accuracy.half_width:.1f}"
-    return f"{100 * accuracy.mean:.1f}{spread}"
+    reach = None if accuracy.half_width is None else 100 * accuracy.half_width
+    return shown(Estimate(100 * accuracy.mean, reach), 1, (0.0, 100.0))
 
 
 def charts(found: Findings, rows: list[tuple[Row, dict]]) -> list[Chart]:

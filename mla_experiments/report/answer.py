@@ -156,7 +156,7 @@ def verdicts(found: Findings, rows: list[Row]) -> list[str]:
     """Say which of the variants with one setting is best, and by how much."""
     best, *others = best_first(found, rows)
     if not others:
-        return [f"{best.mechanism} reaches {shown(best.bits, 4)} {found.measure.name}."]
+        return [f"{best.mechanism} reaches {shown(best.bits, 4, found.measure.ends)} {found.measure.name}."]
     turning = turned(found)
     others = [row for row in others if frozenset((best.mechanism, row.mechanism)) not in turning]
     if not others:
@@ -189,14 +189,17 @@ def sorted_out(pairs: Pairs) -> tuple[Pairs, Pairs, Pairs]:
 def room_between(tied: Pairs, best: Row) -> str:
     """Say how large a difference may be that was not told."""
     room = max(abs(end) for c in tied.values() for end in c.interval or ())
-    return (
-        f"Between those not told apart, the intervals leave room for {room:.4f} {unit_of(tied)}{share_of(room, best)}."
-    )
+    amount = f"{room:.4f} {unit_of(tied)}{share_of(room, best)}" if room < most_apart(tied) else "any difference"
+    return f"Between those not told apart, the intervals leave room for {amount}."
 
 
 def power(tied: Pairs, best: Row) -> str:
     """Say what difference would have been told."""
     seen = max(c.detectable or 0.0 for c in tied.values())
+    if seen > most_apart(tied):
+        return (
+            "Not even the largest true difference that there can be would be told four times in five by such a study."
+        )
     return (
         f"A true difference of {seen:.4f} {unit_of(tied)}{share_of(seen, best)} would be told four times in five, if "
         "seeds and documents vary as they did here."
@@ -225,6 +228,11 @@ def behind(told: Pairs, best: str) -> str:
 def unit_of(pairs: Pairs) -> str:
     """Return what differences are in."""
     return next(iter(pairs.values())).unit
+
+
+def most_apart(pairs: Pairs) -> float:
+    """Return the largest difference that there can be."""
+    return next(iter(pairs.values())).measure.most_apart
 
 
 def only(pairs: Pairs) -> str:

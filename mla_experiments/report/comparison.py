@@ -129,6 +129,6 @@ def row(one: Contestant, per_word: bool) -> dict:
         nats = np.array([test.nats for test in tests])
         values["ppl/word"] = shown(estimate(perplexity_per_word(nats, tests[0].words).tolist()), 1)
     amounts = np.array([measure.amounts(test) for test in tests])
-    values[measure.heading] = shown(estimate(ratio(amounts, measure.weights(tests[0])).tolist()), 4)
+    values[measure.heading] = shown(estimate(ratio(amounts, measure.weights(tests[0])).tolist()), 4, measure.ends)
     values["cache numbers/token"] = cache_elements_per_token(config)
     return values

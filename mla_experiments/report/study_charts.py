@@ -188,7 +188,7 @@ def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
     for place, ((a, b), of_pair) in enumerate(pairs.items()):
         aside = 0.4 * ((place + 0.5) / len(pairs) - 0.5)  # so that bars do not lie on one another
         at = [1 + settings.index(setting) + aside for setting in of_pair]
-        reach = [c.interval[1] - c.difference if c.interval else 0.0 for c in of_pair.values()]
+        reach = [max(abs(end - c.difference) for end in c.interval or (c.difference,)) for c in of_pair.values()]
         differences = [c.difference for c in of_pair.values()]
         chart.series.append(Series(f"{b} less {a}", at, differences, reach, **owned[b], look="points"))
     if chart.series:

@@ -1,5 +1,7 @@
 """The tables of a study's report: rows of text by heading."""
 
+import math
+
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Estimate, shown_p
 from ..study.trials import in_words
@@ -20,7 +22,7 @@ def results(found: Findings) -> Table:
             "parameters": f"{row.parameters:,}",
             "training MFLOP/token": f"{row.training_flops / 1e6:,.4g}",
             "seeds": str(row.num_seeds),
-            found.measure.heading: shown(row.bits, 4),
+            found.measure.heading: shown(row.bits, 4, found.measure.ends),
             **({"ppl/word": shown(row.perplexity, digits)} if row.perplexity else {}),
             "cache bytes/token": f"{row.cache_bytes:,}",
         }
@@ -111,10 +113,15 @@ def tried_on_part(found: Findings) -> Table:
     ]
 
 
-def shown(value: Estimate, digits: int) -> str:
-    """Return a mean with its interval, where there is one."""
-    spread = "" if value.half_width is None else f" ± {value.half_width:,.{digits}f}"
-    return f"{value.mean:,.{digits}f}{spread}"
+def shown(value: Estimate, digits: int, ends: tuple[float, float] = (-math.inf, math.inf)) -> str:
+    """Return a mean with its interval, where there is one; with its ends where ± would go beyond what can be."""
+    mean, reach = f"{value.mean:,.{digits}f}", value.half_width
+    if reach is None:
+        return mean
+    low, high = max(ends[0], value.mean - reach), min(ends[1], value.mean + reach)
+    if high - low < 2 * reach * (1 - 1e-9):
+        return f"{mean} ({low:,.{digits}f} to {high:,.{digits}f})"
+    return f"{mean} ± {reach:,.{digits}f}"
 
 
 def interval(ends: tuple[float, float] | None) -> str:

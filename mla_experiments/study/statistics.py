@@ -82,7 +82,7 @@ class Comparison:
         documents: the same of documents; None where there are fewer than ten.
         both: when both are; None where there are too few of one of them, and then there is no verdict.
         lacks: what there are too few of, in words; empty where there are enough.
-        unit: of the difference.
+        measure: what it is a difference of.
         pairs: how many pairs are tested together.
     """
 
@@ -93,8 +93,13 @@ class Comparison:
     documents: Spread | None
     both: Spread | None
     lacks: str
-    unit: str = BITS.name
+    measure: Measure = BITS
     pairs: int = 1
+
+    @property
+    def unit(self) -> str:
+        """Of the difference, after a number."""
+        return self.measure.name
 
     @property
     def _spreads(self) -> tuple[Spread, ...]:
@@ -126,8 +131,8 @@ class Comparison:
     def _around(self, *spreads, tail=(1 - CONFIDENCE) / 2):
         if spreads[0] is None:
             return None
-        reach = max(spread.reach(tail) for spread in spreads)
-        return self.difference - reach, self.difference + reach
+        reach, most = max(spread.reach(tail) for spread in spreads), self.measure.most_apart
+        return max(-most, self.difference - reach), min(most, self.difference + reach)
 
     @property
     def detectable(self) -> float | None:
@@ -222,7 +227,7 @@ def compared(
     if not seeds:
         difference = np.mean(list(second.values()), axis=0) - np.mean(list(first.values()), axis=0)
         mean = float(ratio(difference, weights))
-        return Comparison(a, b, mean, None, None, None, "runs without a seed in common", measure.name)
+        return Comparison(a, b, mean, None, None, None, "runs without a seed in common", measure)
     difference = np.array([second[seed] - first[seed] for seed in seeds])  # [seeds, documents]
     mean = float(ratio(difference, weights).mean())
     effects = contributions(difference, weights)
@@ -240,7 +245,7 @@ def compared(
         documents=spread_of(effects.mean(0)) if num_documents >= LEAST_DOCUMENTS else None,
         both=None if lacking else spread_of_both(effects),
         lacks=" and ".join(lacking),
-        unit=measure.name,
+        measure=measure,
     )
 
 

@@ -1,12 +1,14 @@
 """Studies whose runs were never trained, with scores that have known differences."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
+from mla_experiments.data.synthetic import task_of
 from mla_experiments.evaluation.perplexity import DocumentScore, Score
-from mla_experiments.evaluation.scores import write_scores
-from mla_experiments.manifest import write_record
+from mla_experiments.evaluation.scores import SplitScores, write_answers, write_scores
+from mla_experiments.manifest import read_record, write_record
 from mla_experiments.study.description import Variant
 from mla_experiments.study.tuning import SEED
 
@@ -53,6 +55,39 @@ def fake_study(root, seeds=5, rates=(1e-3, 3e-3, 9e-3), done=lambda _: True, var
     (root / "tiny").mkdir()
     write_record(root / "tiny" / "study.json", content)
     return root / "tiny"
+
+
+def fake_task(root, right, corpus="synthetic:mqar:pairs=8", excess=None, **more):
+    """Write a study over a synthetic task, of 64 rows with 8 answers each, and return its folder.
+
+    Args:
+        root: folder of studies.
+        right: given a variant and a seed, the share of answers that are right under every condition.
+        corpus: the task; variants may sweep its fields.
+        excess: nats a symbol above the entropy, where that is known.
+        more: as of `fake_study`.
+    """
+    folder = fake_study(root, rates=(3e-3,), **more)
+    content, generator = read_record(folder / "study.json"), np.random.default_rng(1)
+    changed = {one["name"]: Variant(**one["variant"]) for one in content["variants"]}
+    for run in content["runs"]:
+        variant, where = changed[run["variant"]], root / run["folder"]
+        fields = {
+            name.removeprefix("corpus."): of for name, of in variant.changed.items() if name.startswith("corpus.")
+        }
+        task, share, tokens = replace(task_of(corpus), **fields), right(variant, run["seed"]), np.full(64, 8)
+        over = None if excess is None else generator.normal(excess, 0.1, 64) * 8
+        wrong = {name: generator.binomial(8, 1 - share, 64) for name in ("validation", "test", *task.conditions(128))}
+        write_answers(
+            where,
+            {name: SplitScores("rows", part + 1.0, tokens, wrong=part, excess=over) for name, part in wrong.items()},
+        )
+        write_record(where / "run.json", {"corpus": task.corpus, "identity": {"sequence_length": 128}})
+        (where / "metrics.jsonl").write_text(
+            json.dumps({"tokens": 100, "eval_loss": 1.0, "eval_accuracy": share}) + "\n"
+        )
+    write_record(folder / "study.json", content | {"corpus": corpus})
+    return folder
 
 
 def recorded(variant, place):

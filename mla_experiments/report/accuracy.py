@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from ..data.synthetic import Task, is_synthetic, task_of
+from ..evaluation.measures import EXCESS
 from ..evaluation.recall import HELD
 from ..run_files import read_metrics, read_run
+from ..study.fields import CORPUS
 from ..study.statistics import Estimate, estimate
 from .charts import Chart, Grid, Series
 from .findings import Findings, Row
@@ -58,17 +60,64 @@ def values_of(accuracy: Accuracies, name: str) -> dict[int, Estimate]:
 def sentences(found: Findings) -> list[str]:
     """Say what chance gives, whether the task tells at all, how far each variant holds, and how soon it got there."""
     by_row = by_variant(found)
-    tests = [accuracy["test"].mean for accuracy in by_row.values()]
     task = task_of_row(found.rows[0])
-    said = [f"{task.name}: {task.meaning} ({task.source}). By chance {task.chance:.1%} of the answers are right."]
-    if min(tests) >= CEILING:
-        said.append(f"All variants have {CEILING:.0%} or more right: the task is too easy to tell them apart.")
-    elif max(tests) < NEAR_CHANCE * task.chance:
-        said.append("No variant is much above chance: the task is too hard, or the training too short, to tell.")
+    said = [f"{task.name}: {task.meaning} ({task.source})."]
+    if found.measure is EXCESS:
+        return [*said, "Nobody can have all symbols right: what counts is how far above the entropy a model stays."]
+    chances = {of: task_of_row(rows[0]).chance for of, rows in by_difficulty(found).items()}
+    if len(set(chances.values())) == 1:
+        chances = {"": task.chance}
+    each = ", ".join(f"{percent(chance)}{' at ' if of else ''}{of}" for of, chance in chances.items())
+    said += [f"By chance {each} of the answers are right.", *told_by_the_task(found)]
     alike: dict[str, list[str]] = {}  # variants by what is said of them, which is often the same of many
     for row in found.rows:
         alike.setdefault(f"{held(by_row[row.name], task_of_row(row))}; {reached(row)}", []).append(row.name)
+    if len(alike) == 1:
+        return [*said, f"All variants: {next(iter(alike))}."]
     return said + [f"{', '.join(names)}: {what}." for what, names in alike.items()]
+
+
+def by_difficulty(found: Findings) -> dict[str, list[Row]]:
+    """Return rows by the fields of the corpus that are swept; all under an empty name where none is."""
+    rows: dict[str, list[Row]] = {}
+    for row in found.rows:
+        swept = {name: one for name, one in found.swept[row.setting].items() if name.startswith(CORPUS)}
+        rows.setdefault(" ".join(f"{name.removeprefix(CORPUS)}={one}" for name, one in swept.items()), []).append(row)
+    return rows
+
+
+def told_by_the_task(found: Findings) -> list[str]:
+    """Say where it is too easy or too hard to tell variants apart, or learnt by none of them; nothing where it tells.
+
+    One sentence, at the head of a report: what else it says is to be read by it.
+    """
+    if not is_of_a_task(found) or found.measure is EXCESS:
+        return []
+    parts = []
+    for difficulty, rows in by_difficulty(found).items():
+        if said := how_it_tells([by_variant(found)[row.name]["test"].mean for row in rows], task_of_row(rows[0])):
+            parts.append(f"at {difficulty} {said}" if difficulty else said)
+    whole = "; ".join(parts)
+    return [f"{whole[0].upper()}{whole[1:]}."] if parts else []
+
+
+def how_it_tells(right: list[float], task: Task) -> str:
+    """Say whether shares of right answers are all too near to one end to tell; nothing where they are not."""
+    if min(right) >= CEILING:
+        return f"all have {percent(CEILING)} or more of the answers right: the task is too easy to tell them apart"
+    if max(right) < NEAR_CHANCE * task.chance:
+        return "none is much above chance: the task is too hard, or the training too short, to tell"
+    if max(right) < HELD:
+        return (
+            f"none has {percent(HELD)} of the answers right (the best {percent(max(right))}, chance "
+            f"{percent(task.chance)}): differences are of how far they have learnt, not of what they can hold"
+        )
+    return ""
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent."""
+    return f"{100 * share:.3g} %"
 
 
 def held(accuracy: Accuracies, task: Task) -> str:
@@ -80,11 +129,11 @@ def held(accuracy: Accuracies, task: Task) -> str:
             break
         last = value
     if not steps:
-        return f"{accuracy['test'].mean:.1%} right"
+        return f"{percent(accuracy['test'].mean)} right"
     if last is None:
-        return f"{HELD:.0%} right at none of the {task.difficulty} that were tried"
+        return f"{percent(HELD)} right at none of the {task.difficulty} that were tried"
     beyond = ", the most that was tried" if last == max(steps) else ""
-    return f"{HELD:.0%} right up to {task.difficulty}={last}{beyond}"
+    return f"{percent(HELD)} right up to {task.difficulty}={last}{beyond}"
 
 
 def reached(row: Row) -> str:
@@ -95,10 +144,10 @@ def reached(row: Row) -> str:
         first.append(next(logged, None))
     known = [tokens for tokens in first if tokens is not None]
     if count := len(first) - len(known):
-        return f"{count} of {len(first)} seeds do not reach {HELD:.0%} of validation answers"
+        return f"{count} of {len(first)} seeds do not reach {percent(HELD)} of validation answers"
     low, high = min(known), max(known)
     between = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return f"{HELD:.0%} of validation answers are right after {between} tokens"
+    return f"{percent(HELD)} of validation answers are right after {between} tokens"
 
 
 def table(found: Findings) -> Table:
@@ -121,7 +170,7 @@ def in_percent(accuracy: Estimate | None) -> str:
 def charts(found: Findings, rows: list[tuple[Row, dict]]) -> list[Chart]:
     """Return accuracy against difficulty and against length, and depth by length for needles."""
     task, tried = task_of_row(rows[0][0]), by_variant(found)
-    lines = [*(lines_of(rows, tried, task, name) for name in (task.difficulty, "length")), curve(rows, task)]
+    lines = [*(lines_of(rows, tried, task, name) for name in (task.difficulty, "length")), curve(rows)]
     return [*(chart for chart in lines if len(chart.series) > 1), *grids(tried)]
 
 
@@ -145,11 +194,21 @@ def lines_of(rows: list[tuple[Row, dict]], tried: dict[str, Accuracies], task: T
             seen |= set(found)
     if seen:
         chart.x_ticks = sorted(seen)
-        chart.series.append(Series("by chance", [min(seen), max(seen)], [task.chance] * 2))
+        if name == task.difficulty:
+            at_each = {float(value): task.with_field(value).chance for value in sorted(seen)}
+            chart.series.append(Series("by chance", list(at_each), list(at_each.values())))
+        else:
+            chart.series += by_chance(rows, min(seen), max(seen))
     return chart
 
 
-def curve(rows: list[tuple[Row, dict]], task: Task) -> Chart:
+def by_chance(rows: list[tuple[Row, dict]], low: float, high: float) -> list[Series]:
+    """Return what chance gives in the tasks of some rows, a line each."""
+    chances = sorted({task_of_row(row).chance for row, _ in rows})
+    return [Series("by chance", [low, high], [chance] * 2) for chance in chances]
+
+
+def curve(rows: list[tuple[Row, dict]]) -> Chart:
     """Return the accuracy of validation answers in the course of training."""
     chart = Chart(
         "accuracy-tokens", "Accuracy in training", "Mean over seeds, of validation rows.", "training tokens",
@@ -166,7 +225,7 @@ def curve(rows: list[tuple[Row, dict]], task: Task) -> Chart:
             chart.series.append(Series(row.name, tokens, means, **own))
             last = max(last, tokens[-1])
     if last:
-        chart.series.append(Series("by chance", [0, last], [task.chance] * 2))
+        chart.series += by_chance(rows, 0, last)
     return chart
 
 

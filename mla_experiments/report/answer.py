@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..study.matching import NEAR
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
+from .accuracy import told_by_the_task
 from .findings import Findings, Row
 from .nuisance import of_what, sentences, turned
 from .study_tables import shown
@@ -40,7 +41,7 @@ def answer(found: Findings) -> Answer:
     of_budgets = [said for rows in settings.values() if (said := at_the_budget(found, rows))]
     is_budget_met = bool(of_budgets)
     taken, more_on_them = [said[0] for said in of_budgets], [one for said in of_budgets for one in said[1:]]
-    first, sure, speed = [*taken, *more_on_them, *sentences(found)], [], []
+    first, sure, speed = [*told_by_the_task(found), *taken, *more_on_them, *sentences(found)], [], []
     for setting, rows in settings.items():
         verdict, *more = verdicts(found, rows)
         sure += [f"With {setting}, {one[0].lower()}{one[1:]}" if setting else one for one in more]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..study.matching import NEAR
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Comparison
+from ..study.tuning import OPTION
 from .accuracy import told_by_the_task
 from .findings import Findings, Row
 from .nuisance import of_what, sentences, turned
@@ -54,7 +55,8 @@ def answer(found: Findings) -> Answer:
     for place, one in enumerate(names):
         for other in names[place + 1 :]:
             sure += between(found, one, other)
-    return Answer(first[:LEAD], [*first[LEAD:], *sure, *edges(found), *other_seeds(found), scope(found)], speed)
+    sure = [*edges(found), *other_seeds(found), *first[LEAD:], *sure, scope(found)]
+    return Answer(first[:LEAD], sure, speed)
 
 
 def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
@@ -148,9 +150,28 @@ def cheapest(level: list[Row]) -> tuple[Row, str]:
 
 def edges(found: Findings) -> list[str]:
     """Say whose best settings lie at the edge of what was tried, so that more may be had."""
-    at_edge = {name: tuned.edges for name, tuned in found.tuned.items() if tuned.edges}
-    named = [f"{name} ({joined([field.replace('_', ' ') for field in fields])})" for name, fields in at_edge.items()]
-    return [f"Settings at the edge of what was tried: {joined(named)}; beyond it may be better ones."] if named else []
+    mechanism = {row.name: row.mechanism for row in found.rows}
+    at_edge: dict[str, list[str]] = {}  # mechanisms by field, once for each setting
+    for name, tuned in found.tuned.items():
+        for field in tuned.edges:
+            at_edge.setdefault(field, []).append(mechanism.get(name, name))
+    named = [
+        f"{field.removeprefix(OPTION).replace('_', ' ')} of {whose(names, len(found.tuned))}"
+        for field, names in at_edge.items()
+    ]
+    return (
+        [f"Best settings at the edge of what was tried: {joined(named)}; beyond it may be better ones."]
+        if named
+        else []
+    )
+
+
+def whose(names: list[str], of: int) -> str:
+    """Return names once, with how often they stand there, or that they are all of so many."""
+    if len(names) == of > 2:
+        return f"all {of} variants"
+    counts = {name: names.count(name) for name in names}
+    return joined([f"{name} ({count} times)" if count > 1 else name for name, count in counts.items()])
 
 
 def verdicts(found: Findings, rows: list[Row]) -> list[str]:
@@ -253,6 +274,8 @@ def smallest_cache(found: Findings, rows: list[Row]) -> list[str]:
     """Say which of the variants that are level in quality keeps the smallest cache."""
     level = level_with_best(found, rows)
     small, large = min(level, key=lambda row: row.cache_bytes), max(rows, key=lambda row: row.cache_bytes)
+    if len(level) > 1 and all(row.cache_bytes <= small.cache_bytes * (1 + NEAR) for row in level):
+        return [f"Their caches are alike: {ranged([row.cache_bytes for row in level])} bytes a token."]
     start = f"Of these, {small.name} keeps the smallest cache:" if len(level) > 1 else f"{small.name} keeps a cache of"
     times = large.cache_bytes / small.cache_bytes
     than = f", {times:.1f} times less than {large.name}" if times > 1 else ""

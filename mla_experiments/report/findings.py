@@ -251,7 +251,8 @@ def tried(content: dict, name: str, root: Path) -> Tuned | None:
         return None
     space = content["stated"].get("space") or {"factors": {}}
     factors = {name: Factor(tuple(part["values"]), part["is_range"]) for name, part in space["factors"].items()}
-    return tuned([(run["settings"], bits_of(root / run["folder"], "validation")) for run in done], factors)
+    values = [(run["settings"], bits_of(root / run["folder"], "validation")) for run in done]
+    return tuned(values, factors, [run["settings"] for run in tuning])
 
 
 def compared_runs(content: dict, name: str, root: Path) -> Runs:

@@ -149,14 +149,26 @@ def matched(found: Findings) -> str:
     said = f"{what} were matched{of_each} by the width of the MLP, to within {100 * worst:.3f} %."
     if stated["match"] != "cache":
         return said
-    residuals = ", ".join(f"{with_solved(variant)} {100 * variant['cache_residual']:+.1f} %" for variant in variants)
-    off = [variant["name"] for variant in variants if abs(variant["cache_residual"]) > NEAR]
-    outside = f" Not at the budget: {joined(off)}." if off else ""
-    budgets = " or ".join(f"{budget:,}" for budget in dict.fromkeys(row.budget for row in found.rows))
-    return (
-        f"The cache was to be {budgets} bytes a token, and is as near as groups and latent ranks allow: "
-        f"{residuals}.{outside} {said}"
+    budget_of = {variant["name"]: variant["variant"]["changed"].get(BUDGET, stated.get(BUDGET)) for variant in variants}
+    budgets = list(dict.fromkeys(budget_of.values()))
+    near = {
+        budget: how_near([one for one in variants if budget_of[one["name"]] == budget], budget) for budget in budgets
+    }
+    each = (
+        f": {near[budgets[0]]}" if len(near) == 1 else ". " + " ".join(f"At {of:,}: {one}" for of, one in near.items())
     )
+    return (
+        f"The cache was to be {' or '.join(f'{budget:,}' for budget in budgets)} bytes a token, and is as near as "
+        f"groups and latent ranks allow{each} {said}"
+    )
+
+
+def how_near(variants: list[dict], budget: int) -> str:
+    """Say how far the variants at a budget of the cache are from it, and who is not at it."""
+    residuals = ", ".join(f"{with_solved(one)} {100 * one['cache_residual']:+.1f} %" for one in variants)
+    off = [one["name"] for one in variants if abs(one["cache_residual"]) > NEAR]
+    said = f"{residuals}." + (f" Not at the budget: {joined(off)}." if off else "")
+    return said.replace(f" {BUDGET}={budget}", "")  # which has been said
 
 
 def tuning_said(found: Findings) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,22 +48,30 @@ class Tuned:
         return found
 
 
-def tuned(tried: list[tuple[Settings, float]], factors: dict[str, Factor]) -> Tuned:
+def tuned(tried: list[tuple[Settings, float]], factors: dict[str, Factor], design: list[Settings]) -> Tuned:
     """Return what came of trying settings.
 
     Args:
         tried: settings with bits per byte of validation.
         factors: of the space that they were drawn from; empty where learning rates were listed.
+        design: all that were to be tried, those too that failed, or had a part of the tokens alone.
     """
     settings, values = [one for one, _ in tried], [value for _, value in tried]
     fit = None
     if all(set(one) == {"learning_rate"} for one in settings):
         fit = fit_rates({one["learning_rate"]: value for one, value in tried})
     best = settings[int(np.argmin(values))]
-    edges = [name for name, factor in factors.items() if name in best and factor.is_edge(best[name])]
-    if not factors and fit and fit.at_edge:
-        edges = ["learning_rate"]
+    edges = [
+        name
+        for name, value in best.items()
+        if is_outermost(value, [one[name] for one in design]) or (name in factors and factors[name].is_edge(value))
+    ]
     return Tuned(settings, values, edges, fit)
+
+
+def is_outermost(value: Any, tried: list) -> bool:
+    """Return whether a number is the least or the most of several that were tried; names and switches are neither."""
+    return type(value) in (int, float) and min(tried) < max(tried) and value in (min(tried), max(tried))
 
 
 def too_few(documents: int) -> str:
@@ -82,7 +91,6 @@ class RateFit:
     rates: tuple[float, ...]
     values: tuple[float, ...]
     best: float
-    at_edge: bool
     coefficients: tuple[float, ...] | None
     optimum: float | None
 
@@ -94,15 +102,14 @@ class RateFit:
 
 
 def fit_rates(values: dict[float, float]) -> RateFit:
-    """Fit bits per byte against learning rate; the best measured rate at an edge of the sweep is flagged."""
+    """Fit bits per byte against learning rate."""
     rates = sorted(values)
     best = min(rates, key=values.__getitem__)
-    at_edge = len(rates) > 1 and best in (rates[0], rates[-1])
     ordered = tuple(values[rate] for rate in rates)
     if len(rates) < 3:
-        return RateFit(tuple(rates), ordered, best, at_edge, None, None)
+        return RateFit(tuple(rates), ordered, best, None, None)
     fit = np.polyfit(np.log(rates), ordered, 2)
     optimum = math.exp(-fit[1] / (2 * fit[0])) if fit[0] > 0 else None
     if optimum is not None and not rates[0] <= optimum <= rates[-1]:
         optimum = None
-    return RateFit(tuple(rates), ordered, best, at_edge, tuple(map(float, fit)), optimum)
+    return RateFit(tuple(rates), ordered, best, tuple(map(float, fit)), optimum)

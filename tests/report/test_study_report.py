@@ -632,3 +632,40 @@ def test_what_no_number_of_seeds_would_tell_is_laid_to_what_varies(tmp_path):
     fake_study(tmp_path / "few", 1, (3e-3,), variants=pair)
     with pytest.raises(UserError, match="; one seed cannot tell that: run the study with seeds"):
         seeds_needed(study, rows, tmp_path / "few", 1e-4)
+
+
+def test_whose_settings_lie_at_the_edge_is_said_first_and_once(tmp_path):
+    """The best of two rates is always at an edge: fifteen names of variants said less than how many they are."""
+    budgets = [{"cache_bytes_per_token": budget} for budget in (512, 1024, 2048)]
+    planted = [(Variant(name, {}, of), 0.0) for name in ("mha", "gqa") for of in budgets]
+    folder = fake_study(tmp_path, rates=(3e-3, 9e-3), variants=planted)
+    edge, *_ = text_of(read_findings(folder)).answer.sure
+    assert edge == (
+        "Best settings at the edge of what was tried: learning rate of all 6 variants; beyond it may be better ones."
+    )
+    record = read_record(folder / "study.json")
+    for run in record["runs"]:
+        if run["variant"].startswith("gqa") and run["settings"]["learning_rate"] == 9e-3:
+            run["settings"] = {"learning_rate": 1e-3 if "=512" in run["variant"] else 3e-3}
+    change(folder, runs=record["runs"])
+    edge, *_ = text_of(read_findings(folder)).answer.sure
+    assert "learning rate of mha (3 times) and gqa;" in edge
+
+
+def test_how_near_caches_are_is_said_of_each_budget_apart(tmp_path):
+    budgets = [{"cache_bytes_per_token": budget} for budget in (512, 1024)]
+    folder = fake_study(tmp_path, variants=[(Variant(name, {}, of), 0.0) for of in budgets for name in ("mha", "mla")])
+    variants = read_record(folder / "study.json")["variants"]
+    for variant, off in zip(variants, (7.0, 0.0, 3.0, 0.01), strict=True):
+        variant["cache_residual"] = off
+    change(folder, variants=variants, stated={"match": "cache", "cache_bytes_per_token": None})
+    assert "allow. At 512: mha +700.0 %, mla +0.0 %. Not at the budget: mha. At 1,024: mha +300.0 %, mla" in matched(
+        read_findings(folder)
+    )
+
+
+def test_caches_that_are_alike_have_no_smallest_one(tmp_path):
+    folder = fake_study(tmp_path, variants=[(Variant("mha"), 0.0), (Variant("mha", {"qk_norm": True}), 0.0)])
+    variants = read_record(folder / "study.json")["variants"]
+    change(folder, variants=[variant | {"cache_bytes_per_token": 4096} for variant in variants])
+    assert text_of(read_findings(folder)).answer.lead[1] == "Their caches are alike: 4,096 bytes a token."

@@ -8,7 +8,8 @@ from scipy import stats
 
 from mla_experiments.study import statistics
 from mla_experiments.study.statistics import estimate
-from mla_experiments.study.tuned import fit_rates
+from mla_experiments.study.tuned import fit_rates, tuned
+from mla_experiments.study.tuning import Factor
 
 
 def compare(nats, num_bytes, *more):
@@ -177,14 +178,37 @@ def test_pairs_without_a_test_ask_for_no_correction():
     assert [(c.a, c.b, c.p) for c in only] == [("a", "b", alone.p)]
 
 
-def test_a_parabola_is_found_again_and_an_edge_is_flagged():
+def test_a_parabola_is_found_again():
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
     found = fit_rates({rate: 2 + 0.1 * (np.log(rate) - np.log(3e-3)) ** 2 for rate in rates})
-    assert found.optimum == pytest.approx(3e-3) and found.best in (2e-3, 4e-3) and not found.at_edge
+    assert found.optimum == pytest.approx(3e-3) and found.best in (2e-3, 4e-3)
     assert found.at(3e-3) == pytest.approx(2.0)
     falling = fit_rates({rate: -rate for rate in rates})
-    assert falling.at_edge and falling.best == 8e-3
-    assert fit_rates({1e-3: 2.0}).optimum is None and not fit_rates({1e-3: 2.0}).at_edge
+    assert falling.best == 8e-3 and falling.optimum is None and fit_rates({1e-3: 2.0}).optimum is None
+
+
+def edges_of(best, factors, *others):
+    """The fields at the edge where the first of some settings came out best; the last of them may have failed."""
+    *done, _ = design = [best, *others]
+    return tuned([(one, float(place)) for place, one in enumerate(done)], factors, design).edges
+
+
+def test_the_outermost_of_the_numbers_that_were_tried_is_at_the_edge_however_they_were_stated():
+    rate, choice = (
+        {"learning_rate": Factor((1e-3, 1e-2), True)},
+        {"attention.kv_lora_rank": Factor((16, 32, 64), False)},
+    )
+    rates = [{"learning_rate": one} for one in (2e-3, 3e-3, 8e-3, 9.7e-3)]
+    for factors in (rate, {}):  # drawn from a range, or listed
+        assert edges_of(rates[0], factors, *rates[1:3]) == ["learning_rate"]
+        assert edges_of(rates[1], factors, rates[0], rates[2]) == [], "the highest failed, and was tried"
+        assert edges_of(rates[0], factors, rates[0]) == [], "one that was not tuned"
+    assert edges_of(rates[3], rate, rates[0], {"learning_rate": 9.9e-3}) == ["learning_rate"], "near the end"
+    ranks = [{"attention.kv_lora_rank": one} for one in (16, 32, 64)]
+    assert edges_of(ranks[2], choice, *ranks[:2]) == ["attention.kv_lora_rank"]
+    assert edges_of(ranks[1], choice, ranks[0], ranks[2]) == []
+    for switch in (True, "zero"):
+        assert edges_of({"x": switch}, {"x": Factor((switch, False), False)}, {"x": False}) == []
 
 
 def test_more_seeds_see_smaller_differences_as_such_studies_do():

@@ -32,21 +32,16 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
         raise UserError(f"utilisation={utilisation:g} is a share of the best rate, at most 1")
     rows = []
     solved = match(study, study.planned_vocab_size)
-    same = same_models(study, solved, study.planned_vocab_size)
-    of_training: dict[str, str] = {}
+    same = same_runs(study, solved)
     for matched in solved:
         own, _ = study.arguments(matched.variant)
-        name = matched.variant.name
-        first = of_training.setdefault(training_of(study, matched), name)
-        said = (
-            f" (the same model as {same[name]})" if name in same else f" (the runs of {first})" if first != name else ""
-        )
+        name, earlier = matched.variant.name, same.get(matched.variant.name)
         runs, trainings = study.runs_of(matched.variant), study.trainings_of(matched.variant)
-        runs, trainings = (0, 0) if said else (runs, trainings)
+        runs, trainings = (0, 0) if earlier else (runs, trainings)
         tokens = round(trainings * own["train_tokens"])
         at_best = tokens * matched.training_flops_per_token / hardware.tflop_per_second / 1e12 / HOUR
         row = {
-            "variant": name + said,
+            "variant": name + (f" ({earlier})" if earlier else ""),
             "parameters": f"{matched.parameters:,}",
             "cache bytes/token": f"{matched.cache_bytes_per_token:,}",
             **({} if matched.cache_residual is None else {"off the budget, %": 100 * matched.cache_residual}),
@@ -63,11 +58,18 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
     return [*rows, {name: sums.get(name, "all" if name == "variant" else "") for name in rows[0]}]
 
 
-def training_of(study: Study, matched: Matched) -> str:
-    """Return what determines the runs of a variant, but for trials and seeds, which are the same for all."""
-    variant = matched.variant
-    model = [variant.attention, matched.options, matched.intermediate_size]
-    return repr([*model, study.arguments(variant), study.corpus_of(variant)])
+def same_runs(study: Study, solved: list[Matched]) -> dict[str, str]:
+    """Return of which variants the runs are those of an earlier one, and why: one model, or one that is trained alike."""
+    same = same_models(study, solved, study.planned_vocab_size)
+    found = {name: f"the same model as {of}" for name, of in same.items()}
+    first: dict[str, str] = {}
+    for matched in solved:
+        variant = matched.variant
+        model = [variant.attention, matched.options, matched.intermediate_size]
+        trained = repr([*model, study.arguments(variant), study.corpus_of(variant)])
+        if variant.name not in found and (earlier := first.setdefault(trained, variant.name)) != variant.name:
+            found[variant.name] = f"the same runs as {earlier}"
+    return found
 
 
 def tokens_per_second(study: Study, matched: Matched, device: str) -> float:

@@ -200,7 +200,7 @@ def test_runs_that_variants_share_are_planned_once(tmp_path):
     assert [row["runs"] for row in rows if row["variant"].startswith("mha")] == [3, 0, 0, 0]
     counts = [row["runs"] for row in rows if row["variant"].startswith("mla")]
     assert counts == [3, 3, 0, 3]  # at half the bytes 16 bits keep what single precision keeps at all of them
-    shared = "mla cache=bf16 cache_bytes_per_token=1024 (the runs of mla cache=f32 cache_bytes_per_token=2048)"
+    shared = "mla cache=bf16 cache_bytes_per_token=1024 (the same runs as mla cache=f32 cache_bytes_per_token=2048)"
     assert both["runs"] == 12 and shared in [row["variant"] for row in rows]
 
 

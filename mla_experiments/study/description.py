@@ -17,7 +17,7 @@ from ..vocabulary import AUTO, USUAL
 from ..yaml_files import read_yaml
 from .fields import BUDGET, CORPUS, is_swept
 from .halving import check_shares, entrants
-from .schema import Stated, as_list, names_of, read_fields
+from .schema import Stated, as_list, check_each_once, names_of, read_fields
 from .tuning import OPTION, Settings, Space, designs_of, options_of
 
 
@@ -135,6 +135,9 @@ def read_study(path: Path) -> Study:
     same = {name: value for name, value in flags.items() if name not in swept}
     budgets = file.cache_bytes_per_token
     swept |= {BUDGET: budgets} if len(budgets) > 1 else {}
+    named = {name.removeprefix(OPTION): values for name, values in options.items()}
+    variants = tuple(variants_of(file.attention, named, swept, file.cache_dtype or [None]))
+    check_each_once("attention, with its options,", [variant.name for variant in variants])
     usual = {name: value for name, value in (trainer_defaults() | PRESETS[file.preset]).items() if value is not None}
     data = file.model_dump(include={"corpus", "text_column", "vocab_size", "shuffle_seed"})
     data["corpus"] = with_fields(file.corpus, {name: same.pop(name) for name in of_corpus if name in same})
@@ -144,14 +147,7 @@ def read_study(path: Path) -> Study:
         preset=file.preset,
         data=data,
         settings=usual | same,
-        variants=tuple(
-            variants_of(
-                file.attention,
-                {name.removeprefix(OPTION): values for name, values in options.items()},
-                swept,
-                file.cache_dtype or [None],
-            )
-        ),
+        variants=variants,
         seeds=tuple(file.seeds),
         space=file.space,
         designs=designs_of(file.space, file.learning_rate, names_of(file.attention)),

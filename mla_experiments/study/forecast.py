@@ -6,7 +6,7 @@ from ..benchmark.training import training_step
 from ..errors import UserError
 from ..modeling import DecoderForCausalLM
 from .description import Study
-from .matching import Matched, config_of, match, same_models
+from .matching import Matched, check_trials, config_of, match, same_models
 
 HOUR = 3600
 
@@ -26,10 +26,11 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
         utilisation: share of the best rate that training is taken to reach.
 
     Raises:
-        UserError: a match that cannot be met, or more than the best rate.
+        UserError: a trial that cannot be, a match that cannot be met, or more than the best rate.
     """
     if utilisation > 1:
         raise UserError(f"utilisation={utilisation:g} is a share of the best rate, at most 1")
+    check_trials(study)
     rows = []
     solved = match(study, study.planned_vocab_size)
     same = same_runs(study, solved)
@@ -59,7 +60,7 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
 
 
 def same_runs(study: Study, solved: list[Matched]) -> dict[str, str]:
-    """Return of which variants the runs are those of an earlier one, and why: one model, or one that is trained alike."""
+    """Return of which variants the runs are those of an earlier one, and why: one model, or one trained alike."""
     same = same_models(study, solved, study.planned_vocab_size)
     found = {name: f"the same model as {of}" for name, of in same.items()}
     first: dict[str, str] = {}

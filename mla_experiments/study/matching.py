@@ -24,6 +24,7 @@ from ..modeling.attention import ATTENTION, mechanisms_of
 from ..modeling.attention.hybrid import spread
 from ..modeling.export import stock_config
 from ..training import RunArguments
+from ..training.muon import check_optimizer
 from .description import Study, Variant, with_settings
 from .fields import BUDGET, CORPUS
 from .tuning import Settings
@@ -51,6 +52,20 @@ class Matched:
     cache_bytes: dict[int, int]
     residual: float
     cache_residual: float | None
+
+
+def check_trials(study: Study) -> None:
+    """Refuse what a trial cannot be, model or optimizer, as long as nothing is prepared yet.
+
+    Raises:
+        UserError: see there.
+    """
+    for variant in study.variants:
+        for settings in study.designs[variant.attention]:
+            trial = with_settings(variant, settings)
+            run = run_arguments(study, trial, trial.options)
+            check_optimizer(run.optimizer, study.arguments(trial)[1])
+            config_of(study, trial, trial.options, study.planned_vocab_size)
 
 
 def match(study: Study, vocab_size: int) -> list[Matched]:

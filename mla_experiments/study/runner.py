@@ -18,7 +18,7 @@ from ..errors import Stopped, UserError
 from ..manifest import locked
 from .description import Study
 from .executors import ATTEMPTS, executor_of
-from .matching import NEAR
+from .matching import NEAR, check_trials
 from .record import record
 from .share import Share
 from .trials import Trials
@@ -60,9 +60,10 @@ def run_study(
         accept_changes: take runs for the same though the code has changed since.
 
     Raises:
-        UserError: data or a match that cannot be had, an executor that there is not, or runs by other code.
+        UserError: a trial, data or a match that cannot be had, an executor that there is not, or runs by other code.
         Stopped: the user asked to stop; the same command goes on.
     """
+    check_trials(study)
     trials = Trials(study, root, accept_changes)
     share = Share(trials, shard)
     try:

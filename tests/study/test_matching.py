@@ -160,6 +160,10 @@ def test_costs_are_those_of_the_real_model(attention, layers, length, tied, voca
         ({"attention": ["mla", {"mha": {"kv_lora_rank": 8}}]}, "attention.kv_lora_rank is an option of none of mha"),
         ({"attention": [{"mla": 8}]}, "must be a name, or one with its options"),
         ({"attention": [{"mla": {"kv_lora_rank": 8}}, {"mla": {"kv_lora_rank": 8}}]}, "attention names mla: .* twice"),
+        (
+            {"attention": ["mla", {"mla": {"kv_lora_rank": 8}}], "attention.kv_lora_rank": [8, 16]},
+            "attention, with its options, names mla kv_lora_rank=8 twice; once is enough",
+        ),
         ({"seeds": []}, "leaves nothing to run"),
         ({"seeds": [0, 0]}, "seeds names 0 twice"),
         ({"seeds": ["a"]}, "seeds=a must be a whole number"),

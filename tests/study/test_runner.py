@@ -190,6 +190,10 @@ def test_more_trials_keep_those_that_were_tried():
         ({"tuning": {"trials": 4, "attention.num_key_value_heads": [1, 2]}}, "is of none of mha, mla"),
         ({"tuning": {"trials": 4, "attention.latent_norm": ["yes", "no"]}}, "latent_norm='yes' must be True or False"),
         ({"tuning": {"trials": 4, "initialisation": ["normal", "zero"]}}, "did you mean initialization?"),
+        ({"tuning": {"trials": 4, "initialization": ["normal", "zerro"]}}, "initialization='zerro' is unknown"),
+        ({"tuning": {"trials": 4, "optimizer": ["adamw", "mouon"]}}, "optimizer=mouon is unknown; did you mean muon?"),
+        ({"optimizer": ["adamw", "mouon"]}, "optimizer=mouon is unknown; did you mean muon?"),
+        ({"positions": ["rope", "lerned"]}, "positions='lerned' is unknown"),
         ({"tuning": {"trials": 4, "train_tokens": [1, 2]}}, "tuning.train_tokens changes what is compared"),
         ({"tuning": {"trials": 4, "initialization": ["zero", "zero"]}}, "names zero twice"),
         ({"tuning": {"trials": 4, "learning_rate": [1e-3, 1e-2]}, "learning_rate": [1e-3, 2e-3]}, "beside tuning"),
@@ -216,8 +220,9 @@ def test_more_trials_keep_those_that_were_tried():
     ],
 )  # fmt: skip
 def test_a_space_that_cannot_be_is_refused_before_anything_is_prepared(state, tmp_path, capsys, more, said):
-    assert main(["study", state("wrong", **more)]) == 2
-    assert said in capsys.readouterr().err
+    for done in ("plan", "study"):
+        assert main([done, state("wrong", **more)]) == 2
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "studies").exists()
 
 

@@ -105,11 +105,26 @@ class Findings:
     @property
     def planned(self) -> int:
         """How many runs the study has in all."""
+        return sum(sum(self._trials_of(one)) + len(self.content["stated"]["seeds"]) for one in self.content["variants"])
+
+    def _trials_of(self, variant: dict) -> list[int]:
+        """How many trials a variant has on each share of the tokens; none where there is nothing to choose."""
         stated = self.content["stated"]
+        count = len(stated["designs"][variant["variant"]["attention"]])
         halvings = len((stated.get("space") or {}).get("halving", ()))
-        of_variants = [len(stated["designs"][v["variant"]["attention"]]) for v in self.content["variants"]]
-        trials = sum(sum(entrants(count, halvings)) for count in of_variants if count > 1)
-        return trials + len(of_variants) * len(stated["seeds"])
+        return entrants(count if count > 1 else 0, halvings)
+
+    @property
+    def without_settings(self) -> int:
+        """How many runs will never be done, since all settings that they could have had failed."""
+        failed, never = self.content["failed"], 0
+        for one in self.content["variants"]:
+            trials = self._trials_of(one)
+            listed = [run for run in self.content["runs"] if run["variant"] == one["name"]]
+            have_failed = [not run["done"] and Path(run["folder"]).name in failed for run in listed]
+            if trials[0] and len(listed) == trials[0] and all(have_failed):
+                never += sum(trials[1:]) + len(self.content["stated"]["seeds"])
+        return never
 
     def variant(self, name: str) -> dict:
         """Return what is recorded of a variant."""
@@ -134,7 +149,7 @@ class Findings:
     def unfinished(self) -> int:
         """How many runs are still to do."""
         done = sum(run["done"] for run in self.content["runs"])
-        return self.planned - done - len(self.failures)
+        return self.planned - done - len(self.failures) - self.without_settings
 
     @property
     def swept(self) -> dict[str, dict]:

@@ -133,7 +133,11 @@ def shared_settings(content: dict) -> dict:
 
 def notices(found: Findings) -> list[str]:
     """Say what is missing."""
-    counts = {"Unfinished: {} runs are still to do.": found.unfinished, "{} runs failed:": len(found.failures)}
+    counts = {
+        "Unfinished: {} runs are still to do.": found.unfinished,
+        "{} runs are not done, since no settings of their variant worked.": found.without_settings,
+        "{} runs failed:": len(found.failures),
+    }
     return [said.format(f"{count} of {found.planned}") for said, count in counts.items() if count]
 
 

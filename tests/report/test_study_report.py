@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_studies import HOSTILE, fake_study
+from fake_studies import HOSTILE, MECHANISMS, fake_study
 from markupsafe import escape
 from transformers import TrainingArguments
 
@@ -151,6 +151,17 @@ def test_runs_that_failed_are_named_with_the_reason_and_are_not_to_do(tmp_path):
     text = markdown_of(folder)
     assert "Unfinished: 3 of 32 runs are still to do. 1 of 32 runs failed:" in text
     assert "- mha, learning rate 0.009, seed 1000: loss is nan &lt;/script&gt;" in text
+
+
+def test_runs_for_which_no_settings_worked_are_not_to_do(tmp_path):
+    """All rates of one variant diverged, so that its seeds have none to train with, and nothing is left to do."""
+    folder = fake_study(tmp_path, variants=MECHANISMS[:2], done=lambda run: run["variant"] == "mha")
+    runs = [run for run in read_record(folder / "study.json")["runs"] if run["done"] or run["is_tuning"]]
+    change(folder, runs=runs, failed={f"1-{number}": "loss is nan" for number in range(3)})
+    said = text_of(read_findings(folder))
+    assert said.notice == ("5 of 16 runs are not done, since no settings of their variant worked. 3 of 16 runs failed:")
+    change(folder, failed={"1-0": "loss is nan", "1-1": "loss is nan"})
+    assert text_of(read_findings(folder)).notice.startswith("Unfinished: 6 of 16 runs are still to do. 2 of 16")
 
 
 def test_runs_that_were_not_even_listed_count_as_to_do(tmp_path):

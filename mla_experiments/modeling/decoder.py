@@ -430,6 +430,16 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         check_decoding(self.config.attention)
         return super().generate(*args, **kwargs)
 
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict:
+        """transformers' own; where a text outgrows the short angles of "longrope", its cache is made anew, as of Phi-3.
+
+        What is cached was turned by those, and would be read by the long ones.
+        """
+        caches = {name: kwargs[name] for name in NAMES if kwargs.get(name) is not None}
+        if any(outgrows(self.config.rope_parameters, cache, input_ids.shape[1]) for cache in caches.values()):
+            kwargs |= {**dict.fromkeys(caches), "next_sequence_length": None}
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse transformers' `generate_batch` and its kin: they want attention over a cache of pages.
 
@@ -437,6 +447,13 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
             UserError: always.
         """
         raise UserError("continuous batching is not served here; generate() takes a batch of padded prompts")
+
+
+def outgrows(rope_parameters: dict, cache: Cache, length: int) -> bool:
+    """Return whether a text of so many tokens is the first that turns by other angles than what is cached of it."""
+    if rope_parameters["rope_type"] != "longrope" or rope_parameters["short_factor"] == rope_parameters["long_factor"]:
+        return False
+    return 0 < cache.get_seq_length() <= rope_parameters["original_max_position_embeddings"] < length
 
 
 def _kept(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:

@@ -244,6 +244,19 @@ def test_an_imported_checkpoint_gives_its_own_logits_near_zero_and_near_the_limi
         torch.testing.assert_close(ours(tokens).logits, stock(tokens).logits, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
+def test_text_that_outgrows_the_short_angles_of_longrope_is_what_it_is_without_a_cache(tmp_path, options):
+    set_seed(2)
+    stock = phi3(rope_parameters=LONGROPE, original_max_position_embeddings=16).eval()
+    stock.save_pretrained(tmp_path / "stock")
+    import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    ours, tokens = load_model(tmp_path / "ours"), torch.randint(1, 320, (2, 9))
+    asked = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, **options}
+    written = ours.generate(tokens, **asked)
+    assert torch.equal(written, ours.generate(tokens, **{**asked, "use_cache": False, "cache_implementation": None}))
+    assert torch.equal(written, stock.generate(tokens, **{**asked, "use_cache": False, "cache_implementation": None}))
+
+
 def with_prediction_layer(folder, num_layers, **shard):
     """Save a DeepSeek-V3 as it lies on the hub: its last layer predicts the token after the next; return the model."""
     set_seed(4)

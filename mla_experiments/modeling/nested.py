@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..errors import UserError, reason_of
-from .shards import shapes_in, shard_paths, weight_named
+from .shards import ignorable, shapes_in, shard_paths, weight_named
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
@@ -18,7 +18,7 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 def text_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the config of the text decoder in a stock config, or the config itself where there is no other.
 
-    Tied embeddings and the dtype are as the config around it says.
+    Tied embeddings, the dtype and how weights are quantised are as the config around it says.
 
     Raises:
         UserError: more decoders than one.
@@ -29,7 +29,8 @@ def text_decoder(config: PreTrainedConfig) -> PreTrainedConfig:
         raise UserError(f"model_type={config.model_type} has no single text decoder ({reason_of(error)})") from None
     if text is not config:
         text.tie_word_embeddings = is_tied(config, text)
-        text.dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None)
+        for name in ("dtype", "quantization_config"):
+            setattr(text, name, getattr(text, name, None) or getattr(config, name, None))
     return text
 
 
@@ -62,7 +63,10 @@ def check_tied(shards: list[Path]) -> None:
 
 
 def names_inside(folder: Path, names: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return by which name a checkpoint keeps each weight of a decoder, and the names of all else that it holds.
+    """Return by which name a checkpoint keeps each weight of a decoder, and the names of what else it holds beside it.
+
+    What it holds in the decoder's own layers and is none of these weights is in neither: it is refused, as where the
+    decoder stands alone.
 
     Args:
         folder: of the checkpoint.
@@ -78,4 +82,5 @@ def names_inside(folder: Path, names: list[str]) -> tuple[dict[str, str], tuple[
     prefix = found[0].removesuffix(EMBEDDING)
     head = next((name for name in sorted(stored) if name.endswith(HEAD)), HEAD)
     places = {name: head if name == HEAD else prefix + name.removeprefix("model.") for name in names}
-    return places, tuple(sorted(stored - set(places.values())))
+    others = stored - set(places.values())
+    return places, tuple(sorted(one for one in others if ignorable(one) or not one.startswith(f"{prefix}layers.")))

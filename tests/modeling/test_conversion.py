@@ -352,13 +352,43 @@ def test_what_our_decoder_lacks_is_refused_by_name(tmp_path, make, said):
     assert [path.name for path in tmp_path.iterdir()] == ["stock"]
 
 
-def test_the_text_decoder_of_a_model_that_sees_is_imported_and_that_is_said(tmp_path, capsys):
+def llava():
     set_seed(5)
     seeing = CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     )
     config = LlavaConfig(text_config=LlamaConfig(**SIZE), vision_config=seeing, image_token_index=319)
-    stock = LlavaForConditionalGeneration(config).eval()
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def say_how_it_is_quantised(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+
+
+def add_scales(folder):
+    weights = load_file(folder / "model.safetensors")
+    scales = {f"{name}_scale_inv": torch.ones(1, 1) for name in weights if "layers.0.mlp." in name and "lang" in name}
+    save_file(weights | scales, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (say_how_it_is_quantised, "quantization_config=..."),
+        (add_scales, "mlp.down_proj.weight_scale_inv, which config.json does not ask for"),
+    ],
+)
+def test_what_a_decoder_alone_is_refused_for_it_is_in_a_model_that_sees(tmp_path, harm, said):
+    llava().save_pretrained(tmp_path / "stock")
+    harm(tmp_path / "stock")
+    with pytest.raises(UserError, match=said):
+        import_checkpoint(tmp_path / "stock", tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["stock"]
+
+
+def test_the_text_decoder_of_a_model_that_sees_is_imported_and_that_is_said(tmp_path, capsys):
+    stock = llava()
     stock.save_pretrained(tmp_path / "stock", max_shard_size="20KB")
     import_checkpoint(tmp_path / "stock", tmp_path / "ours")
     assert "Only the text decoder (llama) of llava is imported." in capsys.readouterr().out

@@ -35,6 +35,7 @@ from .rotary_part import without_rope
 Tensor = torch.Tensor
 MADE = "mla"  # what is made of others
 ANGLES = ("default", "linear", "llama3", "yarn")  # types of RoPE whose angles do not change with the sequence
+OF_LATENTS = ("mscale_all_dim",)  # in a description of RoPE, what scales scores of latents and those of no keys
 UNCHANGED = ("default", "linear", "llama3")  # those that also leave cosines and sines as they are
 OF_ATTENTION = (
     "attention", "attention_options", "attention_source", "attention_bias", "rope_parameters", "rope_interleave",
@@ -267,7 +268,7 @@ def rope_of(original: DecoderConfig, kept: tuple[int, ...], frequencies: Tensor)
     """
     described = original.rope_parameters
     if set(kept) == {1} and described["rope_type"] in UNCHANGED:
-        return dict(described)
+        return {name: value for name, value in described.items() if name not in OF_LATENTS}
     turning = frequencies.double().repeat_interleave(torch.tensor(kept))
     pairs, base = len(turning), described["rope_theta"]
     default = base ** -(torch.arange(pairs, dtype=torch.float64) / pairs)

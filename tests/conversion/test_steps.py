@@ -46,6 +46,8 @@ KINDS = {
     "llama3": {"attention": "gqa", "attention_options": {"num_key_value_heads": 2}, "rope_parameters": {
         "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16,
         "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    "linear, with a factor of DeepSeek's": {"attention": "mqa", "rope_parameters": {
+        "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0, "mscale_all_dim": 1.0}},
     "yarn": {"attention": "gqa", "attention_options": {"num_key_value_heads": 2}, "rope_parameters": {
         "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}},
 }  # fmt: skip

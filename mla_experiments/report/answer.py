@@ -98,8 +98,8 @@ def at_the_budget(found: Findings, rows: list[Row]) -> list[str]:
 def as_good(found: Findings, level: list[Row], best: Row, told: Pairs) -> tuple[list[Row], list[str]]:
     """Set aside, of those that are not told apart from the best, those that nobody should take for as good.
 
-    They are told to be behind another of them, or came out farther behind than one that is told to be: intervals of
-    their own were too wide for a verdict.
+    They are told to be behind another of them, or came out farther behind than one that is told to be, or so unevenly
+    that not even the largest difference there can be would have been told: their intervals were too wide for a verdict.
 
     Returns:
         Those that are left, and a sentence on each kind of the others.
@@ -107,12 +107,18 @@ def as_good(found: Findings, level: list[Row], best: Row, told: Pairs) -> tuple[
     beaten = behind_another(found, level)
     least = min((abs(c.difference) for c in told.values()), default=float("inf"))
     left = [row for row in level if row.mechanism not in beaten]
-    far = [row for row in left if above(found, row, best) > least]
+    far = [row for row in left if above(found, row, best) > least or (row is not best and is_blind(found, row, best))]
     said = [f"Left aside: {'; '.join(beaten.values())}."] if beaten else []
     if far:
         amounts = joined([f"{row.mechanism} came out {above(found, row, best):.4f} above the lowest" for row in far])
-        said.append(f"Left aside: {amounts}, farther than what is told to be behind, but too unevenly for a verdict.")
+        said.append(f"Left aside: {amounts}, far or unevenly, but with intervals too wide for a verdict.")
     return [row for row in left if row not in far], said
+
+
+def is_blind(found: Findings, row: Row, best: Row) -> bool:
+    """Return whether no true difference of two variants would be told four times in five, not even the largest."""
+    compared = pair(found, best.name, row.name)
+    return compared.detectable is not None and compared.detectable > compared.measure.most_apart
 
 
 def behind_another(found: Findings, level: list[Row]) -> dict[str, str]:

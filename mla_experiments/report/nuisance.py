@@ -7,6 +7,7 @@ from ..study.statistics import Comparison
 from .findings import Findings
 from .scaling import ALONG
 
+SEVERAL = 10  # pairs; of more those alone are shown of which something is told
 Pair = tuple[str, str]
 ByRecipe = dict[str, Comparison]
 
@@ -20,6 +21,13 @@ def by_recipe(found: Findings) -> dict[Pair, ByRecipe]:
         if a.setting == b.setting and len(found.settings) > 1:
             pairs.setdefault((a.mechanism, b.mechanism), {})[a.setting] = replace(c, a=a.mechanism, b=b.mechanism)
     return {pair: recipes for pair, recipes in pairs.items() if len(recipes) > 1}
+
+
+def telling(found: Findings) -> dict[Pair, ByRecipe]:
+    """Return the comparisons of each pair by recipe, of many pairs those alone that some recipe tells apart."""
+    pairs = by_recipe(found)
+    told = {pair: recipes for pair, recipes in pairs.items() if any(c.is_told for c in recipes.values())}
+    return pairs if len(pairs) <= SEVERAL else told
 
 
 def of_what(found: Findings) -> str:
@@ -73,14 +81,16 @@ def sentences(found: Findings) -> list[str]:
     Where no budget makes a difference to either of a pair, it is one comparison, and counts once.
     """
     runs = {(row.mechanism, row.setting): frozenset(row.runs.values()) for row in found.rows}
-    turning, steady = [], []
-    for (a, b), recipes in by_recipe(found).items():
+    turning, steady, shown = [], [], telling(found)
+    for (a, b), recipes in shown.items():
         once = {(runs[a, setting], runs[b, setting]): c for setting, c in recipes.items()}
         if flips(recipes):
             turning.append(what_turns(a, b, recipes, found.swept))
         elif len(once) > 1:
             steady.append(how_often(a, b, list(once.values()), of_what(found)))
-    return [*turning, *steady]
+    others = len(by_recipe(found)) - len(shown)
+    rest = [f"Of {others} other pairs no {of_what(found)} tells a difference."] if others else []
+    return [*turning, *steady, *rest]
 
 
 def what_turns(a: str, b: str, recipes: ByRecipe, swept: dict[str, dict]) -> str:

@@ -11,7 +11,7 @@ from ..study.statistics import estimate
 from . import accuracy, scaling
 from .charts import Chart, Series
 from .findings import Findings, Row
-from .nuisance import by_recipe, of_what
+from .nuisance import SEVERAL, of_what, telling
 from .styles import Style, style
 
 Owned = tuple[Row, dict]  # a variant, and whose and how its series are drawn
@@ -177,14 +177,16 @@ def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
 
 
 def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
-    """Return the differences of each pair of mechanisms by recipe, numbered as in the table of them."""
+    """Return the differences of each pair of mechanisms by recipe, in their order; none of too many pairs."""
     caption = "Below the line the one named first is ahead. Bars are intervals that hold together."
     what = of_what(found)
     chart = Chart(
         "recipes", f"The same pair at each {what}", caption, f"{what}, in the order of the table", found.measure.name
     )
     settings, owned = list(found.settings), {row.mechanism: own for row, own in reversed(rows)}
-    pairs = by_recipe(found)
+    pairs = telling(found)
+    if len(pairs) > SEVERAL:
+        return []
     for place, ((a, b), of_pair) in enumerate(pairs.items()):
         aside = 0.4 * ((place + 0.5) / len(pairs) - 0.5)  # so that bars do not lie on one another
         at = [1 + settings.index(setting) + aside for setting in of_pair]

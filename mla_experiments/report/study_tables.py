@@ -6,7 +6,7 @@ from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import Estimate, shown_p
 from ..study.trials import in_words
 from .findings import Findings, Speed
-from .nuisance import by_recipe, of_what, turned
+from .nuisance import of_what, telling, turned
 
 MISSING = "\N{EN DASH}"
 Table = list[dict[str, str]]
@@ -42,12 +42,18 @@ def speeds(found: Findings) -> Table:
 
 
 def recipes(found: Findings) -> Table:
-    """Return a row per recipe: the difference of each pair of mechanisms; none where there is a single recipe."""
+    """Return the difference of each pair of mechanisms by recipe; none where there is a single recipe.
+
+    A row is of a recipe, or where there are more pairs than recipes of a pair.
+    """
+    pairs = telling(found)
+    is_of_pairs = len(pairs) > len(found.settings)
     rows: dict[str, dict[str, str]] = {}
-    for (a, b), of_pair in by_recipe(found).items():
+    for (a, b), of_pair in pairs.items():
         for setting, c in of_pair.items():
-            said = "" if c.interval is None else f" ({interval(c.interval)})"
-            rows.setdefault(setting, {of_what(found): setting})[f"{b} less {a}"] = f"{c.difference:+.4f}{said}"
+            difference = f"{c.difference:+.4f}" + ("" if c.interval is None else f" ({interval(c.interval)})")
+            row, column = (f"{b} less {a}", setting) if is_of_pairs else (setting, f"{b} less {a}")
+            rows.setdefault(row, {"pair" if is_of_pairs else of_what(found): row})[column] = difference
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     return [{name: row.get(name, MISSING) for name in names} for row in rows.values()]
 

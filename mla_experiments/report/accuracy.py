@@ -12,7 +12,7 @@ from ..evaluation.recall import HELD
 from ..run_files import read_metrics, read_run
 from ..study.fields import CORPUS
 from ..study.statistics import Estimate, estimate
-from .charts import Chart, Grid, Series
+from .charts import Chart, Grid, Series, banded
 from .findings import Findings, Row
 from .study_tables import MISSING, Table, shown
 
@@ -178,8 +178,8 @@ def lines_of(rows: list[tuple[Row, dict]], tried: dict[str, Accuracies], task: T
     """Return accuracy against a field, or the length of rows."""
     chart = Chart(
         f"accuracy-{name}", f"Accuracy against {name}",
-        "Means over seeds, and 95 % intervals. Trained as the table of results says, tried as the axis says.",
-        name, "share of answers right", log_x=True,
+        "Means over seeds. Trained as the table of results says, tried as the axis says.",
+        name, "share of answers right", log_x=True, ends=(0.0, 1.0),
     )  # fmt: skip
     seen: set[int] = set()
     for row, own in rows:
@@ -199,7 +199,7 @@ def lines_of(rows: list[tuple[Row, dict]], tried: dict[str, Accuracies], task: T
             chart.series.append(Series("by chance", list(at_each), list(at_each.values())))
         else:
             chart.series += by_chance(rows, min(seen), max(seen))
-    return chart
+    return banded(chart, " Bands are 95 % intervals.")
 
 
 def by_chance(rows: list[tuple[Row, dict]], low: float, high: float) -> list[Series]:

@@ -14,6 +14,9 @@ from .figures import new_figure, save
 from .styles import LINE_WIDTH, Style
 
 LOOKS = {"line": "lines+markers", "points": "markers", "curve": "lines", "star": "markers"}  # plotly's modes
+MOST_BANDS = 8
+WIDTH, HEIGHT = 7.2, 4.6  # inches of a figure
+HANDLE, LETTER = 0.55, 0.072  # and of what stands before a name in its legend, and of a letter
 POINTED_AT = Markup("<b>{}</b><br>%{{text}}, %{{y:.4~f}}<extra></extra>")
 
 
@@ -40,7 +43,8 @@ class Series:
 class Chart:
     """Series on common axes, and in a caption how to read them; `x_ticks` are the values to name on a log axis.
 
-    `limit` is a value on the horizontal axis beyond which is too much, a line.
+    `limit` is a value on the horizontal axis beyond which is too much, a line. `ends` are the least and the most that
+    there can be on the vertical one: bars and bands end there.
     """
 
     key: str
@@ -53,6 +57,13 @@ class Chart:
     log_y: bool = False
     x_ticks: list[float] | None = None
     limit: float | None = None
+    ends: tuple[float, float] = (-math.inf, math.inf)
+
+    def reach(self, series: Series) -> tuple[list[float], list[float]]:
+        """Return how far the bars of a series, or its band, go down and up from it."""
+        low, high = self.ends
+        parts = list(zip(series.y, series.spread or (), strict=False))
+        return [y - max(low, y - s) for y, s in parts], [min(high, y + s) - y for y, s in parts]
 
     def ticks(self, axis: str) -> list[float]:
         """Return the values to name on an axis when it is logarithmic."""
@@ -79,6 +90,16 @@ class Grid(Chart):
     cells: list[list[float]] = field(default_factory=list)
 
 
+def banded(chart: Chart, said: str) -> Chart:
+    """Add to a caption what the bands are; those of many lines, which would hide one another, are left out."""
+    if sum(series.spread is not None for series in chart.series) > MOST_BANDS:
+        for series in chart.series:
+            series.spread = None
+    elif any(series.spread for series in chart.series):
+        chart.caption += said
+    return chart
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Return round numbers for a log axis: 1, 2 and 5 of each decade, fewer over many, and even steps within a few."""
     if high < 6 * low:
@@ -91,13 +112,13 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def draw(chart: Chart, folder: Path) -> list[Path]:
     """Write a chart as PNG and SVG."""
-    figure = new_figure(7.2, 4.6)
+    figure = new_figure(WIDTH, HEIGHT)
     axes = figure.add_subplot()
     if isinstance(chart, Grid):
         _draw_grid(axes, chart)
         return [save(figure, folder / f"{chart.key}.{kind}") for kind in ("png", "svg")]
     for series in chart.series:
-        _draw_series(axes, series)
+        _draw_series(axes, series, chart)
     axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
     for name, log in (("x", chart.log_x), ("y", chart.log_y)):
         axis = axes.xaxis if name == "x" else axes.yaxis
@@ -114,7 +135,8 @@ def draw(chart: Chart, folder: Path) -> list[Path]:
     if chart.limit:
         axes.axvline(chart.limit, label="budget", color="0.35", linestyle="--", linewidth=1.2, zorder=1)
     handles, labels = axes.get_legend_handles_labels()
-    columns = len(labels) if len(labels) < 6 else 3
+    room = int(WIDTH / (HANDLE + LETTER * max(map(len, labels), default=1)))
+    columns = max(1, min(room, len(labels) if len(labels) < 6 else 4))
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
     for text in (*legend.get_texts(), axes.title, axes.xaxis.label, axes.yaxis.label):
         text.set_parse_math(False)  # a name may hold dollars
@@ -133,14 +155,15 @@ def _draw_grid(axes: Axes, chart: Grid) -> None:
     axes.title.set_parse_math(False)
 
 
-def _draw_series(axes: Axes, series: Series) -> None:
+def _draw_series(axes: Axes, series: Series, chart: Chart) -> None:
     """Draw one series; only lines and points have an entry in the legend."""
     if series.style is None:
         axes.plot(series.x, series.y, label=series.name, color="0.55", linestyle=":", linewidth=1.2, zorder=1)
         return
-    look = series.style.matplotlib
+    look, (down, up) = series.style.matplotlib, chart.reach(series)
     if series.look == "points":
-        axes.errorbar(series.x, series.y, yerr=series.spread, label=series.name, capsize=4, **look | {"linestyle": ""})
+        bars = [down, up] if series.spread else None
+        axes.errorbar(series.x, series.y, yerr=bars, label=series.name, capsize=4, **look | {"linestyle": ""})
     elif series.look == "star":
         axes.plot(series.x, series.y, markersize=13, **look | {"marker": "*", "markeredgecolor": "white"})
     elif series.look == "curve":
@@ -149,8 +172,12 @@ def _draw_series(axes: Axes, series: Series) -> None:
         every = max(1, len(series.x) // 12)  # marks of many points would hide the line
         axes.plot(series.x, series.y, label=series.name, markersize=4, markevery=every, linewidth=1.3, **look)
         if series.spread:
-            low, high = zip(*((y - s, y + s) for y, s in zip(series.y, series.spread, strict=True)), strict=True)
-            axes.fill_between(series.x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(series.x, *band(series.y, down, up), color=look["color"], alpha=0.15, linewidth=0)
+
+
+def band(y: list[float], down: list[float], up: list[float]) -> tuple[list[float], list[float]]:
+    """Return the lower and the upper edge of a band around a line."""
+    return [at - one for at, one in zip(y, down, strict=True)], [at + one for at, one in zip(y, up, strict=True)]
 
 
 def named(value: float) -> str:
@@ -162,7 +189,7 @@ def to_plotly(chart: Chart) -> dict:
     """Return a chart as plotly's JSON, without colours: the page has two sets of them."""
     if isinstance(chart, Grid):
         return _grid_to_plotly(chart)
-    traces = [trace for series in chart.series for trace in _traces(series)]
+    traces = [trace for series in chart.series for trace in _traces(series, *chart.reach(series))]
     layout: dict[str, Any] = {
         "hovermode": "closest",
         "showlegend": False,
@@ -201,7 +228,7 @@ def _grid_to_plotly(chart: Grid) -> dict:
     return {"data": [trace], "layout": layout}
 
 
-def _traces(series: Series) -> list[dict]:
+def _traces(series: Series, down: list[float], up: list[float]) -> list[dict]:
     """Return the traces of a series: the band first, so that the line lies over it."""
     owner = {"meta": series.owner, "x": series.x, "y": series.y, "type": "scatter"}
     if series.style is None:
@@ -221,11 +248,11 @@ def _traces(series: Series) -> list[dict]:
             "hovertemplate": trace["hovertemplate"].replace("~f}", "~f} ± %{customdata:.4~f}"),
         }
     if spread and series.look == "points":
-        trace["error_y"] = {"type": "data", "array": spread, "thickness": 1.5, "width": 5}
+        trace["error_y"] = {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.5,
+                            "width": 5}  # fmt: skip
     if not spread or series.look == "points":
         return [trace]
-    upper = [y + s for y, s in zip(series.y, spread, strict=True)]
-    lower = [y - s for y, s in zip(series.y, spread, strict=True)]
-    band = owner | {"x": series.x + series.x[::-1], "y": upper + lower[::-1], "mode": "lines", "fill": "toself",
+    lower, upper = band(series.y, down, up)
+    around = owner | {"x": series.x + series.x[::-1], "y": upper + lower[::-1], "mode": "lines", "fill": "toself",
                     "line": {"width": 0}, "hoverinfo": "skip", "name": escape(series.name)}  # fmt: skip
-    return [band, trace]
+    return [around, trace]

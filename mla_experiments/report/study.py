@@ -5,7 +5,7 @@ from pathlib import Path
 from .charts import Chart, draw
 from .findings import Findings, read_findings
 from .page import write_page
-from .study_charts import charts, looks
+from .study_charts import charts, drawn
 from .summary import SUMMARY, write_summary
 from .templates import fill
 from .text import HOW_TOLD_APART, Text, text_of
@@ -23,14 +23,14 @@ def write_report(folder: Path) -> list[Path]:
 
 def write_findings(folder: Path, found: Findings) -> list[Path]:
     """Write the report of what was found into a study's folder; see `write_report`."""
-    text, drawn = text_of(found), charts(found)
+    text, sections = text_of(found), charts(found)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    files = [path for section in drawn.values() for chart in section for path in draw(chart, figures)]
+    files = [path for section in sections.values() for chart in section for path in draw(chart, figures)]
     markdown = folder / "report.md"
-    markdown.write_text(to_markdown(text, drawn), encoding="utf-8")
-    variants = dict(zip([row.name for row in found.rows], looks(found.rows), strict=True))
-    page = write_page(folder / "report.html", text, drawn, variants)
+    markdown.write_text(to_markdown(text, sections), encoding="utf-8")
+    variants = {name: look for name, (_, look) in drawn(found).items()}
+    page = write_page(folder / "report.html", text, sections, variants)
     return [page, markdown, write_summary(folder / SUMMARY, found), *files]
 
 

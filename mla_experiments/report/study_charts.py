@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 
 from ..run_files import METRICS_FILE, check_files, read_metrics
+from ..study.fields import BUDGET
 from ..study.matching import CACHE_CONTEXTS
 from ..study.record import DECODE_CONTEXTS
 from ..study.statistics import estimate
 from . import accuracy, scaling
-from .charts import Chart, Series
+from .charts import Chart, Series, banded
 from .findings import Findings, Row
 from .nuisance import SEVERAL, of_what, telling
 from .styles import Style, style
@@ -23,13 +24,11 @@ BARS = " Bars are 95 % intervals over seeds."
 
 
 def charts(found: Findings) -> dict[str, list[Chart]]:
-    """Return the charts of a report by section; a variant looks the same in all of them."""
-    rows = [
-        (row, {"owner": number, "style": look})
-        for number, (row, look) in enumerate(zip(found.rows, looks(found.rows), strict=True))
-    ]
+    """Return the charts of a report by section; a variant looks the same in all, and has its `drawn` name."""
+    shown = drawn(found)
+    rows = [(row, {"owner": number, "style": look}) for number, (row, look) in enumerate(shown.values())]
     training = [chart for key in ("tokens", "flops", "seconds") for chart in loss_curves(rows, key)]
-    return {
+    sections = {
         "lead": [cache_front(rows, found)],
         "speed": speed_front(rows, found),
         "cache": [cache_size(rows)],
@@ -39,6 +38,34 @@ def charts(found: Findings) -> dict[str, list[Chart]]:
         "scaling": laws(found),
         "recall": accuracy.charts(found, rows) if accuracy.is_of_a_task(found) else [],
     }
+    for series in (series for section in sections.values() for chart in section for series in chart.series):
+        if series.owner is not None and series.name.startswith(before := rows[series.owner][0].name):
+            series.name = list(shown)[series.owner] + series.name.removeprefix(before)
+    return sections
+
+
+def drawn(found: Findings) -> dict[str, tuple[Row, Style]]:
+    """Return the variants that figures show, and how, by their names there: one of those that budgets leave the same.
+
+    Of a budget the name has the bytes, unless the same runs are at all of them.
+    """
+    alike: dict[tuple, list[Row]] = {}
+    for row in found.rows:
+        alike.setdefault((frozenset(row.runs.values()), row.cache_dtype), []).append(row)
+    budgets = {changed.get(BUDGET) for changed in found.swept.values()}
+    rows = [of_one[0] for of_one in alike.values()]
+    names = [named_in_figures(found, of_one, len(budgets)) for of_one in alike.values()]
+    return dict(zip(names, zip(rows, looks(rows), strict=True), strict=True))
+
+
+def named_in_figures(found: Findings, rows: list[Row], num_budgets: int) -> str:
+    """Return the name of variants with the same runs, such as `mla, 256 bytes`."""
+    changed = found.swept[rows[0].setting]
+    if BUDGET not in changed:
+        return rows[0].name
+    others = [f"{name}={value}" for name, value in changed.items() if name != BUDGET]
+    at = " or ".join(f"{found.swept[row.setting][BUDGET]:,}" for row in rows)
+    return " ".join([rows[0].mechanism, *others]) + (f", {at} bytes" if len(rows) < num_budgets else "")
 
 
 def looks(rows: list[Row]) -> list[Style]:
@@ -56,7 +83,7 @@ def cache_front(rows: list[Owned], found: Findings) -> Chart:
     caches = [row.cache_bytes for row, _ in rows]
     chart = Chart(
         "front-cache", "Quality against cache", "Lower is better, and further left is cheaper.",
-        "cache bytes per token", f"{found.measure.axis}, test", log_x=True, limit=budget,
+        "cache bytes per token", f"{found.measure.axis}, test", log_x=True, limit=budget, ends=found.measure.ends,
         x_ticks=spaced(sorted({row.cache_bytes for row, _ in rows})),
     )  # fmt: skip
     chart = with_front(chart, [(row, own, row.cache_bytes, row.cache_bytes) for row, own in rows])
@@ -80,7 +107,7 @@ def speed_front(rows: list[Owned], found: Findings) -> list[Chart]:
     context = DECODE_CONTEXTS[-1]
     chart = Chart(
         "front-decode", "Quality against decoding speed", "Lower is better, and further right is faster.",
-        f"decode tokens/s at {context:,}", f"{found.measure.axis}, test",
+        f"decode tokens/s at {context:,}", f"{found.measure.axis}, test", ends=found.measure.ends,
     )  # fmt: skip
     timed = [(row, own, row.decode[context].median) for row, own in rows if context in row.decode]
     return [with_front(chart, [(row, own, speed, -speed) for row, own, speed in timed])] if timed else []
@@ -113,7 +140,7 @@ def cache_size(rows: list[Owned]) -> Chart:
 def loss_curves(rows: list[Owned], key: str) -> list[Chart]:
     """Return validation loss against tokens, FLOPs or seconds of training; none where nothing is known of it."""
     label = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "training seconds"}[key]
-    caption = "Mean over seeds; the band is its 95 % interval."
+    caption = "Mean over seeds."
     if key == "seconds":
         caption += " Seconds are those of steps timed in turns, since runs may have shared the machine."
     chart = Chart(f"loss-{key}", f"Validation loss against {label}", caption, label, "nats per token")
@@ -123,7 +150,7 @@ def loss_curves(rows: list[Owned], key: str) -> list[Chart]:
         if scale and (curve := loss_curve(row)):
             tokens, means, band = curve
             chart.series.append(Series(row.name, [at * scale for at in tokens], means, band, **own))
-    return [chart] if chart.series else []
+    return [banded(chart, " Bands are 95 % intervals.")] if chart.series else []
 
 
 def loss_curve(row: Row) -> tuple[list[float], list[float], list[float] | None] | None:
@@ -166,14 +193,14 @@ def trials_chart(found: Findings, rows: list[Owned]) -> Chart:
 
 def worth_of_trials(found: Findings, rows: list[Owned]) -> Chart:
     """Return the expected best of so many trials."""
-    caption = "The lowest of so many trials drawn from those that were made; the band is its standard deviation."
+    caption = "The lowest of so many trials drawn from those that were made."
     chart = Chart("trials", "What tuning is worth", caption, "trials", f"{found.measure.axis}, validation, of the best")
     halved = {trial.variant for trial in found.partial}  # what all would have come to is not known
     for row, own in rows:
         if (tuned := found.tuned.get(row.name)) and row.name not in halved:
             means, deviations = map(list, zip(*tuned.expected_best, strict=True))
             chart.series.append(Series(row.name, list(range(1, len(means) + 1)), means, deviations, **own))
-    return chart
+    return banded(chart, " Bands are standard deviations.")
 
 
 def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
@@ -181,8 +208,9 @@ def recipes(found: Findings, rows: list[Owned]) -> list[Chart]:
     caption = "Below the line the one named first is ahead. Bars are intervals that hold together."
     what = of_what(found)
     chart = Chart(
-        "recipes", f"The same pair at each {what}", caption, f"{what}, in the order of the table", found.measure.name
-    )
+        "recipes", f"The same pair at each {what}", caption, f"{what}, in the order of the table", found.measure.name,
+        ends=(-found.measure.most_apart, found.measure.most_apart),
+    )  # fmt: skip
     settings, owned = list(found.settings), {row.mechanism: own for row, own in reversed(rows)}
     pairs = telling(found)
     if len(pairs) > SEVERAL:

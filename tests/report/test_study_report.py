@@ -19,11 +19,12 @@ from mla_experiments.errors import UserError
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import read_record, write_record
 from mla_experiments.report import nuisance, scaling
-from mla_experiments.report.charts import to_plotly
+from mla_experiments.report.charts import Chart, Series, to_plotly
 from mla_experiments.report.findings import read_findings
 from mla_experiments.report.power import seeds_needed
 from mla_experiments.report.study import to_markdown, write_report
-from mla_experiments.report.study_charts import charts, looks
+from mla_experiments.report.study_charts import charts, drawn, looks
+from mla_experiments.report.styles import style
 from mla_experiments.report.text import matched, text_of
 from mla_experiments.study.description import Variant
 from mla_experiments.training import RunArguments
@@ -680,3 +681,34 @@ def test_caches_that_are_alike_have_no_smallest_one(tmp_path):
     variants = read_record(folder / "study.json")["variants"]
     change(folder, variants=[variant | {"cache_bytes_per_token": 4096} for variant in variants])
     assert text_of(read_findings(folder)).answer.lead[1] == "Their caches are alike: 4,096 bytes a token."
+
+
+def test_figures_show_runs_that_budgets_share_once_and_of_many_lines_no_bands(tmp_path):
+    budgets = [{"cache_bytes_per_token": budget} for budget in (512, 1024)]
+    names = ["mha", "gqa", *(f"mechanism-{number}" for number in range(8))]
+    folder = fake_study(tmp_path, variants=[(Variant(name, {}, of), 0.0) for name in names for of in budgets], seeds=3)
+    content = read_record(folder / "study.json")
+    folders = {run["variant"]: [] for run in content["runs"]}
+    for run in content["runs"]:
+        folders[run["variant"]].append(run["folder"])
+    for run in content["runs"]:  # no budget makes a difference to the first
+        if run["variant"] == "mha cache_bytes_per_token=1024":
+            run["folder"] = folders["mha cache_bytes_per_token=512"][folders[run["variant"]].index(run["folder"])]
+    change(folder, runs=content["runs"])
+    found = read_findings(folder)
+    assert list(drawn(found))[:3] == ["mha", "gqa, 512 bytes", "gqa, 1,024 bytes"] and len(drawn(found)) == 19
+    sections = charts(found)
+    (front,) = sections["lead"]
+    assert [series.name for series in front.series[1:4]] == list(drawn(found))[:3]
+    assert all(series.spread is None for chart in sections["tuned"] for series in chart.series if series.look == "line")
+
+
+def test_bars_and_bands_end_where_there_can_be_no_more():
+    points = Series("a", [1.0], [0.9], [0.3], style=style(0, 0), look="points")
+    chart = Chart("c", "t", "", "x", "y", [points], ends=(0.0, 1.0))
+    assert chart.reach(points) == ([pytest.approx(0.3)], [pytest.approx(0.1)])
+    (trace,) = to_plotly(chart)["data"]
+    assert trace["error_y"]["array"] == [pytest.approx(0.1)] and trace["error_y"]["arrayminus"] == [pytest.approx(0.3)]
+    line = Series("a", [1.0, 2.0], [0.1, 0.9], [0.3, 0.3], style=style(0, 0))
+    around, _ = to_plotly(Chart("c", "t", "", "x", "y", [line], ends=(0.0, 1.0)))["data"]
+    assert around["y"] == [pytest.approx(value) for value in (0.4, 1.0, 0.6, 0.0)]

@@ -97,8 +97,11 @@ def test_the_data_of_a_committed_study_are_what_its_report_says():
         assert study["headline"] in said
         for row in study["rows"]:
             cells = rows[row["name"]]
-            quality, cache = "{mean:.4f} ± {half_width:.4f}".format(**row["quality"]), f"{row['cache_bytes']:,}"
-            assert {quality, cache, f"{row['parameters']:,}", str(row["seeds"])} <= cells, path
+            mean, around = (row["quality"][part] for part in ("mean", "half_width"))
+            low, high = max(0, mean - around), min(1, mean + around)  # of shares, which say their ends where ± is more
+            quality = {f"{mean:.4f} ± {around:.4f}", f"{mean:.4f} ({low:.4f} to {high:.4f})"}
+            assert quality & cells, path
+            assert {f"{row['cache_bytes']:,}", f"{row['parameters']:,}", str(row["seeds"])} <= cells, path
             assert all(any(cell.startswith(f"{speed['median']:,.0f}") for cell in cells)
                        for speed in row["decode"].values())  # fmt: skip
 

@@ -15,18 +15,21 @@ from ..modeling import DecoderConfig
 from ..run_files import RUN_FILE, read_run
 from ..study.record import STUDY
 from ..study.statistics import compare, estimate, perplexity_per_word
-from .findings import Runs, read_findings
+from .findings import Findings, Runs, read_findings
 from .study_tables import shown
 from .text import HOW_TOLD_APART
+
+SAID_OTHERWISE = {"model", "seed", "steps", "tokens", "tokens_hash"}  # by the table, or as tokens and tokenizers
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Runs that differ in their seed alone, and the name under which they are shown."""
+    """Runs that differ in their seed alone, the name under which they are shown, and which fields were tuned."""
 
     name: str
     runs: Runs
     tests: dict[int, SplitScores]  # scores of the test split, by seed
+    tuned: frozenset[str] = frozenset()
 
     @property
     def first(self) -> Path:
@@ -44,6 +47,14 @@ class Contestant:
         told = read_run(self.first)["identity"]
         return told["steps"] * told["batch_size"] * told["sequence_length"]
 
+    @property
+    def training(self) -> dict[str, str]:
+        """What is recorded of how it was trained, in words: the text, and the recipe."""
+        told = read_run(self.first)["identity"]
+        fields = {name: value for name, value in told.items() if name not in SAID_OTHERWISE}
+        fields |= {"corpus_hash": str(told["tokens"].get("corpus_hash"))[:12]}
+        return {name: "tuned" if name in self.tuned else str(value) for name, value in fields.items()}
+
 
 def compared(places: list[str], weights_dir: Path) -> str:
     """Return a table of studies and runs, and a sentence for each pair.
@@ -55,7 +66,10 @@ def compared(places: list[str], weights_dir: Path) -> str:
     Raises:
         UserError: something else stands there, runs without scores, or runs scored on different texts.
     """
-    contestants = [one for place in dict.fromkeys(places) for one in contestants_of(place, weights_dir)]
+    folders: dict[Path, str] = {}
+    for place in places:
+        folders.setdefault(folder_of(place, weights_dir).resolve(), place)
+    contestants = [one for place in folders.values() for one in contestants_of(place, weights_dir)]
     check_texts(contestants)
     tokenizers = {file_hash(folder / "tokenizer.json") for one in contestants for folder in one.runs.values()}
     rows = [row(one, per_word=len(tokenizers) == 1) for one in contestants]
@@ -91,17 +105,36 @@ def reservations(contestants: list[Contestant], num_tokenizers: int) -> list[str
             f"Training differs, from {min(budgets):,} to {max(budgets):,} tokens: what follows compares budgets, not "
             "mechanisms alone."
         )
+    if others := other_training([one.training for one in contestants]):
+        said.append(f"Training differs in {', '.join(others)}: what follows compares that too, not mechanisms alone.")
     return said
+
+
+def other_training(trained: list[dict[str, str]]) -> list[str]:
+    """Return in which fields that all recorded trainings differ, with the values that there are."""
+    recorded = [name for name in trained[0] if all(name in one for one in trained)]
+    values = {name: dict.fromkeys(one[name] for one in trained) for name in recorded}
+    return [f"{name} ({', '.join(found)})" for name, found in sorted(values.items()) if len(found) > 1]
+
+
+def folder_of(place: str, weights_dir: Path) -> Path:
+    """Return the folder that a place names: a path, or a run under `weights_dir`."""
+    return Path(place) if Path(place).is_dir() else weights_dir / place
 
 
 def contestants_of(place: str, weights_dir: Path) -> list[Contestant]:
     """Return the variants of a study, each at its best learning rate, or a single run."""
-    folder = Path(place) if Path(place).is_dir() else weights_dir / place
+    folder = folder_of(place, weights_dir)
     if (folder / STUDY).is_file():
         found = read_findings(folder)
         mark = f" (unfinished: {found.unfinished} runs to do)" if found.unfinished else ""
         return [
-            Contestant(f"{place}: {row.name}{mark}", row.runs, {seed: one["test"] for seed, one in row.scores.items()})
+            Contestant(
+                f"{place}: {row.name}{mark}",
+                row.runs,
+                {seed: one["test"] for seed, one in row.scores.items()},
+                tuned_of(found, row.name),
+            )
             for row in found.rows
         ]
     if not (recorded := read_run(folder)):
@@ -111,6 +144,12 @@ def contestants_of(place: str, weights_dir: Path) -> list[Contestant]:
         raise UserError(f"{place} has not been scored; do it with: mla-experiments eval {place}")
     seed = recorded["identity"]["seed"]
     return [Contestant(place, {seed: folder}, {seed: scores["test"]})]
+
+
+def tuned_of(found: Findings, name: str) -> frozenset[str]:
+    """Return the fields of which a variant of a study tried several values."""
+    tried = found.content["stated"]["designs"][found.variant(name)["variant"]["attention"]]
+    return frozenset(field for field in tried[0] if len({str(one.get(field)) for one in tried}) > 1)
 
 
 def row(one: Contestant, per_word: bool) -> dict:

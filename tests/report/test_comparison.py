@@ -78,6 +78,22 @@ def test_other_budgets_of_training_are_said(compare):
     assert "Training differs" not in compare("studies/tiny", "same/gqa")[1]
 
 
+def test_another_recipe_or_other_text_by_the_same_name_is_said(compare, trained):
+    (trained / "a.txt").write_text("".join(synthetic_articles(44)))
+    data = "--data_dir data-more --sequence_length 32"
+    assert main(f"data --corpus a.txt --vocab_size 300 {data}".split()) == 0
+    flags = " ".join(f"--{name} {value}" for name, value in TINY.items() if name != "sequence_length")
+    assert main(f"train --run more --attention gqa {flags} {data} --weight_decay 0.5".split()) == 0
+    assert main(["eval", "same/gqa", "more/gqa", "--data_dir", "data-more", "--output_dir", "more"]) == 0
+    code, out, _ = compare("same/gqa", "more/gqa")
+    assert main(["eval", "same/gqa", "--data_dir", "data-same", "--output_dir", "same"]) == 0
+    assert code == 0 and "Training differs in corpus_hash (" in out and "weight_decay (0.1, 0.5): what follows" in out
+
+
+def test_one_run_by_two_paths_is_one(compare):
+    assert compare("same/gqa", "weights/same/gqa", "weights/../weights/same/gqa") == compare("same/gqa")
+
+
 def test_eval_leaves_out_perplexity_per_token_where_tokenizers_differ(trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
     assert main(["eval", "same/gqa", "fine/gqa", "--data_dir", "data-same", "--output_dir", "both"]) == 0

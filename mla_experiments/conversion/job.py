@@ -217,12 +217,13 @@ def heal(
         The folders of the healed model and of the control.
 
     Raises:
-        UserError: something else stands there.
+        UserError: something else stands there, or the texts are not those of the conversion any more.
         Stopped: the user asked to stop; the same command goes on.
     """
     target = Path(target)
     with ours(source) as folder:
         ready = prepared(folder, request)
+        check_texts(target, ready)
         model, tokenizer, length = ready.model, ready.tokenizer, ready.length
         windows = rows_of(ready.calibration, tokenizer, length + 1)
         identity = {"original": weights_hash(folder), "converted": weights_hash(target), **about(ready.calibration)}
@@ -313,6 +314,21 @@ def check_finite(model: DecoderForCausalLM) -> None:
     for name, weight in model.named_parameters():
         if not bool(weight.isfinite().all()):
             raise UserError(f"{name} holds NaN or infinity; mend the model")
+
+
+def check_texts(target: Path, ready: Prepared) -> None:
+    """Refuse texts that have changed since a model was converted by them: what is held out now may have calibrated it.
+
+    Raises:
+        UserError: they have.
+    """
+    record = read_record(target / RECORD)
+    for role, texts in (("calibration", ready.calibration), ("held_out", ready.held_out)):
+        if record[role]["sha256"] != texts.sha256:
+            raise UserError(
+                f"corpus={texts.name} has changed since {target} was converted by it, and what is held out now may "
+                "have calibrated it; bring it back, or convert again with --overwrite"
+            )
 
 
 def about(texts: Texts) -> dict[str, str]:

@@ -327,6 +327,16 @@ def test_healing_follows_the_conversion_beside_a_control_and_the_command_goes_on
     assert (place / "out/model.safetensors").stat().st_mtime_ns == before
 
 
+def test_text_that_has_changed_since_the_conversion_heals_nothing(place, capsys):
+    flags = {"cache_bytes": ORIGINAL // 2, "heal_tokens": 4 * 32, "heal_batch": 4}
+    assert convert(cache_bytes=ORIGINAL // 2) == 0
+    (place / "text.txt").write_text("".join(synthetic_articles(41)), encoding="utf-8")
+    assert convert(**flags) == 2
+    assert "corpus=text.txt has changed since out was converted by it" in capsys.readouterr().err
+    assert not (place / "out-healed").exists()
+    assert convert(**flags, overwrite=True) == 0
+
+
 def test_no_step_of_healing_reads_the_constant_channel(place):
     """Of a rate times K, a million, nothing would be left."""
     assert convert(cache_bytes=ORIGINAL // 2, heal_tokens=8 * 4 * 32, heal_batch=4, heal_distillation=1) == 0

@@ -37,6 +37,7 @@ from .trainer import StreamTrainer, lacks_validation
 from .tried import refused
 
 LOSSES = ("all", "answers")
+COMPILED = "_orig_mod."  # stands in the names of what torch.compile holds
 
 
 def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], object]) -> list[Path]:
@@ -267,6 +268,7 @@ class Run:
     def _finish(self, model: DecoderForCausalLM, weights: dict, tokenizer, clock: Clock) -> None:
         """Save what the run was for, and record that it stands here, whole."""
         model.config.use_cache = True  # which the Trainer turned off for itself
+        weights = {name.replace(COMPILED, ""): weight for name, weight in weights.items()}
         with checkpoints.explained(self.folder):
             tokenizer.save_pretrained(self.folder)
             tokenizer_for_every_reader(self.folder)

@@ -179,6 +179,13 @@ def test_an_unknown_attention_lists_the_known_ones(train, capsys):
     assert not Path("weights").exists()
 
 
+def test_a_compiled_run_ends_in_weights_that_are_loaded_as_any_others(train):
+    assert train("mla", torch_compile_backend="eager") == train("mla", run="plain") == 0
+    compiled, plain = (load_file(f"weights/{run}/model.safetensors") for run in ("mla", "plain/mla"))
+    assert compiled.keys() == plain.keys()
+    assert load_model("weights/mla").num_parameters() == load_model("weights/plain/mla").num_parameters()
+
+
 def test_attention_options_and_positions_reach_the_model(train):
     train("mla", positions="learned", attention_options='{"mla": {"kv_lora_rank": 6}}', tie_word_embeddings=True)
     config = load_model("weights/mla").config

@@ -5,6 +5,7 @@ import copy
 import inspect
 import logging
 import math
+import os
 from collections.abc import Iterator
 
 import torch
@@ -21,6 +22,13 @@ from .flags import STEERED_BY_VALIDATION
 CHOOSE_LAYERS = ("galore", "apollo")
 ON_THE_MODEL = (*CHOOSE_LAYERS, "lomo", "adalomo")  # optimizers that no stand-in serves
 DICTIONARIES = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+
+OF_THE_ENVIRONMENT = {  # and what to do instead
+    "ACCELERATE_DYNAMO_BACKEND": "--torch_compile_backend says the same, and is recorded",
+    "ACCELERATE_USE_FSDP": "--fsdp says the same, and is recorded",
+    **dict.fromkeys(("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"), "models are sharded with --fsdp"),
+}
+OFF = ("no", "false", "off", "0", "n", "f")
 
 
 class StreamTrainingArguments(TrainingArguments):
@@ -46,6 +54,7 @@ def training_arguments(flags: dict) -> TrainingArguments:
     Raises:
         UserError: they will not; the flag is named if it is one alone.
     """
+    check_environment(flags)
     arguments = made(flags)
     for name in DICTIONARIES:
         if name in flags:
@@ -64,6 +73,14 @@ def training_arguments(flags: dict) -> TrainingArguments:
     try_optimizer(arguments)
     try_schedule(arguments)
     return arguments
+
+
+def check_environment(flags: dict) -> None:
+    """Refuse what accelerate would do because a variable of the environment says so, and no record of the run."""
+    for name, instead in OF_THE_ENVIRONMENT.items():
+        value = os.environ.get(name, "no")
+        if value.lower() not in OFF and not (name == "ACCELERATE_USE_FSDP" and flags.get("fsdp")):
+            raise UserError(f"{name}={value} of the environment changes how a run trains; unset it: {instead}")
 
 
 def check_dictionary(name: str, value: object) -> None:

@@ -14,7 +14,7 @@ from mla_experiments.cli.parsing import parse
 from mla_experiments.errors import UserError
 from mla_experiments.run_files import read_metrics
 from mla_experiments.study import read_study
-from mla_experiments.training import PRESETS, RunArguments, flags, trainer_defaults
+from mla_experiments.training import PRESETS, RunArguments, flags, trainer_defaults, tried
 from mla_experiments.training.arguments import trainer_arguments
 
 THEIRS = [f.name for f in fields(TrainingArguments) if f.init]
@@ -172,6 +172,14 @@ def test_an_optimizer_that_fails_at_the_model_is_named(make, monkeypatch):  # no
     monkeypatch.setattr(Trainer, "create_optimizer", broken)
     with pytest.raises(UserError, match="optim=adamw_torch_fused cannot be: no target modules found"):
         make.weights(run)
+
+
+@pytest.mark.parametrize("name", tried.OF_THE_ENVIRONMENT)
+def test_what_the_environment_would_have_changed_in_a_run_is_refused(monkeypatch, name):
+    monkeypatch.setenv(name, "NO" if "DYNAMO" in name else "false")  # as accelerate launch does
+    built()
+    monkeypatch.setenv(name, "INDUCTOR" if "DYNAMO" in name else "true")
+    refused(name)
 
 
 def test_the_environment_does_not_overrule_the_precision(make, monkeypatch):  # noqa: F811

@@ -23,11 +23,15 @@ OTHER_NAME = NAMES[NAMES[0] == LIBRARY_NAME]
 def either_name(forward: Forward) -> Forward:
     """Let a function that takes a cache, by one of the names, take it by the other one too.
 
+    One that names neither, since it hands on whatever it is given, stays as it is.
+
     Raises:
         UserError: two different caches are given.
     """
     parameters = list(inspect.signature(forward).parameters)
-    own = next(name for name in NAMES if name in parameters)
+    own = next((name for name in NAMES if name in parameters), None)
+    if own is None:
+        return forward
     other, place = next(name for name in NAMES if name != own), parameters.index(own)
 
     @functools.wraps(forward)

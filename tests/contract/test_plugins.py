@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, command
+from transformers import DynamicCache
 
 from mla_experiments import DecoderConfig, DecoderForCausalLM, register
 from mla_experiments.cli import main
 from mla_experiments.errors import UserError
 from mla_experiments.manifest import file_hash
-from mla_experiments.modeling.attention import ATTENTION, find, plugins
+from mla_experiments.modeling.attention import ATTENTION, MHA, find, plugins
 from mla_experiments.testing import check_attention
 from mla_experiments.training.identity import sources_hash
 
@@ -160,6 +161,17 @@ def test_other_code_of_what_a_file_imports_is_another_run(here, monkeypatch):
         (here / name).write_text((here / name).read_text().replace(before, after, 1))
         hashes.append(hashed("scaled"))
     assert hashes[0] == hashes[1] and len(set(hashes)) == 4
+
+
+def test_a_mechanism_may_hand_on_whatever_it_is_given(here):
+    class Doubled(MHA):
+        def forward(self, *args, **kwargs):
+            return 2 * super().forward(*args, **kwargs)
+
+    hidden, cache = torch.ones(1, 3, 8), DynamicCache()
+    for name in ("cache", "past_key_values"):
+        assert Doubled(8, 2, rotary=False).eval()(hidden, None, **{name: cache}).shape == (1, 3, 8)
+    assert cache.get_seq_length() == 6
 
 
 def test_a_name_is_registered_by_hand(here):

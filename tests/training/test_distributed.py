@@ -23,7 +23,9 @@ FLAGS = {**TINY, "per_device_train_batch_size": 2, "save_steps": 5, "logging_ste
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ONE_AFTER_ANOTHER = f"""
 import atexit, json, sys, torch
-atexit.register(lambda: print("in a group at the end:", torch.distributed.is_initialized()))  # after what train does
+def at_the_end():  # after what train has asked for; in one piece, since both say it at once
+    sys.stdout.write(f"in a group at the end: {{torch.distributed.is_initialized()}}\\n")
+atexit.register(at_the_end)
 {UNDRAWN}
 from mla_experiments.cli import main
 sys.exit(max(main(argv) for argv in json.loads(sys.argv[1])))

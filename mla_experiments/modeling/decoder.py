@@ -6,6 +6,7 @@ transformers' Llama and DeepSeek-V3, so with MHA, GQA or MQA the model *is* a Ll
 the tests hold it to that.
 """
 
+import functools
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -430,6 +431,7 @@ class DecoderForCausalLM(DecoderPreTrainedModel, GenerationMixin):
         check_decoding(self.config.attention)
         return super().generate(*args, **kwargs)
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation, assigned=())  # whose parameters generate() looks up
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict:
         """transformers' own; where a text outgrows the short angles of "longrope", its cache is made anew, as of Phi-3.
 

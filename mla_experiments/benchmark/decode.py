@@ -123,10 +123,11 @@ def timed_steps(
     for name, times in seconds.items():
         row: dict[str, Any] = {"model": name, "batch": batch, "context": context, **spread(times)}
         row |= {"tokens/s": 1e3 * batch / row["ms"], "cache MiB": steps[name][1] / 2**20}
-        if name in of_torch:
-            read = weights_read(of_torch[name]) + steps[name][1]
-            row |= roofline(row["ms"] / 1e3, flops[name], read, ceiling)
-        yield row
+        if name not in of_torch:
+            yield row | dict.fromkeys(("% of matmul", "% of bandwidth"))
+            continue
+        read = weights_read(of_torch[name]) + steps[name][1]
+        yield row | roofline(row["ms"] / 1e3, flops[name], read, ceiling)
 
 
 def prepared(

@@ -1,7 +1,10 @@
 """How the program ends early: a sentence on what the user got wrong, or on how to resume."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class UserError(ValueError):
@@ -22,6 +25,11 @@ class InUse(UserError):  # noqa: N818 - no error: the other one does the work
 
 class Stopped(Exception):  # noqa: N818 - no error: the user asked for it
     """The user asked to stop; the message says how to go on. Nothing is lost, and the exit code is 130."""
+
+
+def repeated(values: Sequence[Item]) -> list[Item]:
+    """Return those of some values that stand there before, in their order; they need not be hashable."""
+    return [one for place, one in enumerate(values) if one in values[:place]]
 
 
 def unknown(field: str, name: object, known: Iterable[str], cutoff: float = 0.5) -> UserError:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import UserError, reason_of
+from .errors import UserError, reason_of, repeated
 
 
 def read_yaml(path: Path, role: str, line: str) -> tuple[str, dict]:
@@ -49,7 +49,7 @@ def stated_twice(source: str) -> str | None:
         seen.add(id(node))  # an alias is the very node of its anchor
         if isinstance(node, yaml.MappingNode):
             names = [str(name.value) for name, _ in node.value]
-            if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            if twice := repeated(names):
                 return twice[0]
         left += [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
     return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from ..data.synthetic import is_synthetic
-from ..errors import Missing, UserError, unknown
+from ..errors import Missing, UserError, repeated, unknown
 from ..modeling.attention import MISSION, find
 from ..modeling.attention.hybrid import is_hybrid
 from ..training import PRESETS
@@ -52,7 +52,7 @@ def check_each_once(field: str, values: list) -> None:
     """Refuse an empty list, or one that says a thing twice."""
     if not values:
         raise UserError(f"{field}=[] leaves nothing to run; give a value or a list of values")
-    if twice := [one for place, one in enumerate(values) if one in values[:place]]:
+    if twice := repeated(values):
         raise UserError(f"{field} names {twice[0]} twice; once is enough")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, repeated
 from ..modeling.attention import mechanisms_of
 from ..modeling.attention.checks import COMMON
 
@@ -92,7 +92,7 @@ def factor_of(name: str, values: Any) -> Factor:
         raise UserError(f"{said} must be a list of choices, or of the two ends of a range, such as [1.0e-3, 1.0e-2]")
     if any(isinstance(value, list | dict) for value in values):
         raise UserError(f"{said} must be a list of plain values")
-    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+    if twice := repeated(values):
         raise UserError(f"{said} names {twice[0]} twice; once is enough")
     is_range = len(values) == 2 and all(type(value) is float for value in values)
     if is_range and not 0 < values[0] < values[1] < math.inf:

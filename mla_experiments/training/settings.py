@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, repeated
 from ..modeling import DecoderConfig
 from ..modeling.attention import find
 from ..modeling.attention.hybrid import names_in, options_for
@@ -139,7 +139,7 @@ class RunArguments:
 def each_once(pairs: list[tuple[str, object]]) -> dict:
     """Return an object of JSON, or refuse one that names a thing twice."""
     names = [name for name, _ in pairs]
-    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+    if twice := repeated(names):
         raise UserError(f"attention_options names {twice[0]} twice, and one would be lost; keep one of them")
     return dict(pairs)
 

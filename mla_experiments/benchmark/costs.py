@@ -5,7 +5,7 @@ Operations are those of matrix products, two a multiply-add, as torch's FLOP cou
 
 import torch
 
-from ..modeling import DecoderConfig, DecoderForCausalLM, set_cache_dtype
+from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import Attention
 
 BYTES = 4  # of a number in the cache of a model saved in single precision: what studies count, and eval measures
@@ -55,19 +55,6 @@ def kept_of(numbers: list[int], config: DecoderConfig, context: int) -> int:
     """Return how many numbers are kept of a sequence, given how many each layer keeps of a token."""
     windows = config.windows()
     return sum(each * min(context, (window or context + 1) - 1) for each, window in zip(numbers, windows, strict=True))
-
-
-def kept_bytes_per_token(config: DecoderConfig, cache_dtype: str) -> int:
-    """Return the bytes of a token in caches that are kept in a dtype, over all layers, scales of 8 bits included.
-
-    Raises:
-        UserError: a dtype that there is not, or that the model cannot keep.
-    """
-    model = skeleton(config).eval()
-    set_cache_dtype(model, cache_dtype)
-    with torch.inference_mode():
-        cache = model(torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True).past_key_values
-    return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
 
 
 def cache_elements_per_token(config: DecoderConfig) -> int:

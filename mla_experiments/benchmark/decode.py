@@ -58,12 +58,9 @@ def measure(given: Arguments) -> list[dict]:
     latent.force_backend(given.backend)
     check_peers(given.peers)
     ceiling = ceilings()
-    models: dict[str, PreTrainedModel] = contestants(
-        given.attention, max(given.contexts) + 8, weight_dtypes=given.weight_dtypes
-    )
+    with_stock = "transformers" in given.peers
+    models = contestants(given.attention, max(given.contexts) + 8, "cpu", given.weight_dtypes, with_stock)
     ours = {name: model for name, model in models.items() if isinstance(model, DecoderForCausalLM)}
-    if "transformers" not in given.peers:
-        models = dict(ours)
     for mode in given.modes:
         require(
             mode == "auto" or any(mode in modes_of(model, [mode]) for model in models.values()),
@@ -149,7 +146,7 @@ def prepared(
     if needed > budget_gib * 2**30:
         print(f"batch {batch}, context {context} left out: {needed / 2**30:.1f} GiB of caches; see --budget-gib")
         return {}
-    steps: dict[str, tuple[Callable, int]] = {}
+    steps = {}
     for name, mode, dtype in entries:
         step, cache = decode_step(models[name], batch, context, mode, dtype)
         how = ", ".join(filter(None, (mode, dtype and f"cache {dtype}")))

@@ -25,6 +25,9 @@ from ..modeling.stock.gguf import export_gguf
 
 WEIGHTS = {"f32": "f32", "bf16": "bf16", "f16": "f16", "int8": "q8_0"}  # its types by ours
 CACHES = {"f32": 0, "f16": 1, "int8": 8, "bf16": 30}  # ggml's numbers of types
+NEEDS = (
+    ("llama_cpp", "llama-cpp-python", "it is llama.cpp"), ("gguf", "gguf", "llama.cpp reads files that it writes")
+)  # fmt: skip
 KNOWN = 300  # entries of the tokenizer, which a file must have and no step uses; the vocabulary may be larger
 SAID: list[str] = []  # by llama.cpp, of the model that was opened last
 
@@ -48,9 +51,9 @@ def check_installed() -> None:
     Raises:
         Missing: see there.
     """
-    for package, why in (("llama_cpp", "it is llama.cpp"), ("gguf", "llama.cpp reads files that it writes")):
-        if importlib.util.find_spec(package) is None:
-            raise Missing({"llama_cpp": "llama-cpp-python"}.get(package, package), why)
+    for module, package, why in NEEDS:
+        if importlib.util.find_spec(module) is None:
+            raise Missing(package, why)
 
 
 def opened(path: Path, context: int, cache: str = "f32", flash: bool = False, logits_of_all: bool = False) -> Opened:

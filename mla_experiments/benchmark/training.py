@@ -68,7 +68,11 @@ def config_of(attention: str, sequence_length: int) -> DecoderConfig:
 
 
 def contestants(
-    attention: list[str], sequence_length: int, device: str = "cpu", weight_dtypes: Sequence[str] = ("f32",)
+    attention: list[str],
+    sequence_length: int,
+    device: str = "cpu",
+    weight_dtypes: Sequence[str] = ("f32",),
+    with_stock: bool = True,
 ) -> dict[str, PreTrainedModel]:
     """Return our model of every mechanism, and the stock one with the same weights where there is one.
 
@@ -77,6 +81,7 @@ def contestants(
         sequence_length: the longest.
         device: where they are.
         weight_dtypes: in each of which ours keeps its weights.
+        with_stock: make the stock ones too.
     """
     models: dict[str, PreTrainedModel] = {}
     for name in attention:
@@ -87,7 +92,7 @@ def contestants(
                 continue
             models[f"{name}, ours, weights {dtype}"] = rounded = copy.deepcopy(ours)
             set_weight_dtype(rounded, dtype)
-        if has_stock(ours.config):
+        if with_stock and has_stock(ours.config):
             models[f"{name}, transformers"] = stock_model(ours)
     return models
 

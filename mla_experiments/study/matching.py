@@ -12,14 +12,15 @@ from dataclasses import dataclass
 
 from ..benchmark.costs import (
     BYTES,
-    kept_bytes_per_token,
     kept_of,
     num_parameters,
     numbers_by_layer,
+    skeleton,
     training_flops_per_token,
 )
 from ..errors import UserError
-from ..modeling import DecoderConfig
+from ..evaluation.results import cache_bytes_per_token
+from ..modeling import DecoderConfig, set_cache_dtype
 from ..modeling.attention import ATTENTION, mechanisms_of
 from ..modeling.attention.hybrid import spread
 from ..modeling.export import stock_config
@@ -230,7 +231,9 @@ def bytes_by_length(config: DecoderConfig, cache_dtype: str | None, lengths: Seq
     if cache_dtype is None:
         numbers = numbers_by_layer(config)
         return {length: BYTES * kept_of(numbers, config, length) for length in lengths}
-    of_token = kept_bytes_per_token(config, cache_dtype)
+    model = skeleton(config)
+    set_cache_dtype(model, cache_dtype)
+    of_token = int(cache_bytes_per_token(model, num_tokens=1))  # without memory too a pass leaves what it would
     return {length: length * of_token for length in lengths}  # models with windows are refused
 
 

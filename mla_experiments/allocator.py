@@ -6,11 +6,15 @@ mallopt(3) sets the thresholds. Decoding reads a whole cache at every step: in p
 their addresses sooner, see madvise(2).
 """
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # commands begin with it, most of which need no model
+    import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from malloc.h
 NEVER = 2**31 - 1

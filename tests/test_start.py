@@ -262,3 +262,18 @@ def test_reports_say_at_once_what_they_lack(monkeypatch, capsys):
     monkeypatch.setattr(needs.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"scipy is not installed, .* pip install scipy"):
         needs.need(*needs.STATISTICS)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library's own settings")
+@pytest.mark.parametrize("begins", ["main([])", "pass"], ids=["a command", "an import alone"])
+def test_a_command_keeps_the_memory_that_it_frees_so_that_steps_do_not_ask_for_it_anew(begins):
+    code = (
+        "import resource, torch; from mla_experiments.cli import main\n"
+        f"{begins}\n"
+        "torch.zeros(2**24).sum()\n"  # 64 MiB, which pages of 4 KiB, at most, take 16,384 faults to be there
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): torch.zeros(2**24).sum()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    faults = int(python("-c", code).stdout.split()[-1])
+    assert faults < 1000 if begins != "pass" else faults > 10 * 2**26 // (2 << 20)  # or as few as large pages take

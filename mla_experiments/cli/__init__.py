@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 
-from .. import registration, threads, versions
+from .. import allocator, registration, threads, versions
 from ..errors import Missing, Stopped, UserError, lacks_memory, reason_of
 from .installing import install
 from .saying import make_any_terminal_do, refusal, say_last
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None, may_install: bool = False) -> int:
         may_install: whether what is missing may be installed into this environment: by the scripts of a clone alone.
     """
     argv = sys.argv[1:] if argv is None else argv
+    allocator.keep_freed_memory()
     make_any_terminal_do()
     code, said = (0, overview()) if not argv or argv[0] in ("-h", "--help") else ended(argv, may_install)
     return say_last(said, code, is_error=code in (2, UNEXPECTED))

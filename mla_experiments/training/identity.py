@@ -240,15 +240,22 @@ def sources_hash(attention: str) -> str:
     Args:
         attention: the mechanism, or several, which may come from elsewhere.
     """
-    found = [path for name in SOURCES for path in (PACKAGE / name, *(PACKAGE / name).rglob("*")) if path.is_file()]
-    files = {path.relative_to(PACKAGE).as_posix(): path for path in found if path.suffix in (".py", ".c")}
+    content = own_sources()
     for name, mechanism in mechanisms_of(attention).items():
         path = file_of(name, mechanism)
         if PACKAGE not in path.parents:
             imported = imported_files(path, mechanism.__module__)
-            files |= {f"mechanism {name}": path, **{f"mechanism {name}: {one}": imported[one] for one in imported}}
-    content = {name: code_of(files[name]) for name in sorted(files)}
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+            files = {f"mechanism {name}": path, **{f"mechanism {name}: {one}": imported[one] for one in imported}}
+            content = content | {named: code_of(files[named]) for named in files}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def own_sources() -> dict[str, str]:
+    """Return what our own sources say that decide the arithmetic, by their names: read once, since it takes a second."""
+    found = [path for name in SOURCES for path in (PACKAGE / name, *(PACKAGE / name).rglob("*")) if path.is_file()]
+    files = {path.relative_to(PACKAGE).as_posix(): path for path in found if path.suffix in (".py", ".c")}
+    return {name: code_of(path) for name, path in files.items()}
 
 
 def file_of(name: str, mechanism: type[Attention]) -> Path:

@@ -232,7 +232,11 @@ def test_the_code_of_a_mechanism_counts_and_its_comments_do_not(tmp_path, monkey
     for name in ("kernels", "modeling", "training", "data"):
         shutil.copytree(identity.PACKAGE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(identity, "PACKAGE", tmp_path)
-    hashed = identity.sources_hash.__wrapped__
+
+    def hashed(attention: str) -> str:
+        identity.own_sources.cache_clear()
+        return identity.sources_hash.__wrapped__(attention)
+
     before, path = hashed("mla"), tmp_path / "modeling" / "attention" / "mla.py"
     path.write_text(path.read_text() + "\n# a thought\n")
     assert hashed("mla") == before
@@ -242,6 +246,7 @@ def test_the_code_of_a_mechanism_counts_and_its_comments_do_not(tmp_path, monkey
     now = hashed("mla")
     c.write_text(c.read_text().replace("+", "-", 1))
     assert hashed("mla") != now
+    identity.own_sources.cache_clear()
 
 
 def test_a_study_finds_the_folders_of_runs_that_recorded_less(make):

@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/mla-experiments
 DEMO := --config experiments/demo.yaml
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 .PHONY: help demo test test-versions test-release test-mutants docs docs-numbers clean
 
@@ -42,10 +43,10 @@ clean:  ## remove the virtual environments
 # torch first and pinned: its plain name would bring gigabytes of CUDA to a machine without a GPU
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[sample,study]
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable .[sample,study]
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .[dev]
+	$(INSTALL) --editable .[dev]
 	@touch $@

@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -121,6 +123,15 @@ def versions_in(python: Path) -> str:
     return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def tried(torch: str, suites: dict[str, list[str]], name: str) -> dict[str, str]:
+    """Return the row of an environment in the table, and print it."""
+    python = environment(name, torch)
+    found = {suite: counts(python, tests) for suite, tests in suites.items()}
+    row = {"environment": f"{name}: {versions_in(python)}", **found, "writes": written(python)}
+    print(table([row]), flush=True)
+    return row
+
+
 def main() -> int:
     """Print a table of environments and suites, and return 1 where one within the range fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,18 +141,15 @@ def main() -> int:
     given = parser.parse_args()
     pinned = re.search(r"^torch==(\S+)", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.M)
     names = ["oldest", "newest"] if given.quick else ["oldest", "constraints", "newest"]
-    rows, begun = [], time.monotonic()
-    for name in names + ["beyond"] * given.beyond:
-        python = environment(name, given.torch or pinned[1])
-        found = {suite: counts(python, tests) for suite, tests in (QUICK if given.quick else SUITES).items()}
-        rows.append({"environment": f"{name}: {versions_in(python)}", **found, "writes": written(python)})
-        print(table(rows[-1:]), flush=True)
+    suites, begun = QUICK if given.quick else SUITES, time.monotonic()
+    with ThreadPoolExecutor(max_workers=2) as pool:  # what a test does is for one core, but for a second here and there
+        rows = list(pool.map(partial(tried, given.torch or pinned[1], suites), names + ["beyond"] * given.beyond))
     print("\n" + table(rows))
     within = [row for row in rows if not row["environment"].startswith("beyond")]
-    suites = [row[suite] for row in within for suite in row if suite not in ("environment", "writes")]
-    bad = [re.findall(r"(\d+) (?:failed|errors?)", said) for said in suites if "failed" in said or "error" in said]
+    said = [row[suite] for row in within for suite in suites]
+    bad = [re.findall(r"(\d+) (?:failed|errors?)", one) for one in said if "failed" in one or "error" in one]
     failed = sum(max(1, sum(map(int, numbers))) for numbers in bad) + (len({row["writes"] for row in within}) > 1)
-    passed = sum(int(number) for said in suites for number in re.findall(r"(\d+) passed", said))
+    passed = sum(int(number) for one in said for number in re.findall(r"(\d+) passed", one))
     print(f"{'FAILED: ' * bool(failed)}{passed} passed, {failed} failed in {time.monotonic() - begun:.0f}s")
     return int(failed > 0)
 

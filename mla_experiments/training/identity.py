@@ -252,7 +252,7 @@ def sources_hash(attention: str) -> str:
 
 @functools.cache
 def own_sources() -> dict[str, str]:
-    """Return what our own sources say that decide the arithmetic, by their names: read once, since it takes a second."""
+    """Return what our own sources say that decide the arithmetic, by name: read once, since it takes a second."""
     found = [path for name in SOURCES for path in (PACKAGE / name, *(PACKAGE / name).rglob("*")) if path.is_file()]
     files = {path.relative_to(PACKAGE).as_posix(): path for path in found if path.suffix in (".py", ".c")}
     return {name: code_of(path) for name, path in files.items()}

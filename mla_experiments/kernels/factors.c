@@ -10,7 +10,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
-enum { BLOCK = 64, AHEAD = 64 }; /* tokens */
+enum { BLOCK = 64 }; /* tokens */
 
 typedef struct {
     int64_t batch, num_heads, num_new, context, ranks, width, splits, threads;

@@ -2,7 +2,8 @@
    of `vectors.h`.
 
    A vector holds LANES numbers along the rows of W, which lie so in memory; OUTPUTS rows of W times ROWS rows of x are
-   summed at once, so that a number loaded serves several multiply-adds. */
+   summed at once, so that a number loaded serves several multiply-adds. One row of x needs no such thing: W is then a
+   single stream, as it lies, which processors fetch ahead by themselves and lose among several. */
 
 #include "vectors.h"
 
@@ -11,7 +12,7 @@ enum { ROWS = 4 }; /* OUTPUTS * ROWS sums at once, as many as there are register
 #else
 enum { ROWS = 2 };
 #endif
-enum { OUTPUTS = 4, AHEAD = 8, LINE = 64 };
+enum { OUTPUTS = 4, ROWS_AHEAD = 8 };
 
 /* The sum of a vector's numbers, by halves. */
 static inline float total(rows vector) {
@@ -32,8 +33,6 @@ static inline float multiply_add(float x, float w, float sum) {
 #endif
 }
 
-SPECIALISED int64_t size_of(int64_t kind) { return kind == OCTETS ? 1 : kind == SINGLE ? 4 : 2; }
-
 SPECIALISED float number_at(int64_t kind, const char *from, int64_t i) {
     if (kind == OCTETS) return ((const int8_t *)from)[i];
     if (kind == BRAIN) return from_brain(((const uint16_t *)from)[i]);
@@ -52,7 +51,7 @@ typedef struct {
     int64_t in, out, step; /* bytes from a row of W to the next */
 } matrix;
 
-/* y[r][o] = sum over k of x[r][k] * w[o][k]; the rows of W after these are fetched meanwhile */
+/* y[r][o] = sum over k of x[r][k] * w[o][k]; of several rows of W, those after these are fetched meanwhile */
 SPECIALISED void product(int64_t kind, const matrix *m, const float *x, const char *w, float *y, int count, int outputs) {
     rows sum[ROWS][OUTPUTS] = {0};
     int64_t in = m->in, step = m->step, k = 0;
@@ -60,7 +59,7 @@ SPECIALISED void product(int64_t kind, const matrix *m, const float *x, const ch
 #pragma GCC unroll 4
         for (int o = 0; o < outputs; o++) {
             rows weight = numbers_at(kind, w + o * step, k);
-            if (k * size_of(kind) % LINE == 0) __builtin_prefetch(w + (o + AHEAD) * step + k * size_of(kind), 0, 2);
+            if (outputs > 1 && k * size_of(kind) % LINE == 0) fetch(w + (o + ROWS_AHEAD) * step + k * size_of(kind));
 #pragma GCC unroll 4
             for (int r = 0; r < count; r++) sum[r][o] += weight * *(const rows_anywhere *)(x + r * in + k);
         }
@@ -88,6 +87,11 @@ SPECIALISED void columns(int64_t kind, const matrix *m, const float *x, const ch
 void few_rows(const float *x, const char *w, float *y, int64_t num_rows, int64_t in, int64_t out, int64_t kind,
               int64_t step, int threads) {
     matrix m = {in, out, step};
+    if (num_rows == 1 && kind == SINGLE) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t o = 0; o < out; o++) product(SINGLE, &m, x, w + o * step, y + o, 1, 1);
+        return;
+    }
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t o = 0; o < out; o += OUTPUTS) {
         int outputs = out - o < OUTPUTS ? out - o : OUTPUTS;

@@ -15,7 +15,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
-enum { BLOCK = 64, AHEAD = 64 }; /* tokens */
+enum { BLOCK = 64 }; /* tokens */
 
 typedef struct {
     int64_t batch, parts, num_rows, num_new, context, width, tail_width, value_width, splits, threads;

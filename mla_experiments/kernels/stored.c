@@ -1,9 +1,9 @@
 /* Attention of a few query rows that read keys and values as a cache keeps them: softmax(scale q kT + mask) v.
 
    Unlike in shared_keys.c a vector holds numbers of one key or value, so that one row alone is quick. A block of tokens
-   is unpacked into the first-level cache once for all rows that share it; maxima and sums run along (Milakov &
-   Gimelshein 2018, algorithm 3), and the context is cut into splits (Dao et al. 2023, Flash-Decoding). pack() writes
-   what unpack() reads. */
+   is unpacked into the first-level cache once for all rows that share it, or read as it lies; maxima and sums run along
+   (Milakov & Gimelshein 2018, algorithm 3), and the context is cut into splits (Dao et al. 2023, Flash-Decoding).
+   pack() writes what unpack() reads. */
 
 #include "stored.h"
 
@@ -34,17 +34,36 @@ static inline float largest(rows x) {
     return x[0];
 }
 
-/* Scores of one row with a block of unpacked keys, LANES tokens a vector; -infinity beyond the block's end. */
-static void score(const float *query, const float *keys, int64_t width, int64_t tokens, const float *mask,
-                  rows *scores) {
-    for (int64_t t = 0; t < tokens; t += LANES) {
+/* A block of keys or values in single precision, `step` numbers from one token's to the next's. Where it is not unpacked
+   but lies in the cache, the first row to read it fetches ahead. */
+typedef struct {
+    const float *from;
+    int64_t step;
+    int first;
+} block;
+
+/* Scores of one row with a block of keys, LANES tokens a vector; -infinity beyond the block's end. */
+SPECIALISED void score(const float *query, block keys, int64_t width, int64_t tokens, const float *mask, rows *scores) {
+    int64_t t = 0;
+    for (; t + LANES <= tokens; t += LANES) {
         rows sum[LANES] = {0};
-        const float *key = keys + t * width;
+        const float *key = keys.from + t * keys.step;
         for (int64_t w = 0; w < width; w += LANES) {
             rows one = *(const rows_anywhere *)(query + w);
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) sum[i] += one * *(const rows_anywhere *)(key + i * width + w);
+            for (int i = 0; i < LANES; i++) {
+                if (keys.first) fetch(key + (i + AHEAD) * keys.step + w);
+                sum[i] += one * *(const rows_anywhere *)(key + i * keys.step + w);
+            }
         }
+        scores[t / LANES] = sums_across(sum);
+    }
+    if (t < tokens) { /* what lies behind the last token is nobody's to read */
+        rows sum[LANES] = {0};
+        for (int64_t w = 0; w < width; w += LANES)
+            for (int64_t i = t; i < tokens; i++)
+                sum[i - t] += *(const rows_anywhere *)(query + w) *
+                              *(const rows_anywhere *)(keys.from + i * keys.step + w);
         scores[t / LANES] = sums_across(sum);
     }
     float *single = (float *)scores;
@@ -53,23 +72,26 @@ static void score(const float *query, const float *keys, int64_t width, int64_t 
 }
 
 /* output = shrink * output + sum over t of weights[t] * values[t], of width numbers; several sums hide latency */
-static void mix(float *output, const float *weights, const float *values, int64_t step, int64_t width, int64_t tokens,
-                float shrink) {
+SPECIALISED void mix(float *output, const float *weights, block values, int64_t width, int64_t tokens, float shrink) {
     for (int64_t c = 0; c < width; c += 2 * LANES) {
         int64_t more = c + LANES < width ? LANES : 0; /* 0 sums the same numbers twice, and stores them alike */
         rows a = *(rows_anywhere *)(output + c) * shrink, b = *(rows_anywhere *)(output + c + more) * shrink;
         rows odd_a = {0}, odd_b = {0};
         int64_t t = 0;
         for (; t + 2 <= tokens; t += 2) {
-            const float *value = values + t * step + c, *next = value + step;
+            const float *value = values.from + t * values.step + c, *next = value + values.step;
+            if (values.first)
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) fetch(value + (AHEAD + i / 2) * values.step + i % 2 * more);
             a += weights[t] * *(const rows_anywhere *)value;
             b += weights[t] * *(const rows_anywhere *)(value + more);
             odd_a += weights[t + 1] * *(const rows_anywhere *)next;
             odd_b += weights[t + 1] * *(const rows_anywhere *)(next + more);
         }
         for (; t < tokens; t++) {
-            a += weights[t] * *(const rows_anywhere *)(values + t * step + c);
-            b += weights[t] * *(const rows_anywhere *)(values + t * step + c + more);
+            const float *value = values.from + t * values.step + c;
+            a += weights[t] * *(const rows_anywhere *)value;
+            b += weights[t] * *(const rows_anywhere *)(value + more);
         }
         *(rows_anywhere *)(output + c) = a + odd_a;
         *(rows_anywhere *)(output + c + more) = b + odd_b;
@@ -77,8 +99,8 @@ static void mix(float *output, const float *weights, const float *values, int64_
 }
 
 /* One row, one block. State: [value_width] sums of values, [LANES] sums of weights, then the maximum. */
-static void attend_row(const stored_shape *z, const float *query, const float *keys, const float *values,
-                       int64_t tokens, const float *mask, float *state) {
+SPECIALISED void attend_row(const stored_shape *z, const float *query, block keys, block values, int64_t tokens,
+                        const float *mask, float *state) {
     int64_t width = padded(z->key.width), value_width = padded(z->value.width), vectors = (tokens + LANES - 1) / LANES;
     rows scores[BLOCK / LANES], most, *total = (rows *)(state + value_width);
     float *top = state + value_width + LANES;
@@ -93,25 +115,35 @@ static void attend_row(const stored_shape *z, const float *query, const float *k
     }
     *top = most[0];
     *total = sum;
-    mix(state, (const float *)scores, values, z->shared ? width : value_width, value_width, tokens, shrink[0]);
+    mix(state, (const float *)scores, values, value_width, tokens, shrink[0]);
 }
 
 static int64_t state_width(const stored_shape *z) { return padded(z->value.width) + 2 * LANES; } /* whole vectors */
+
+/* A block as it lies, where that is in single precision and whole vectors; else unpacked into `here`. */
+static block read_block(const form *f, const char *from, int64_t step, int64_t tokens, float *here) {
+    if (f->kind == SINGLE && f->width % LANES == 0) return (block){(const float *)from, step / 4, 1};
+    unpack_rows(f, from, step, tokens, here);
+    return (block){here, padded(f->width), 0};
+}
 
 /* The rows of one group of one sequence, over the tokens from begin to end. */
 static void attend_rows(const stored_shape *z, const float *query, const char *key, const char *value,
                         const float *mask, int64_t begin, int64_t end, float *scratch, float *state) {
     int64_t width = padded(z->key.width), value_width = padded(z->value.width), size = state_width(z);
-    float *keys = scratch, *values = z->shared ? keys : keys + BLOCK * width;
+    float *values_here = scratch + BLOCK * width;
     memset(state, 0, sizeof(float) * z->rows * size);
     for (int64_t r = 0; r < z->rows; r++) state[r * size + value_width + LANES] = -INFINITY;
     for (int64_t start = begin; start < end; start += BLOCK) {
         int64_t tokens = end - start < BLOCK ? end - start : BLOCK;
-        unpack_rows(&z->key, key + start * z->key_token, z->key_token, tokens, keys);
-        if (!z->shared) unpack_rows(&z->value, value + start * z->value_token, z->value_token, tokens, values);
-        for (int64_t r = 0; r < z->rows; r++)
-            attend_row(z, query + r * width, keys, values, tokens,
-                       mask ? mask + r % z->num_new * z->mask_new + start : mask, state + r * size);
+        block keys = read_block(&z->key, key + start * z->key_token, z->key_token, tokens, scratch);
+        block values = keys;
+        if (!z->shared)
+            values = read_block(&z->value, value + start * z->value_token, z->value_token, tokens, values_here);
+        for (int64_t r = 0; r < z->rows; r++, keys.first = values.first = 0) {
+            const float *of_row = mask ? mask + r % z->num_new * z->mask_new + start : mask;
+            attend_row(z, query + r * width, keys, values, tokens, of_row, state + r * size);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ for both would leave the smaller one few of its bits.
 """
 
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -69,9 +70,7 @@ class Stored:
 
     def form(self, width: int | None = None) -> Form:
         """Return how rows lie, for code in C that reads the first `width` numbers of each, by default all."""
-        ends = [sum(self.parts[: number + 1]) for number in range(len(self.parts))]
-        width = self.width if width is None else width
-        return Form(KINDS[self.rows.dtype], width, len(ends), (ctypes.c_int64 * MOST_PARTS)(*ends))
+        return form_of(self.rows.dtype, self.parts, self.width if width is None else width)
 
     def strides(self) -> list[int]:
         """Return how many bytes lie between what follows another, in each dimension but the last."""
@@ -80,6 +79,13 @@ class Stored:
     def plain(self) -> torch.Tensor:
         """Return the numbers, `[..., S, D]`."""
         return unpacked(self.rows, self.parts).to(self.dtype) if self.parts else self.rows.to(self.dtype)
+
+
+@functools.cache
+def form_of(dtype: torch.dtype, parts: tuple[int, ...], width: int) -> Form:
+    """Return how rows lie, see `Stored.form`: one for all, since a step asks for every layer's."""
+    ends = [sum(parts[: number + 1]) for number in range(len(parts))]
+    return Form(KINDS[dtype], width, len(ends), (ctypes.c_int64 * MOST_PARTS)(*ends))
 
 
 def plain(kept: torch.Tensor | Stored) -> torch.Tensor:

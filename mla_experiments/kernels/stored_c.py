@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import shared_keys
 from .compiling import CannotCompile, library, loaded
-from .plain import NOT_PLAIN, is_plain
+from .plain import NOT_PLAIN, is_followed, is_plain
 from .stored import MOST_PARTS, Form, Sizes, Stored
 
 NAME, OF_OCTETS = "stored", "octets"
@@ -71,9 +71,17 @@ def attend(
         mask: `[B or 1, 1, T, S]`, boolean (True attends) or additive; None attends to everything.
         scale: factor on the scores before the softmax.
     """
-    values = None if value is None else value.rows
-    parts = [list(one.parts) for one in (key, value or key)]
-    return torch.ops.mla_experiments.attend_stored(query, key.rows, values, *parts, value_width, mask, scale)
+    if is_followed() or torch.autograd._profiler_enabled():  # as an operator it is seen
+        values = None if value is None else value.rows
+        parts = [list(one.parts) for one in (key, value or key)]
+        return torch.ops.mla_experiments.attend_stored(query, key.rows, values, *parts, value_width, mask, scale)
+    return _attend(query, key, value, value_width, mask, scale)
+
+
+def is_whole(*widths: int) -> bool:
+    """Return whether rows of such widths fill whole vectors, so that they are read where they lie in f32."""
+    lanes = loaded(NAME).stored_lanes()
+    return all(width % lanes == 0 for width in widths)
 
 
 def reads_pairs(key: Stored, value: Stored, width: int, value_width: int) -> bool:
@@ -89,28 +97,35 @@ def pairs_pay() -> bool:
     return not isinstance(found, CannotCompile) and bool(found.pairs_pay())
 
 
-def _attend(
+def _attend_rows(
     query: torch.Tensor, key_rows: torch.Tensor, value_rows: torch.Tensor | None, key_parts: list[int],
     value_parts: list[int], value_width: int, mask: torch.Tensor | None, scale: float,
 ) -> torch.Tensor:  # fmt: skip
     key = Stored(key_rows, tuple(key_parts), query.dtype)
-    value = key if value_rows is None else Stored(value_rows, tuple(value_parts), query.dtype)
+    value = None if value_rows is None else Stored(value_rows, tuple(value_parts), query.dtype)
+    return _attend(query, key, value, value_width, mask, scale)
+
+
+def _attend(
+    query: torch.Tensor, key: Stored, value: Stored | None, value_width: int, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
     (batch, num_heads, num_new, width), (_, groups, context, _) = query.shape, key.shape
     many = shared_keys.fills_lanes(num_heads // groups * num_new)
-    in_pairs = many and reads_pairs(key, value, width, value_width)
+    of_values = value or key
+    in_pairs = many and reads_pairs(key, of_values, width, value_width)
     if many and groups == 1 and not in_pairs:
-        of_values = None if value_rows is None else value
-        return shared_keys.attend_kept(query, key, of_values, 1, (width, 0, value_width), mask, scale)
+        return shared_keys.attend_kept(query, key, value, 1, (width, 0, value_width), mask, scale)
     lanes, threads = loaded(NAME).stored_lanes(), torch.get_num_threads()
-    rows = F.pad(query * scale, (0, -width % lanes)).contiguous()  # [B, G · R, D], R rows that share a key
+    rows = query * scale  # [B, G · R, D], R rows that share a key
+    rows = (rows if is_whole(width) else F.pad(rows, (0, -width % lanes))).contiguous()
     mask, mask_strides = shared_keys.readable(mask)
     splits = shared_keys.splits_for(batch * groups, context, threads)
     shape = Shape(
-        batch, groups, num_heads // groups * num_new, num_new, context, splits, threads, value_rows is None,
-        *key.strides(), *value.strides(), *mask_strides, scale, key.form(), value.form(value_width),
+        batch, groups, num_heads // groups * num_new, num_new, context, splits, threads, value is None,
+        *key.strides(), *of_values.strides(), *mask_strides, scale, key.form(), of_values.form(value_width),
     )  # fmt: skip
     output = torch.empty(batch, num_heads, num_new, value_width)
-    pointers = (rows, key.rows, value.rows, mask, output)
+    pointers = (rows, key.rows, of_values.rows, mask, output)
     read = [ctypes.c_void_p(None if one is None else one.data_ptr()) for one in pointers]
     code = loaded(OF_OCTETS).attend_octets if in_pairs else loaded(NAME).attend_stored
     if code(ctypes.byref(shape), *read):
@@ -135,7 +150,7 @@ _operators.define(
     "attend_stored(Tensor query, Tensor key, Tensor? value, int[] key_parts, int[] value_parts, int value_width, "
     "Tensor? mask, float scale) -> Tensor"
 )
-_operators.impl("attend_stored", _attend, "CPU")
+_operators.impl("attend_stored", _attend_rows, "CPU")
 
 
 @register_flop_formula(torch.ops.mla_experiments.attend_stored)

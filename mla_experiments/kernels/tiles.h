@@ -16,7 +16,7 @@ static inline void score_tile(rows *sum, const rows *query, const float *key, in
     for (int i = 0; i < 4; i++) quarter[i] = key + i * (TILE / 4) * step;
     for (int64_t w = 0; w < width; w++) {
         rows one = query[w];
-        __builtin_prefetch(ahead + TILE * w, 0, 2);
+        fetch(ahead + TILE * w);
 #pragma GCC unroll 16
         for (int i = 0; i < TILE; i++) sum[i] += one * quarter[i / (TILE / 4)][i % (TILE / 4) * step + w];
     }

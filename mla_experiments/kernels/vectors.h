@@ -161,6 +161,13 @@ static inline void unpack(const form *f, const char *from, float *to) {
 
 #define SPECIALISED static inline __attribute__((always_inline))
 
+/* Ask for a line of what will be read AHEAD tokens later, into the second-level cache. Processors do so by themselves
+   within a page of memory only, and the first-level cache has no room for it: asked for there, it is gone again. */
+enum { AHEAD = 128, LINE = 64 };
+static inline void fetch(const void *address) { __builtin_prefetch(address, 0, 2); }
+
+SPECIALISED int64_t size_of(int64_t kind) { return kind == OCTETS ? 1 : kind == SINGLE ? 4 : 2; }
+
 SPECIALISED rows numbers_at(int64_t kind, const char *from, int64_t i) {
     if (kind == OCTETS) return from_octets((const int8_t *)from + i);
     if (kind == BRAIN) return from_brains((const uint16_t *)from + i);
@@ -174,6 +181,7 @@ SPECIALISED void unpack_vectors(int64_t kind, int64_t vectors, const char *from,
     for (int64_t t = 0; t < count; t++, from += step, to += vectors * LANES) {
         float scale = 1;
         if (kind == OCTETS) memcpy(&scale, from + vectors * LANES, 4);
+        for (int64_t at = 0; at < vectors * LANES * size_of(kind); at += LINE) fetch(from + AHEAD * step + at);
 #pragma GCC unroll 8
         for (int64_t i = 0; i < vectors; i++) {
             rows numbers = numbers_at(kind, from, i * LANES);
@@ -193,7 +201,10 @@ SPECIALISED void unpack_kind(int64_t kind, int64_t vectors, const char *from, in
 static inline void unpack_rows(const form *f, const char *from, int64_t step, int64_t count, float *to) {
     int64_t vectors = (f->width + LANES - 1) / LANES;
     if (f->width % LANES || (f->kind == OCTETS && (f->parts > 1 || f->width != f->ends[0])))
-        for (int64_t t = 0; t < count; t++) unpack(f, from + t * step, to + t * vectors * LANES);
+        for (int64_t t = 0; t < count; t++) {
+            for (int64_t at = 0; at < f->width * size_of(f->kind); at += LINE) fetch(from + (t + AHEAD) * step + at);
+            unpack(f, from + t * step, to + t * vectors * LANES);
+        }
     else if (f->kind == OCTETS) unpack_kind(OCTETS, vectors, from, step, count, to);
     else if (f->kind == BRAIN) unpack_kind(BRAIN, vectors, from, step, count, to);
     else if (f->kind == HALF) unpack_kind(HALF, vectors, from, step, count, to);

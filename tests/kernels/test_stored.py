@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mla_experiments.benchmark.measure import flops_of
 from mla_experiments.errors import UserError
-from mla_experiments.kernels import attend, attend_latents, attend_parts, latent, shared_keys, stored_c
+from mla_experiments.kernels import attend, attend_latents, attend_parts, latent, sdpa, shared_keys, stored_c
 from mla_experiments.kernels.compiling import compiled
 from mla_experiments.kernels.stored import STORED, Stored, packed, packed_width, unpacked
 
@@ -128,6 +128,18 @@ def test_c_reads_keys_and_values_as_they_lie(kind, batch, groups, shared, new, c
     check(kind, batch, groups, shared, new, context, width, value_width)
     check(kind, batch, groups, shared, new, context, width, min(width, value_width), (1, width - 1), True)
     torch.set_num_threads(1)
+
+
+@in_c
+@pytest.mark.parametrize(("shared", "new"), [(1, 1), (4, 1), (2, 3)])
+def test_plain_keys_and_values_are_read_where_they_lie_and_nothing_behind_them(monkeypatch, shared, new):
+    monkeypatch.setattr(sdpa, "attend", None)  # is not asked
+    query, mask = torch.randn(2, 3 * shared, new, 32), None if new == 1 else torch.rand(2, 1, new, 301) < 0.5
+    key, value = torch.full((2, 2, 3, 400, 32), torch.nan)
+    key[:, :, :301], value[:, :, :301] = torch.randn(2, 2, 3, 301, 32)
+    key, value = key[:, :, :301], value[:, :, :301]
+    output = attend(query, key, value, mask, 0.3)
+    torch.testing.assert_close(output.double(), formula(query, key, value, mask, 0.3), atol=1e-5, rtol=1e-5)
 
 
 @in_c

@@ -4,7 +4,7 @@
     python docs/tables.py --write    write the tables anew
 
 A table stands between `<!-- numbers: NAME -->` and `<!-- end -->`; NAME is a function below, which makes it of the JSON
-files in `benchmarks/results/`.
+files in `benchmarks/results/` or of the reports of studies in `docs/results/`.
 """
 
 import json
@@ -12,6 +12,7 @@ import re
 import sys
 from difflib import unified_diff
 from pathlib import Path
+from statistics import correlation
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -189,6 +190,41 @@ def cpu_speed() -> str:
     rows += beside("generating 100 tokens after a prompt of 1,000", both_sides(written, ", cache"))
     rows.append(["″, without a cache", "MLA", brief(written["mla, ours, none"]), "", ""])
     return markdown(["tokens/s", "attention", "ours", "transformers", "ratio"], rows, 2)
+
+
+def rankings() -> str:
+    """Mechanisms at a quarter of MHA's cache, or as near as they come, by perplexity and by recall, in `recall.md`."""
+    studies = ("attention-cache", "recall-copy", "recall-mqar")
+    text, copies, pairs = (reported(study) for study in studies)
+    told = [name for name in text if name in copies]
+    columns = {
+        "bits/byte": {name: text[name]["quality"]["mean"] for name in told},
+        "copying: wrong": {name: copies[name]["quality"]["mean"] for name in told},
+        "at 24 characters": {name: 1 - copies[name]["recall"]["longest=24"]["mean"] for name in told},
+        "keys and values: wrong": {name: pairs[name]["quality"]["mean"] for name in told},
+    }
+    ranks = {column: ranked(values) for column, values in columns.items()}
+    first, *others = ranks
+    rows = [
+        [f"`{name}`", *(f"{columns[one][name]:.3f} ({ranks[one][name]})" for one in columns)]
+        for name in sorted(told, key=ranks[first].__getitem__)
+    ]
+    alike = [correlation(list(ranks[first].values()), list(ranks[one].values())) for one in others]
+    rows.append(["rank correlation with the first", "", *(f"{one:.2f}" for one in alike)])
+    return markdown(["", *columns], rows, 1)
+
+
+def reported(study: str) -> dict[str, dict]:
+    """Return rows of a study's report by mechanism, as they are by default, and at a quarter of MHA's cache."""
+    report = json.loads((ROOT / "docs" / "results" / study / "report.json").read_text(encoding="utf-8"))
+    plain = {row["name"].removesuffix(" cache_bytes_per_token=256"): row for row in report["rows"]}
+    alone = {"gqa": "mqa"}  # of one group, where all that is left of a cache is that
+    return {alone.get(name, name): row for name, row in plain.items() if row["attention"] == name}
+
+
+def ranked(values: dict[str, float]) -> dict[str, int]:
+    """Return the place of each, the lowest first."""
+    return {name: 1 + sum(other < value for other in values.values()) for name, value in values.items()}
 
 
 def both_sides(found: dict[str, float], how: str) -> dict[str, list[float]]:

@@ -70,6 +70,8 @@ def is_current(folder: Path, request: dict) -> bool:
 def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
     """Make `folder` whole or not at all: yields a scratch folder and a manifest to fill, and moves it in place.
 
+    One process at a time does so; another one waits, and says so.
+
     Raises:
         UserError: something else stands there, which replacing would delete.
     """
@@ -79,7 +81,7 @@ def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
             f"{folder} is not what a command here made, and is kept; move it away, or choose another folder"
         )
     manifest = {"request": request, "versions": library_versions()}
-    with whole_folder(folder) as scratch:
+    with locked(folder), whole_folder(folder) as scratch:
         yield scratch, manifest
         manifest["files"] = file_hashes(scratch)
         write_record(scratch / MANIFEST, manifest)

@@ -1,6 +1,8 @@
 """Every kind of source gives its documents, splits are disjoint, and bad input gets one sentence."""
 
 import json
+import time
+from threading import Thread
 
 import datasets
 import pyarrow as pa
@@ -10,7 +12,7 @@ from conftest import synthetic_articles
 
 from mla_experiments.data import load_corpus, prepare_corpus, read_documents, sources
 from mla_experiments.errors import UserError
-from mla_experiments.manifest import read_manifest
+from mla_experiments.manifest import locked, read_manifest
 
 TEXTS = ["Erster Text.\nZwei Zeilen.", "日本語のテキスト 🙂", "third\r\ntext\n"]
 
@@ -186,7 +188,7 @@ def test_a_file_that_is_no_corpus_is_refused(tmp_path, content, said):
     with pytest.raises(UserError) as error:
         prepare_corpus(tmp_path / "corpus", str(path))
     assert said in str(error.value) and str(path) in str(error.value)
-    assert list(tmp_path.iterdir()) == [path]
+    assert [left for left in tmp_path.iterdir() if left.name != ".corpus.lock"] == [path]
 
 
 @pytest.mark.parametrize(
@@ -221,3 +223,18 @@ def test_a_failed_preparation_leaves_the_corpus_before_it(tmp_path, articles):
         prepare_corpus(tmp_path / "corpus", str(bad))
     assert read_manifest(tmp_path / "corpus", "")["corpus"] == str(good)
     assert len(load_corpus(tmp_path / "corpus")["train"]) > 0
+
+
+def test_two_that_prepare_one_folder_take_turns(tmp_path, articles, capsys):
+    folder, said = tmp_path / "corpus", ""
+    (tmp_path / "articles.txt").write_text("".join(articles), encoding="utf-8")
+    other = Thread(target=prepare_corpus, args=(folder, str(tmp_path / "articles.txt")))
+    with locked(folder):
+        other.start()
+        while "Waiting for another process that works in" not in said:
+            assert other.is_alive()
+            said += capsys.readouterr().out
+            time.sleep(0.01)
+        assert not folder.exists() and not folder.with_name("corpus.partial").exists()
+    other.join(60)
+    assert len(load_corpus(folder)["train"])

@@ -16,7 +16,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(NAMES, VALUES, max_size=6))
 def test_what_is_read_is_what_was_written(tmp_path_factory, content):
     """Names that are numbers become text in JSON, where 8192 comes before 512."""

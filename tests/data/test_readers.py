@@ -100,7 +100,7 @@ CONTAINERS = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(texts=TEXTS)
 def test_the_same_documents_come_out_of_every_container(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("containers")

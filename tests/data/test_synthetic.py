@@ -156,7 +156,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_every_answer_is_what_a_plain_search_finds(name, data):
     task = task_named(name, {field: data.draw(values) for field, values in FIELDS[name].items()})

@@ -59,7 +59,7 @@ def check(batch, heads, new, past, rank, rotary, padded, dtype, on="cpu"):
         torch.testing.assert_close(output.double().cpu(), expected, atol=tolerance, rtol=tolerance)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 3), heads=st.sampled_from([1, 2, 5]), new=st.sampled_from([1, 2, 4, sdpa.FEW_TOKENS + 1]),
     past=st.integers(0, 40), rank=st.sampled_from([1, 8, 12]), rotary=st.sampled_from([0, 2, 6]), padded=st.booleans(),
@@ -71,7 +71,7 @@ def test_torch_equals_the_dense_formula(batch, heads, new, past, rank, rotary, p
 
 
 @pytest.mark.skipif(latent.reasons()["c"] is not None, reason=f"c: {latent.reasons()['c']}")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 3), heads=st.sampled_from([1, 3, 16, 33]), new=st.integers(1, 4), past=st.integers(0, 300),
     rank=st.sampled_from([1, 8, 37, 128]), rotary=st.sampled_from([0, 2, 24]), padded=st.booleans(),
@@ -88,7 +88,7 @@ def test_c_equals_the_dense_formula(batch, heads, new, past, rank, rotary, padde
 class TestTriton:
     """On a GPU, where there is one; else by Triton's interpreter, which `conftest.py` asks for."""
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(
         batch=st.integers(1, 3), heads=st.sampled_from([1, 3, 16, 33]), new=st.integers(1, 4), past=st.integers(0, 150),
         rank=st.sampled_from([32, 48, 128]), rotary=st.sampled_from([0, 16, 24]), padded=st.booleans(),

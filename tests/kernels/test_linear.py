@@ -17,7 +17,7 @@ from mla_experiments.kernels.stored import STORED
 in_c = pytest.mark.skipif(isinstance(library("linear"), CannotCompile), reason=str(library("linear")))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5), max_size=2), st.integers(1, 70), st.integers(1, 70), st.booleans(), st.booleans())
 def test_it_is_a_linear_map(leading, num_in, num_out, bias, strided):
     layer = nn.Linear(num_in, num_out, bias=bias)
@@ -48,7 +48,7 @@ def test_autocast_is_kept():
 FEWER = [dtype for dtype in STORED.values() if dtype is not torch.float32]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(FEWER),
     st.sampled_from([1, 2, 5, FEW_ROWS + 1]),
@@ -72,7 +72,7 @@ def test_a_weight_in_fewer_bits_is_rounded_once_a_row_and_multiplied_exactly(dty
     torch.testing.assert_close(output.double(), expected, atol=largest * (2**-7 if rounds_rows else 1e-6), rtol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 70), st.integers(1, 20), st.booleans(), st.booleans())
 def test_many_rows_meet_bf16_in_bf16_where_the_processor_has_it(num_in, num_out, bias, has_it):
     layer, x = nn.Linear(num_in, num_out, bias=bias), torch.randn(FEW_ROWS + 1, num_in)

@@ -12,7 +12,7 @@ from mla_experiments.kernels.compiling import CannotCompile, library
 in_c = pytest.mark.skipif(isinstance(library("norm"), CannotCompile), reason=str(library("norm")))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5), max_size=2), st.integers(1, 70), st.booleans(), st.sampled_from([1e-6, 1.0, None]))
 def test_it_is_the_root_mean_square_norm(leading, width, strided, eps):
     layer = nn.RMSNorm(width, eps=eps)

@@ -28,7 +28,7 @@ def dense(query, rows, value_width, mask, scale):
     return torch.stack(outputs, dim=1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     batch=st.integers(1, 3), num_parts=st.integers(1, 4), heads=st.sampled_from([1, 4, 16]), new=st.integers(1, 3),
     past=st.integers(0, 150), value_width=st.sampled_from([4, 16, 33]), tied=st.sampled_from([1, 2]),

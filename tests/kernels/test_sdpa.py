@@ -15,7 +15,7 @@ def formula(query, key, value, scale):
     return (query.double() @ key.mT * scale).softmax(-1) @ value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     batch_and_groups=st.sampled_from([(1, 1), (1, 2), (1, 3), (2, 1), (3, 1), (2, 2)]),
     shared=st.sampled_from([2, 4]),

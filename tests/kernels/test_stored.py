@@ -40,7 +40,7 @@ def formula(query, key, value, mask, scale):
     width=st.integers(1, 40), parts=st.integers(1, 4), size=st.sampled_from([1e-30, 1e-3, 1.0, 1e30]),
     tokens=st.integers(0, 5),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_octets_are_within_half_a_step_of_their_part_s_largest(width, parts, size, tokens):
     widths = tuple(width + number for number in range(parts))
     x = torch.randn(2, tokens, sum(widths)) * size
@@ -122,7 +122,7 @@ def test_nan_in_a_scale_is_not_hidden(pairs):
     context=st.integers(1, 300), width=st.sampled_from([2, 7, 32, 72]), value_width=st.sampled_from([1, 5, 32, 64]),
     threads=st.integers(1, 3),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_c_reads_keys_and_values_as_they_lie(kind, batch, groups, shared, new, context, width, value_width, threads):
     torch.set_num_threads(threads)
     check(kind, batch, groups, shared, new, context, width, value_width)

@@ -21,7 +21,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(OPERATIONS, max_size=12), st.sampled_from([0, 3]))
 @torch.no_grad()
 def test_it_holds_what_the_library_s_layer_holds(operations, value_width):

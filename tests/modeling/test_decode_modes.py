@@ -67,7 +67,7 @@ def dense_logits(model, tokens):
     return norm(x, state["model.norm.weight"]) @ state["lm_head.weight"].T
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(st.tuples(st.integers(1, 8), st.sampled_from(LATENT_MODES)), min_size=1, max_size=6),
     crops=st.lists(st.integers(0, 3), min_size=6, max_size=6),

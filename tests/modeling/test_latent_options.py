@@ -43,7 +43,7 @@ def test_options_left_alone_are_not_in_the_configuration():
     assert MLA.resolve(512, 16, latent_norm=False) == options | {"latent_norm": False}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_heads=st.sampled_from([1, 2, 4]),
     q_lora_rank=st.sampled_from([5, 16]),

@@ -26,7 +26,7 @@ def assert_same_logits_and_gradients(ours, oracle, atol=1e-5):
         )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_heads=st.sampled_from([1, 2, 4, 6]),
     head_dim=st.sampled_from([2, 8, 16]),
@@ -50,7 +50,7 @@ def test_mha_gqa_mqa_are_llama(num_heads, head_dim, groups, width, tied):
     assert_same_logits_and_gradients(ours, oracle)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     num_heads=st.sampled_from([1, 2, 4]),
     q_lora_rank=st.sampled_from([None, 5, 16]),

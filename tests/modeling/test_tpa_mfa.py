@@ -52,7 +52,7 @@ def token_by_token(layer, states, tables, prompt=3):
     return torch.cat(parts, dim=1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     options=st.one_of(
         st.fixed_dictionaries({

@@ -114,7 +114,7 @@ def test_a_match_that_cannot_be_met_says_how_near_it_came(tmp_path):
         match(study(tmp_path, match="parameters", attention=["mha", "mla"], **options), 300)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     attention=st.sampled_from(["mha", "gqa", "mqa", "mla"]), layers=st.integers(1, 3), length=st.integers(2, 40),
     tied=st.booleans(), vocabulary=st.integers(2, 99),

@@ -22,14 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mla_experiments import report
 from mla_experiments.cli import main
 from mla_experiments.data import prepare_corpus, prepare_tokenizer, prepare_tokens
 from mla_experiments.versions import installed, release
 
-settings.register_profile("any machine", deadline=None)  # a busy one takes its time, which is no failure
+slow = [HealthCheck.too_slow]
+settings.register_profile("any machine", deadline=None, suppress_health_check=slow)  # a busy one is no failure
 settings.load_profile("any machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]

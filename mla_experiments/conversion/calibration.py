@@ -19,6 +19,7 @@ from ..evaluation.scores import texts_hash
 
 SHINGLE = 20  # words
 HELD_OUT_EVERY = 4  # documents of a corpus that serves both
+Run = tuple[str, ...]  # of words
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Texts:
 def read_texts(corpus: str, held_out_corpus: str | None, text_column: str) -> tuple[Texts, Texts]:
     """Return text to calibrate on and text to measure on.
 
-    Where one corpus serves both, every fourth of its documents is held out.
+    Where one corpus serves both, every fourth of its documents is held out, and what shares a passage with one of those
+    is left out.
 
     Args:
         corpus: as the command `data` takes it.
@@ -50,14 +52,20 @@ def read_texts(corpus: str, held_out_corpus: str | None, text_column: str) -> tu
     documents = _documents(corpus, text_column)
     if held_out_corpus is None:
         held_out = documents[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-        kept = [text for number, text in enumerate(documents) if number % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
-        if not held_out:
+        rest = [text for number, text in enumerate(documents) if number % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
+        seen = sampled_runs(held_out)
+        kept = [text for text in rest if shared_run(text, seen) is None]
+        if not held_out or not kept:
+            alone = "without passages of others " if held_out else ""
             raise UserError(
-                f"corpus={corpus} has {len(documents)} documents, too few to hold some out; give another as --held_out"
+                f"corpus={corpus} has {len(documents)} documents, too few {alone}to hold some out; give another as "
+                "--held_out"
             )
+        if len(kept) < len(rest):
+            print(f"Left out of calibration for passages that held-out documents have too: {len(rest) - len(kept)}.")
     else:
         kept, held_out = documents, _documents(held_out_corpus, text_column)
-    check_apart(kept, held_out, corpus, held_out_corpus or corpus)
+        check_apart(kept, held_out, corpus, held_out_corpus)
     return Texts(corpus, kept), Texts(held_out_corpus or f"{corpus} (every {HELD_OUT_EVERY}th document)", held_out)
 
 
@@ -74,17 +82,26 @@ def check_apart(first: list[str], second: list[str], name: str, other: str) -> N
     Raises:
         UserError: they do, with the first such run.
     """
-    seen = {run for text in second for run in itertools.islice(runs_of(text), 0, None, SHINGLE)}
+    seen = sampled_runs(second)
     for text in first:
-        for run in runs_of(text):
-            if run in seen:
-                raise UserError(
-                    f"corpus={name} and held_out={other} share a passage ({' '.join(run[:8])!a} ...); what is measured "
-                    "on text that was calibrated on means nothing: give another text"
-                )
+        if run := shared_run(text, seen):
+            raise UserError(
+                f"corpus={name} and held_out={other} share a passage ({' '.join(run[:8])!a} ...); what is measured "
+                "on text that was calibrated on means nothing: give another text"
+            )
 
 
-def runs_of(text: str) -> Iterator[tuple[str, ...]]:
+def sampled_runs(texts: list[str]) -> set[Run]:
+    """Return runs of words that no long passage is without: one after another in each text."""
+    return {run for text in texts for run in itertools.islice(runs_of(text), 0, None, SHINGLE)}
+
+
+def shared_run(text: str, seen: set[Run]) -> Run | None:
+    """Return the first run of a text that has been seen."""
+    return next((run for run in runs_of(text) if run in seen), None)
+
+
+def runs_of(text: str) -> Iterator[Run]:
     """Yield every run of `SHINGLE` words."""
     words = text.split()
     for start in range(len(words) - SHINGLE + 1):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mla_experiments.cli import main
-from mla_experiments.conversion.calibration import check_apart, runs_of
+from mla_experiments.conversion.calibration import check_apart, read_texts, runs_of
 from mla_experiments.data.synthetic import TASKS
 from mla_experiments.errors import UserError
 from mla_experiments.evaluation import recall
@@ -309,6 +309,14 @@ def test_texts_that_share_twenty_words_are_told_whatever_stands_around_them():
     with pytest.raises(UserError, match="share a passage"):
         check_apart([f"before {shared} after"], [f"something else {shared}"], "one", "other")
     assert len(list(runs_of("word " * 25))) == 6
+
+
+def test_the_sample_serves_both_without_what_its_documents_share(capsys):
+    to_calibrate, to_measure = read_texts("wiki-sample", None, "text")
+    check_apart(to_calibrate.documents, to_measure.documents, "one", "other")
+    assert len(to_measure.documents) == 107 // 4 and len(to_calibrate.documents) > 75
+    left_out = 107 - 107 // 4 - len(to_calibrate.documents)
+    assert left_out and f"that held-out documents have too: {left_out}." in capsys.readouterr().out
 
 
 def test_healing_follows_the_conversion_beside_a_control_and_the_command_goes_on_where_it_was(place, capsys):

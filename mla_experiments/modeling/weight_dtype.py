@@ -13,7 +13,8 @@ def set_weight_dtype(model: DecoderForCausalLM, dtype: str | None) -> None:
     """Keep the matrices of a model in fewer bits from now on, for inference alone; there is no way back.
 
     All linear maps are, and the head, of which a tied embedding table keeps its own copy; embeddings, norms, and what
-    absorption multiplies with are not. Such a model cannot be trained or saved.
+    absorption multiplies with are not. Such a model cannot be saved, nor trained: embeddings and norms, which are left,
+    have no gradients any more, or they would be trained alone without a word.
 
     Args:
         model: one of ours.
@@ -42,3 +43,4 @@ def set_weight_dtype(model: DecoderForCausalLM, dtype: str | None) -> None:
                 f"weight_dtype={dtype} needs plain linear maps, but {path} is a {type(module).__name__}; leave it out",
             )
             model.set_submodule(path, PackedLinear(module, STORED[dtype]))
+    model.requires_grad_(False)

@@ -59,6 +59,15 @@ def test_a_tied_table_keeps_looking_up_what_it_held():
     assert type(model.model.layers[0].self_attn.kv_b_proj) is nn.Linear, "absorption multiplies with it"
 
 
+def test_such_a_model_is_neither_trained_nor_saved(tmp_path):
+    model, tokens = small("mha"), torch.zeros(1, 4, dtype=torch.long)
+    set_weight_dtype(model, "bf16")
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        model.train()(tokens, labels=tokens).loss.backward()
+    with pytest.raises(RuntimeError, match="are for decoding and are not saved"):
+        model.save_pretrained(tmp_path)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="weight_dtype=int4 is unknown; choose one of f32, bf16, f16, int8"):
         set_weight_dtype(small("mha"), "int4")

@@ -1,7 +1,10 @@
 """What to run next, or in place of something, said as the user came: scripts in a clone, else the installed command."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+USUAL = {"data_dir": "data", "weights_dir": "weights", "studies_dir": "studies"}  # where commands look untold
 
 
 @dataclass(frozen=True)
@@ -24,5 +27,16 @@ class Step:
         return f"mla-experiments {self.command}"
 
     def with_flags(self, flags: str) -> "Step":
-        """Return the same with more flags."""
-        return Step(f"{self.script} {flags}", f"{self.command} {flags}")
+        """Return the same with more flags, if there are any."""
+        return Step(f"{self.script} {flags.strip()}".strip(), f"{self.command} {flags.strip()}".strip())
+
+
+def elsewhere(**folders: Path | str) -> str:
+    """Return the flags that a next step needs to find folders, by the names of their flags; none for the usual ones."""
+    said = {name: folder for name, folder in folders.items() if not _is_usual(Path(folder).resolve(), USUAL[name])}
+    return "".join(f" --{name} {shlex.quote(str(folder))}" for name, folder in said.items())
+
+
+def _is_usual(place: Path, usual: str) -> bool:
+    """Whether a command looks there untold; the scripts in the folder `data` of a clone look beside themselves."""
+    return place == Path(usual).resolve() or (place == Path.cwd() and (place / "hftokenizer.py").is_file())

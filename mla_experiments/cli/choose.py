@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..next_step import elsewhere
 from ..stopping import say_how_to_stop
 from .needs import STATISTICS, need
 from .parsing import parse
@@ -64,10 +65,11 @@ def run(argv: list[str]) -> None:
     asked = {"attention": tuple(given["attention"])} if given["attention"] else {}
     question = Question(where["TEXT"], given["cache_bytes_per_token"], parameters, given["hours"], **asked)
     print(*propose(question, path, root), sep="\n")
+    again = f"mla-experiments study {path}{elsewhere(studies_dir=root)}"
     if given["plan_only"]:
-        wrote(path, "the study", f"mla-experiments study {path} --studies-dir {root}")
+        wrote(path, "the study", again)
         return
-    print(f"The study is in {path}; it can be edited, and run again with: mla-experiments study {path}")
+    print(f"The study is in {path}; it can be edited, and run again with: {again}")
     say_how_to_stop()
     outcome = run_study(read_study(path), root)
     found = read_findings(outcome.folder)

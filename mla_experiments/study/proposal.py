@@ -17,7 +17,7 @@ from ..data.corpora import MADE_BY
 from ..errors import UserError
 from ..manifest import read_manifest
 from ..modeling import DecoderConfig, device
-from ..modeling.attention import MISSION
+from ..modeling.attention import ATTENTION, MISSION, find, plugins
 from .description import Study, read_study
 from .forecast import HOUR, tokens_per_second
 from .matching import NEAR, Matched, match
@@ -93,7 +93,7 @@ def drafted(question: Question, path: Path, root: Path) -> list[str]:
         "corpus": question.corpus,
         "vocab_size": "auto",
         "preset": "demo",
-        "attention": list(question.attention),
+        "attention": [lasting_name(name) for name in question.attention],
         "sequence_length": SEQUENCE_LENGTH,
     }
     data = prepared(written(path, stated), root)
@@ -127,6 +127,17 @@ def drafted(question: Question, path: Path, root: Path) -> list[str]:
         f"best. That takes about {hours:.1f} hours on this machine.",
         *([few_passes(passes, hours)] if passes < ONE_PASS else []),
     ]
+
+
+def lasting_name(name: str) -> str:
+    """Return by what a process that nobody tells anything finds a mechanism: one from a file by the file and its class.
+
+    Args:
+        name: of the mechanism, which the command line has made of what was typed.
+    """
+    if name in ATTENTION and plugins.source_of(ATTENTION[name]) is None:
+        return name
+    return next((named for named in plugins.handed_on() if find(named) == name), name)
 
 
 def few_passes(passes: float, hours: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, command
+from conftest import REPOSITORY, TINY, command, synthetic_articles
 from transformers import DynamicCache
 
 from mla_experiments import DecoderConfig, DecoderForCausalLM, register
@@ -18,6 +18,7 @@ from mla_experiments.cli import main
 from mla_experiments.errors import UserError
 from mla_experiments.manifest import file_hash
 from mla_experiments.modeling.attention import ATTENTION, MHA, find, plugins
+from mla_experiments.study import proposal, read_study
 from mla_experiments.testing import check_attention
 from mla_experiments.training.identity import sources_hash
 
@@ -127,6 +128,19 @@ def test_a_file_is_named_on_the_command_line_and_a_checkpoint_says_what_it_needs
     assert "add --attention path/to/thin_keys.py:ThinKeys" in refused(capsys, asked)
     os.environ[plugins.VARIABLE] = f"{here / 'thin_keys.py'}:ThinKeys"  # as in a process that another has started
     assert main(asked) == 0 and capsys.readouterr().out == text
+
+
+def test_a_study_that_is_written_for_a_file_is_understood_by_who_has_not_named_it(here, monkeypatch, capsys):
+    Path("own.txt").write_text("".join(synthetic_articles(400)))
+    monkeypatch.setattr(proposal, "LEAST_TOKENS", 2000)
+    monkeypatch.setattr(proposal, "tokens_within", lambda *_: (4096, [1e4] * 2))
+    asked = "choose own.txt --cache-bytes-per-token 512 --params 150k --studies-dir thin --plan-only --attention gqa"
+    assert main([*asked.split(), SPEC]) == 0
+    assert "Next: mla-experiments study thin/choose-own.yaml --studies_dir thin\n" in capsys.readouterr().out
+    del ATTENTION["thinkeys"]
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    assert [variant.attention for variant in read_study(Path("thin/choose-own.yaml")).variants] == ["gqa", "thinkeys"]
+    assert main([*asked.split(), SPEC]) == 0, "the same command goes on with it"
 
 
 def test_other_code_of_a_file_is_another_run(here, prepared, capsys):

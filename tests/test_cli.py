@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, synthetic_articles
 
 from mla_experiments.benchmark import MEASUREMENTS
 from mla_experiments.cli import COMMANDS, main
-from mla_experiments.next_step import Step
+from mla_experiments.next_step import Step, elsewhere
 from mla_experiments.study.schema import StudyFile, Tuning
 from mla_experiments.yaml_files import read_yaml
 
@@ -47,6 +47,23 @@ def test_what_to_run_next_fits_how_one_came(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path / "data")
     assert str(Step("train_model.py", "train")) == "cd ..; python train_model.py"
+
+
+def test_what_to_run_next_finds_the_folders_that_were_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.txt").write_text("".join(synthetic_articles(40)))
+    for stage in ("download", "tokenizer --vocab_size 300", "tokens"):
+        given = "--corpus own.txt" if stage == "download" else ""
+        assert main(f"data {stage} {given} --data_dir here".split()) == 0
+    said = capsys.readouterr().out
+    for command in ("data tokenizer", "data tokens", "train"):
+        assert f"Next: mla-experiments {command} --data_dir here\n" in said
+    assert elsewhere(data_dir="./data", weights_dir=tmp_path / "weights") == ""
+    assert elsewhere(data_dir="data", weights_dir="my weights") == " --weights_dir 'my weights'"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/hftokenizer.py").touch()
+    monkeypatch.chdir(tmp_path / "data")
+    assert elsewhere(data_dir=tmp_path / "data") == "", "the scripts of a clone say this themselves"
 
 
 @pytest.mark.parametrize("what", MEASUREMENTS)

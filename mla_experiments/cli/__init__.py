@@ -1,4 +1,4 @@
-"""The command line: one sub-command a file, each printing what it wrote and what to run next.
+"""The command line: one sub-command a file; those that write say what they wrote, and most of them what to run next.
 
 Nothing heavy is imported before a command runs: the list of commands and most of their help need no model.
 """
@@ -25,7 +25,10 @@ UNEXPECTED = 70  # the exit code, as sysexits.h has it
 
 
 def main(argv: list[str] | None = None, may_install: bool = False) -> int:
-    """Run a sub-command and return the exit code: 0, 2 for input that cannot work, 70 for what nobody foresaw, 130.
+    """Run a sub-command and return the exit code.
+
+    0; 1 where runs of a study have failed; 2 for input that cannot work; 70 for what nobody foresaw; 130 where somebody
+    stopped it, and 141 where nobody reads what it says.
 
     Args:
         argv: the command line; that of the process if not given.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
+from ..next_step import elsewhere
 from .needs import STATISTICS, need
 from .parsing import parse
 from .saying import wrote
@@ -85,9 +86,21 @@ def run(argv: list[str]) -> None:
         print(
             "\nOne run each: what lies between them may be chance. What is told apart, and how surely, takes a study:"
         )
-        print("mla-experiments study experiments/attention.yaml (corpus: PATH in it takes your own text)")
+        print(to_be_sure())
     written = results.save(output_dir)
-    wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", "mla-experiments generate --model NAME")
+    wrote(", ".join(map(str, written)), f"{len(results.rows)} evaluations", to_generate(given))
+
+
+def to_be_sure() -> str:
+    """Return a command that compares over seeds and documents: the study of a clone, if this is one."""
+    if (study := Path("experiments/attention.yaml")).is_file():
+        return f"mla-experiments study {study} (corpus: PATH in it takes your own text)"
+    return "mla-experiments choose TEXT --cache-bytes-per-token BYTES"
+
+
+def to_generate(given: dict) -> str:
+    """Return how to hear one of the models."""
+    return f"mla-experiments generate --model NAME{elsewhere(weights_dir=given['weights_dir'])}"
 
 
 def evaluate_on_tasks(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
@@ -111,7 +124,7 @@ def evaluate_on_tasks(tasks: list[str], limit: int | None, given: dict, output_d
     print(table(with_headings(rows, but=set())))
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "probes.json", {"versions": library_versions(), "results": rows})
-    wrote(output_dir / "probes.json", f"{len(rows)} conditions", "mla-experiments generate --model NAME")
+    wrote(output_dir / "probes.json", f"{len(rows)} conditions", to_generate(given))
 
 
 def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path) -> None:
@@ -153,8 +166,7 @@ def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path)
     output_dir.mkdir(parents=True, exist_ok=True)
     written = output_dir / f"{storage.name}.json"
     write_json(written, {"versions": library_versions(), name: dtype, "results": rows})
-    following = f"mla-experiments generate NAME --{name} {dtype}"
-    wrote(written, f"{len(rows)} differences, paired by documents", following)
+    wrote(written, f"{len(rows)} differences, paired by documents", f"{to_generate(given)} --{name} {dtype}")
 
 
 def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
@@ -167,4 +179,5 @@ def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output
     print(table([row | {"value": f"{row['value']:,.4f}"} for row in rows]))
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / "harness.json", {"versions": library_versions(), "limit": limit, "results": rows})
-    wrote(output_dir / "harness.json", f"{len(rows)} values", "mla-experiments export RUN --to hf OUT")
+    following = f"mla-experiments export RUN --to hf OUT{elsewhere(weights_dir=given['weights_dir'])}"
+    wrote(output_dir / "harness.json", f"{len(rows)} values", following)

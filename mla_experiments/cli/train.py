@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..next_step import Step
+from ..next_step import Step, elsewhere
 from ..stopping import say_how_to_stop
 from .parsing import parse
 from .saying import wrote
@@ -45,4 +45,5 @@ def run(argv: list[str]) -> None:
     draw_curves(runs, figures)
     for folder in folders:
         write_model_card(folder)
-    wrote(", ".join(map(str, folders)), f"curves in {figures}", Step("eval_model.py", "eval"))
+    there = elsewhere(data_dir=arguments.data_dir, weights_dir=arguments.weights_dir)
+    wrote(", ".join(map(str, folders)), f"curves in {figures}", Step("eval_model.py", "eval").with_flags(there))

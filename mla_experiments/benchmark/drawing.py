@@ -20,7 +20,7 @@ class Arguments:
     tasks: list[str] = flag(list(TASKS), "which")
     sequence_length: int = flag(128, "symbols in a row")
     batch_size: int = flag(64, "rows in a step")
-    hidden_size: int = flag(64, "width of the model that is trained, of two layers of multi-head attention")
+    hidden_size: int = flag(64, "width of the model that is trained, of two layers of MLA")
     rounds: int = flag(9, "timed turns of each")
 
 

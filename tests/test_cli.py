@@ -84,6 +84,7 @@ def help_of(capsys, *argv):
     [
         (["fly"], "command fly is unknown; choose one of choose, data, train, eval"),
         (["plan", ""], "MODEL='' is empty; give a value"),
+        (["eval", "--limit", "3"], "limit=3 is of the documents of tasks, and has no effect without --tasks"),
         (["train", "--learning_rat", "1"], "--learning_rat"),
         (["data", "upload"], "data stage upload is unknown"),
         (["data", "tokens", "--sequence-length", "long"], "invalid int value: 'long'"),

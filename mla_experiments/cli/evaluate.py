@@ -61,6 +61,8 @@ def run(argv: list[str]) -> None:
     argv = ["--models", *models, *argv] if models else argv
     (given,) = parse([EvaluationArguments], argv, "eval", __doc__, examples=EXAMPLES)
     output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
+    if limit and not tasks:
+        raise UserError(f"limit={limit} is of the documents of tasks, and has no effect without --tasks; leave it out")
     fewer = {name: dtype for name in ("cache_dtype", "weight_dtype") if (dtype := given.pop(name))}
     if fewer:
         (name, dtype), *others = *fewer.items(), *([("tasks", tasks[0])] if tasks else [])

@@ -80,7 +80,8 @@ def ended(argv: list[str], may_install: bool) -> tuple[int, str]:
     except Stopped as stopped:
         return 130, str(stopped)
     except KeyboardInterrupt:
-        return 130, "\nStopped at once. A training run goes on from its last checkpoint with --resume."
+        resumed = "A training run goes on from its last checkpoint with --resume."
+        return 130, f"\nStopped at once. {resumed if argv[0] == 'train' else 'The same command keeps what is whole.'}"
     except Exception as error:
         if lacks_memory(error):
             return 2, refusal(f"there is not enough memory for that ({reason_of(error)}); give a smaller size or batch")

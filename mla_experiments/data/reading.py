@@ -162,8 +162,9 @@ def row_articles(rows: Iterable[str | None]) -> Iterator[str]:
 
 
 def _table_name(file: DataFile) -> tuple:
-    """The shards of one table share this, and no other files do."""
-    return file.path.parent, SHARD.sub("", file.path.name), file.kind
+    """The shards of one table share this, and no other files do; a text is whole, whatever it is called."""
+    name = file.path.name
+    return file.path.parent, SHARD.sub("", name) if file.kind in TABLES else name, file.kind
 
 
 def _rows(files: list[DataFile], text_column: str) -> Iterator[str | None]:

@@ -443,6 +443,12 @@ def test_a_table_of_wikitext_s_lines_gives_its_articles_and_says_so(tmp_path, na
     assert len(list(read_documents(tmp_path / name))) == 2 * len([row for row in rows if row]) + 40
 
 
+def test_texts_that_are_named_like_shards_are_all_read(tmp_path):
+    for number, text in enumerate(("first", "second")):
+        (tmp_path / f"notes-0000{number}-of-00002.txt").write_text(text)
+    assert list(read_documents(tmp_path)) == ["first", "second"]
+
+
 def test_an_article_goes_on_from_one_shard_to_the_next(tmp_path):
     rows = wikitext_rows(synthetic_articles(30))
     whole = ["".join(wikitext_rows([article])) for article in synthetic_articles(30)]

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import QuantizedLayer
 
+from ..errors import UserError
 from ..modeling import DecoderConfig, DecoderForCausalLM
 from ..modeling.attention import ATTENTION, Attention, plugins
 from ..modeling.attention.base import Option
@@ -300,6 +301,25 @@ def cache_size(case: Case) -> None:
         assert all(part >= 0 for part in parts.values())
 
 
+def choices(case: Case) -> None:
+    """There are the options that it names, and more of the one that a study solves for keeps more in the cache."""
+    mechanism = ATTENTION[case.attention]
+    named = {"fixed_options": mechanism.option_names(), "takes": COMMON.keys()}
+    for statement, known in named.items():
+        absent = getattr(mechanism, statement) - known
+        assert not absent, f"{statement} names {', '.join(sorted(absent))}; there are {', '.join(sorted(known))}"
+    name, free = mechanism.cache_option, mechanism.free_options()
+    if name is None:
+        return
+    assert name in free, f"cache_option={name} is none of its options that are free: {', '.join(sorted(free))}"
+    size, others, kept = (case.hidden_size, case.num_attention_heads), dict[str, Any](case.options), list[int]()
+    for value in range(1, 2 * case.hidden_size + 1):
+        with torch.device("meta"), contextlib.suppress(UserError):
+            layer = mechanism(*size, rotary=case.positions == "rope", **others | {name: value})
+            kept.append(layer.cache_elements_per_token())
+    assert kept and kept == sorted(kept) and kept[0] < kept[-1], f"with {name} from 1 on a token keeps {kept} numbers"
+
+
 def operations(case: Case) -> None:
     """The formula counts what torch's FLOP counter counts; on the meta device nothing is fused or padded."""
     with torch.device("meta"):
@@ -397,6 +417,6 @@ CHECKS = {
     check.__name__: check
     for check in (
         causality, decoding, fewer_bits, cache_changes, padding, generation, gradients, rounding, saving, cache_size,
-        operations, modes, probabilities, compilation, reference,
+        choices, operations, modes, probabilities, compilation, reference,
     )
 }  # fmt: skip

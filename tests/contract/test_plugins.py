@@ -77,8 +77,12 @@ def refused(capsys, argv):
         ("return self.output(attended,", "return self.output(attended[..., :-1],", "causality"),
         ("return 2 * num_tokens", "return num_tokens", "operations"),
         ("key = rotate(key,", "rotate(key,", "reference"),
+        ('cache_option = "num_key_value_heads"', 'cache_option = "num_kv_heads"', "choices"),
+        ('cache_option = "num_key_value_heads"', 'cache_option = "sharpness"', "choices"),
+        ('takes = frozenset({"output_gate"})', 'takes = frozenset({"gate"})', "choices"),
     ],
-    ids=["tripled", "acausal", "another cache", "forgetful", "wrong shape", "half the FLOPs", "unturned"],
+    ids=["tripled", "acausal", "another cache", "forgetful", "wrong shape", "half the FLOPs", "unturned",
+         "no such option", "another option", "no such move"],
 )  # fmt: skip
 def test_the_check_finds_what_is_broken(here, before, after, check):
     with pytest.raises(AssertionError, match=rf"^{check} of thinkeys-under-check"):

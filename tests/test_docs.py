@@ -130,9 +130,24 @@ def test_the_atlas_says_which_verdict_another_study_turns_and_in_what_the_two_di
 def test_the_readme_is_short_and_names_every_mechanism():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120
-    assert [name for name in ATTENTION if f"[`{name}`]" not in text] == []
+    absent = [name for name in ATTENTION if f"[`{name}`]" not in text]
+    assert not absent, f"README.md has no row for {absent}"
     page = (REPOSITORY / "docs/mechanisms.md").read_text(encoding="utf-8")
-    assert [name for name in ATTENTION if f"/attention/{name}.py)" not in page] == []
+    absent = [name for name in ATTENTION if f"/attention/{name}.py)" not in page]
+    assert not absent, f"docs/mechanisms.md has no row for {absent}"
+
+
+def test_the_tables_of_mechanisms_say_what_each_keeps(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "docs")
+    from drawings import parts_of
+
+    kept = {name: f"{sum(parts_of(name).values()):,}" for name in ATTENTION}
+    for page in ("README.md", "docs/mechanisms.md"):
+        for line in (REPOSITORY / page).read_text(encoding="utf-8").splitlines():
+            if line.startswith("|") and (names := re.findall(r"/attention/(\w+)\.py\)", line)):
+                numbers = ", ".join(dict.fromkeys(kept[name] for name in names))
+                is_said = any(re.match(rf"{numbers}(?![\d,])", cell.strip()) for cell in line.split("|"))
+                assert is_said, f"{page}: the row of {', '.join(names)} does not say {numbers}"
 
 
 def test_the_readme_and_the_pages_link_to_what_is_there():

@@ -16,7 +16,7 @@ SLOW = {"compilation"}  # with one kind of positions
 def test_it_keeps_the_contract(attention, positions, check):
     if check in SLOW and positions != "rope":
         pytest.skip("the other kind of positions compiles alike")
-    run_check(CHECKS[check], Case(attention, positions=positions, reference=REFERENCES[attention]))
+    run_check(CHECKS[check], Case(attention, positions=positions, reference=REFERENCES.get(attention)))
 
 
 WITH = [(name, common) for name, mechanism in ATTENTION.items() for common in common_cases(mechanism) if common]
@@ -29,4 +29,5 @@ def test_it_keeps_the_contract_with_what_is_common_to_mechanisms(attention, comm
 
 
 def test_every_mechanism_of_ours_gives_a_reference():
-    assert REFERENCES.keys() >= ATTENTION.keys()
+    absent = ATTENTION.keys() - REFERENCES.keys()
+    assert not absent, f"tests/contract/references.py has no equations of {sorted(absent)}"

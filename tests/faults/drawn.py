@@ -59,7 +59,7 @@ RUNS = [
     ["--data_dir", "drawn", "--run", "new", "--loss_on", "answers"],
 ]  # fmt: skip
 READS = {  # command: beginnings of the names of the files that it reads
-    "data": ("text", "notes", "rows", "array", "table", "folder/", "shards/", "data/"),
+    "data": (*CORPORA, "data/"),
     "train": ("data/", "drawn/", "weights/half/", "weights/mla/"),
     "eval": ("weights/mla/", "data/corpus/", "text", "rows", "table", "results"),
     "generate": ("weights/mla/",),

@@ -8,6 +8,7 @@ from conftest import synthetic_articles
 
 from mla_experiments.cli import COMMANDS, command, main
 from mla_experiments.cli.saying import refusal
+from mla_experiments.data.formats import KINDS, kind_of
 from mla_experiments.manifest import read_record, write_record
 
 TOLD = {"corpus": "text.txt", "preset": "demo", "attention": ["mla"]}
@@ -109,6 +110,18 @@ def test_too_little_memory_is_said_and_is_no_mistake_of_the_program(here, capsys
 def test_a_record_holds_names_of_files_that_are_no_unicode(tmp_path):
     write_record(tmp_path / "record.json", {"folder": "\udcff é"})
     assert read_record(tmp_path / "record.json") == {"folder": "\udcff é"}
+
+
+def test_the_fuzzer_has_files_of_every_kind(tmp_path):
+    from faults.drawn import CORPORA
+    from faults.playground import write_corpora
+
+    write_corpora(tmp_path)
+    local = [tmp_path / name for name in CORPORA if not name.startswith("synthetic:")]
+    absent = [path.name for path in local if not path.exists()]
+    assert not absent, f"CORPORA of tests/faults/drawn.py names {absent}; write_corpora of playground.py writes none"
+    kinds = set(KINDS.values()) - {kind_of(path) for path in local}
+    assert not kinds, f"CORPORA of tests/faults/drawn.py has no file that is read as {sorted(kinds)}"
 
 
 def test_the_fuzzer_draws_every_command():

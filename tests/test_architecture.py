@@ -9,11 +9,9 @@ from conftest import REPOSITORY
 from mla_experiments.modeling.attention import ATTENTION
 
 PACKAGE = REPOSITORY / "mla_experiments"
-ORDER = ["kernels", "modeling", "data", "training", "evaluation", "conversion", "benchmark", "study", "report", "cli"]
-SHARED = {  # what any part may use
-    "errors", "manifest", "run_files", "markdown", "allocator", "stopping", "threads", "versions", "registration",
-    "yaml_files", "vocabulary", "every_reader", "next_step", "presets", "",
-}  # fmt: skip
+TOUR = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ORDER = list(dict.fromkeys(re.findall(r"^\| `mla_experiments/(\w+)/", TOUR, re.MULTILINE)))
+SHARED = {"", *(path.stem for path in PACKAGE.glob("*.py"))}  # what any part may use
 
 
 def modules():
@@ -30,29 +28,24 @@ def imports(path):
             yield inner[0] if inner else ""
 
 
+def test_the_tour_leads_through_every_part():
+    parts = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert parts == set(ORDER), f"the tour in CONTRIBUTING.md has not, or has alone: {sorted(parts ^ set(ORDER))}"
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_part_imports_only_parts_above_it(path):
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if part not in ORDER:
         return
+    above = ORDER[: ORDER.index(part) + 1]
     for other in imports(path):
-        assert other in SHARED or ORDER.index(other) <= ORDER.index(part), f"{part} imports {other}"
+        assert other in SHARED or other in above, f"{part} imports {other}, which the tour does not have above it"
 
 
 def test_a_mechanism_imports_only_its_neighbours_and_is_imported_by_the_registry_alone():
     folder = PACKAGE / "modeling" / "attention"
-    names = {path.stem for path in folder.glob("*.py")} - {
-        "__init__",
-        "absorb",
-        "base",
-        "checks",
-        "compress",
-        "heads",
-        "hybrid",
-        "plugins",
-        "remember",
-        "rope",
-    }
+    names = {mechanism.__module__.split(".")[-1] for mechanism in ATTENTION.values()}
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in names:

@@ -21,6 +21,7 @@ COMMANDS = {  # its name: the file beside this one
     "export": "export", "import": "import_", "convert": "convert", "plan": "plan", "study": "study", "report": "report",
     "compare": "compare", "bench": "bench", "kernels": "kernels", "env": "env",
 }  # fmt: skip
+STEPPING = ("choose", "train", "eval", "generate", "study")  # which ask for the same memory at each step
 UNEXPECTED = 70  # the exit code, as sysexits.h has it
 
 
@@ -35,7 +36,6 @@ def main(argv: list[str] | None = None, may_install: bool = False) -> int:
         may_install: whether what is missing may be installed into this environment: by the scripts of a clone alone.
     """
     argv = sys.argv[1:] if argv is None else argv
-    allocator.keep_freed_memory()
     make_any_terminal_do()
     code, said = (0, overview()) if not argv or argv[0] in ("-h", "--help") else ended(argv, may_install)
     return say_last(said, code, is_error=code in (2, UNEXPECTED))
@@ -92,6 +92,8 @@ def run(name: str, argv: list[str], may_install: bool) -> int | None:
     """Run a sub-command, with what it misses installed first where that may be."""
     asked_not_to = "--no-install" in argv
     argv = [word for word in argv if word != "--no-install"]
+    if name in STEPPING:
+        allocator.keep_freed_memory()
     if not may_install:
         return command(name).run(argv)
     for package, why in getattr(command(name), "NEEDS", {}).items():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..allocator import keep_freed_memory
 from .needs import STATISTICS, need
 from .parsing import ConversionArguments, parse
 from .saying import wrote
@@ -89,6 +90,7 @@ def run(argv: list[str]) -> None:
             say_next=not healing.tokens,
         )
     if healing.tokens:
+        keep_freed_memory()  # from here on steps ask for the same again; before, large models come and go
         healed, control = heal(source, target, request, healing, Shown())
         wrote(healed, f"beside {control}", f"mla-experiments generate --model {healed} --prompt TEXT")
 

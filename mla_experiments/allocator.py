@@ -2,8 +2,8 @@
 
 Training and evaluation free and ask for the same large blocks again and again. glibc hands blocks above a threshold
 back to the system at once, and the next step pays for fresh pages, zeroed one by one: up to half the time of a step.
-mallopt(3) sets the thresholds, at the price of gaps that large blocks of other sizes leave. Decoding reads a whole cache
-at every step: in pages of 2 MiB in place of 4 KiB it finds their addresses sooner, see madvise(2).
+mallopt(3) sets the thresholds, at the price of gaps that large blocks of other sizes leave. Decoding reads a whole
+cache at every step: in pages of 2 MiB in place of 4 KiB it finds their addresses sooner, see madvise(2).
 """
 
 from __future__ import annotations

@@ -12,10 +12,13 @@ Layers are passed one after another. What is kept of each is its moments and its
 so that several budgets come of one pass.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
 from ..errors import UserError
 from ..modeling import DecoderConfig, DecoderForCausalLM
@@ -33,6 +36,7 @@ from .ranks import ranks_of
 from .rotary_part import without_rope
 
 Tensor = torch.Tensor
+T = TypeVar("T")
 MADE = "mla"  # what is made of others
 ANGLES = ("default", "linear", "llama3", "yarn")  # types of RoPE whose angles do not change with the sequence
 OF_LATENTS = ("mscale_all_dim",)  # in a description of RoPE, what scales scores of latents and those of no keys
@@ -64,18 +68,34 @@ class Size:
 
 
 @dataclass(frozen=True)
+class OneByOne:
+    """The maps of layers, each made when it is passed and then let go: those of full size take several models' memory.
+
+    Attributes:
+        make: makes those of a layer of what is known of it.
+        known: that, of each layer.
+    """
+
+    make: Callable[..., LatentMaps]
+    known: list[tuple]
+
+    def __iter__(self) -> Iterator[LatentMaps]:
+        return itertools.starmap(self.make, self.known)
+
+
+@dataclass(frozen=True)
 class Converted:
     """A model after a step.
 
     Attributes:
         step: its name.
-        layers: the maps of each layer.
+        layers: the maps of each layer, which can be passed more than once.
         kept: see `Size`.
         norms: weights of each layer's norms where there is a constant channel; None for no norm.
     """
 
     step: str
-    layers: list[LatentMaps]
+    layers: Iterable[LatentMaps]
     kept: tuple[int, ...]
     norms: list[Norms] | None = None
 
@@ -143,7 +163,13 @@ def studied(model: DecoderForCausalLM, windows: Tensor, of_queries: bool = False
         UserError: activations that are not finite.
     """
     frequencies, factor = angles_of(model)
-    return [study_of(*layer, frequencies, factor, of_queries) for layer in layer_inputs(model, windows)]
+    passed = told(layer_inputs(model, windows), "calibration text", model.config.num_hidden_layers)
+    return [study_of(*layer, frequencies, factor, of_queries) for layer in passed]
+
+
+def told(layers: Iterable[T], what: str, count: int) -> Iterable[T]:
+    """Return layers, whose number is told while they are passed: of a large model each takes a while."""
+    return tqdm(layers, what, count, leave=False, unit=" layers")
 
 
 def angles_of(model: DecoderForCausalLM) -> tuple[Tensor, float]:
@@ -218,44 +244,55 @@ def steps(
         fit: whether layers are fitted along the converted model.
         query_rank: of the queries' latents, without the constant channel; None for full queries.
     """
-    frequencies, _ = angles_of(model)
+    (frequencies, _), count = angles_of(model), len(layers)
     whole = full_size(model.config).kept
-    exact = [without_rope(layer.maps, list(whole), layer.mean_rotation) for layer in layers]
-    yield Converted("stacked, concentrated", exact, whole)
-    kept, made = list(size.kept), exact
+    made: Iterable[LatentMaps]
+    made = OneByOne(without_rope, [(layer.maps, list(whole), layer.mean_rotation) for layer in layers])
+    yield Converted("stacked, concentrated", made, whole)
+    kept = list(size.kept)
     if size != full_size(model.config):
-        constants = [best_constants(layer, kept, size.rank, frequencies) for layer in layers]
+        constants = [best_constants(layer, kept, size.rank, frequencies) for layer in told(layers, "constants", count)]
         ranks = ranks_of(layers, constants, kept, size.rank) if size.by_layer else [size.rank] * len(layers)
         own = list(zip(layers, constants, ranks, strict=True))
-        yield Converted("rope left off", [converted(layer, kept, None, c) for layer, c, _ in own], size.kept)
-        made = [converted(layer, kept, rank, c) for layer, c, rank in own]
+        left_off = OneByOne(converted, [(layer, kept, None, c) for layer, c, _ in own])
+        yield Converted("rope left off", left_off, size.kept)
+        made = [converted(layer, kept, rank, c) for layer, c, rank in told(own, "low rank", count)]
         yield Converted("low rank", made, size.kept)
     if query_rank is not None:
         made = [with_query_rank(maps, query_rank, layer.moments) for maps, layer in zip(made, layers, strict=True)]
         yield Converted("queries of low rank", made, size.kept)
     if fit and size != full_size(model.config):
-        made = list(refitted_layers(model, constants, kept, ranks, windows, query_rank))
+        made = list(told(refitted_layers(model, constants, kept, ranks, windows, query_rank), "fitting", count))
         yield Converted("fitted", made, size.kept)
     if constant:
         both = [with_constant(maps, layer.inputs) for maps, layer in zip(made, layers, strict=True)]
         yield Converted("constant channel", [maps for maps, _ in both], size.kept, [norm for _, norm in both])
 
 
-def config_of(original: DecoderConfig, made: Converted, frequencies: Tensor) -> DecoderConfig:
-    """Return the configuration of a converted model."""
-    first, ranks = made.layers[0], [maps.rank for maps in made.layers]
+def config_of(
+    original: DecoderConfig, made: Converted, one: LatentMaps, ranks: list[int], frequencies: Tensor
+) -> DecoderConfig:
+    """Return the configuration of a converted model.
+
+    Args:
+        original: that of the original.
+        made: the converted model.
+        one: the maps of a layer; all are as wide, but for their ranks.
+        ranks: of all.
+        frequencies: ω, `[F]`.
+    """
     values = {name: value for name, value in original.to_dict().items() if name not in OF_ATTENTION}
     options = {
-        "kv_lora_rank": round(sum(ranks) / len(ranks)), "qk_nope_head_dim": first.content_queries.shape[1],
-        "qk_rope_head_dim": first.rotary, "v_head_dim": first.value_up.shape[1], "latent_norm": made.norms is not None,
-        "q_lora_rank": None if first.query_latent is None else len(first.query_latent),
+        "kv_lora_rank": round(sum(ranks) / len(ranks)), "qk_nope_head_dim": one.content_queries.shape[1],
+        "qk_rope_head_dim": one.rotary, "v_head_dim": one.value_up.shape[1], "latent_norm": made.norms is not None,
+        "q_lora_rank": None if one.query_latent is None else len(one.query_latent),
     }  # fmt: skip
     return DecoderConfig(
         **values,
         attention=MADE,
         attention_options=options,
         layer_options=[{"kv_lora_rank": rank} for rank in ranks] if len(set(ranks)) > 1 else None,
-        attention_bias=first.latent.shape[1] > original.hidden_size,
+        attention_bias=one.latent.shape[1] > original.hidden_size,
         rope_parameters=rope_of(original, made.kept, frequencies),
     )
 
@@ -294,15 +331,17 @@ def model_of(original: DecoderForCausalLM, made: Converted) -> DecoderForCausalL
         original: the model that was converted.
         made: its layers.
     """
-    config = config_of(original.config, made, angles_of(original)[0])
-    with torch.device("meta"):
-        model = DecoderForCausalLM(config)
     weights = {name: weight for name, weight in original.state_dict().items() if ".self_attn." not in name}
+    ranks = []
     for number, maps in enumerate(made.layers):
+        ranks.append(maps.rank)
         own = weights_of(maps, original.dtype)
         if made.norms is not None:
             own |= norms_of(maps, made.norms[number], original.dtype)
         weights |= {f"model.layers.{number}.self_attn.{name}": weight for name, weight in own.items()}
+    config = config_of(original.config, made, maps, ranks, angles_of(original)[0])
+    with torch.device("meta"):
+        model = DecoderForCausalLM(config)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
     rotary = RotaryEmbedding(config.attention_options["qk_rope_head_dim"], config.rope_parameters,

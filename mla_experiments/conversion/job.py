@@ -26,6 +26,7 @@ from .choosing import Studied, converted
 from .comparing import Distance, HeldOut
 from .converting import (
     Converted,
+    OneByOne,
     Size,
     cached_numbers,
     check_convertible,
@@ -234,11 +235,7 @@ def heal(
         measuring = HeldOut(model.to(device()), tokenizer, ready.texts(request), length, request.probes)
         found = [original_of(model, measuring)]
         for name, run in {"converted": target, **runs}.items():
-            other = load_model(run).to(device(), torch.float32)
-            parts = [layer.self_attn.cache_parts() for layer in other.model.layers]
-            each = sum(sum(part.values()) for part in parts) // len(parts)
-            rotary, distance = parts[0].get("rotary key", 0), measuring.distance(other)
-            found.append(Measured(name, each, rotary, distance, measuring.recall(other)))
+            found.append(measured_as(name, load_model(run).to(device(), torch.float32), measuring))
         for one in found:
             show(one)
         write_record(runs["healed"] / HEALED, {"healing": asdict(healing), "rows": [as_record(one) for one in found]})
@@ -384,9 +381,15 @@ def chosen_size(request: Request, model: DecoderForCausalLM, layers: list[Studie
 
 def measured(step: str, model: DecoderForCausalLM, made: Converted, measuring: HeldOut) -> Measured:
     """Return how far the model after a step is from the original."""
-    rank, rotary = sum(maps.rank for maps in made.layers) // len(made.layers), made.layers[0].rotary
-    other = model_of(model, made)
-    return Measured(step, rank + rotary, rotary, measuring.distance(other), measuring.recall(other))
+    return measured_as(step, model_of(model, made), measuring)
+
+
+def measured_as(name: str, model: DecoderForCausalLM, measuring: HeldOut) -> Measured:
+    """Return how far a model is from the original, and what it caches."""
+    parts = [layer.self_attn.cache_parts() for layer in model.model.layers]
+    each = sum(sum(part.values()) for part in parts) // len(parts)
+    rotary, distance = parts[0].get("rotary key", 0), measuring.distance(model)
+    return Measured(name, each, rotary, distance, measuring.recall(model))
 
 
 def original_of(model: DecoderForCausalLM, measuring: HeldOut) -> Measured:
@@ -402,7 +405,7 @@ def curve_of(
     for share in CURVE:
         numbers = max(3, round(share * whole))
         size = size_for(model, layers, numbers, constant=False)
-        maps = [converted(layer, list(size.kept), size.rank) for layer in layers]
+        maps = OneByOne(converted, [(layer, list(size.kept), size.rank) for layer in layers])
         found = measured(f"{numbers / whole:.0%} of the cache", model, Converted("", maps, size.kept), measuring)
         show(found)
         yield found

@@ -21,7 +21,7 @@ from transformers.cache_utils import QuantizedLayer
 
 from ..errors import UserError
 from ..modeling import DecoderConfig, DecoderForCausalLM
-from ..modeling.attention import ATTENTION, Attention, plugins
+from ..modeling.attention import ATTENTION, Attention, mechanisms_of, plugins
 from ..modeling.attention.base import Option
 from ..modeling.attention.checks import COMMON
 from ..modeling.cache import growing
@@ -303,7 +303,13 @@ def cache_size(case: Case) -> None:
 
 def choices(case: Case) -> None:
     """There are the options that it names, and more of the one that a study solves for keeps more in the cache."""
-    mechanism = ATTENTION[case.attention]
+    for mechanism in mechanisms_of(case.attention).values():
+        known = mechanism.option_names()
+        _choices_of(mechanism, case, {name: value for name, value in case.options.items() if name in known})
+
+
+def _choices_of(mechanism: type[Attention], case: Case, options: dict[str, Any]) -> None:
+    """The same of one mechanism, if the case is of several."""
     named = {"fixed_options": mechanism.option_names(), "takes": COMMON.keys()}
     for statement, known in named.items():
         absent = getattr(mechanism, statement) - known
@@ -312,7 +318,7 @@ def choices(case: Case) -> None:
     if name is None:
         return
     assert name in free, f"cache_option={name} is none of its options that are free: {', '.join(sorted(free))}"
-    size, others, kept = (case.hidden_size, case.num_attention_heads), dict[str, Any](case.options), list[int]()
+    size, others, kept = (case.hidden_size, case.num_attention_heads), options, list[int]()
     for value in range(1, 2 * case.hidden_size + 1):
         with torch.device("meta"), contextlib.suppress(UserError):
             layer = mechanism(*size, rotary=case.positions == "rope", **others | {name: value})

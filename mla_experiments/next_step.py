@@ -1,9 +1,13 @@
 """What to run next, or in place of something, said as the user came: scripts in a clone, else the installed command."""
 
+import os
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+PROGRAM = "mla-experiments"
 USUAL = {"data_dir": "data", "weights_dir": "weights", "studies_dir": "studies"}  # where commands look untold
 
 
@@ -29,6 +33,24 @@ class Step:
     def with_flags(self, flags: str) -> "Step":
         """Return the same with more flags, if there are any."""
         return Step(f"{self.script} {flags.strip()}".strip(), f"{self.command} {flags.strip()}".strip())
+
+
+def as_typed_here(command: str) -> str:
+    """Return a command of ours as it is typed here, where it is not on the path.
+
+    That is in an environment that is not activated, as `make demo` leaves one, and in a clone that is not installed.
+
+    Args:
+        command: that may begin with `mla-experiments`; others are returned as they are.
+    """
+    program, _, rest = command.partition(" ")
+    if program != PROGRAM or shutil.which(PROGRAM):
+        return command
+    beside = Path(sys.executable).with_name(PROGRAM)
+    if beside.is_file():
+        near = Path(os.path.relpath(beside))
+        return f"{shlex.quote(str(beside if '..' in near.parts else near))} {rest}"
+    return f"python -m mla_experiments {rest}"
 
 
 def elsewhere(**folders: Path | str) -> str:

@@ -6,10 +6,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the networ
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import shutil
+import sys
 
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton's kernels run on the CPU; to be said before the import
 
+os.environ["PATH"] = (
+    f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # as an activated environment has
+)
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands that tests start buffer what they say, as a user's do
 
 import contextlib

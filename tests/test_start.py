@@ -14,6 +14,7 @@ from conftest import REPOSITORY, synthetic_articles
 import mla_experiments
 from mla_experiments import cli, threads, versions
 from mla_experiments.cli import COMMANDS, installing, main
+from mla_experiments.cli.saying import wrote
 from mla_experiments.errors import Missing, UserError
 
 HEAVY = ("torch", "transformers", "datasets", "numpy")
@@ -277,3 +278,18 @@ def test_commands_of_many_steps_keep_the_memory_that_they_free_and_those_of_larg
     )
     faults = int(python("-c", code).stdout.split()[-1])
     assert faults < 100 if keeps else faults >= 10 * 2**26 // (2 << 20)  # as few as large pages take
+
+
+@pytest.mark.parametrize("installed", ["in an environment", "not"])
+def test_what_to_run_next_can_be_typed_where_the_command_is_not_on_the_path(tmp_path, monkeypatch, capsys, installed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv/bin/python3"))
+    if installed != "not":
+        (tmp_path / ".venv/bin").mkdir(parents=True)
+        (tmp_path / ".venv/bin/mla-experiments").write_text("")
+    wrote("results.json", "6 evaluations", "mla-experiments generate --model NAME")
+    wrote("out.gguf", "f16", "llama-completion -m out.gguf")
+    program = "python -m mla_experiments" if installed == "not" else ".venv/bin/mla-experiments"
+    said = capsys.readouterr().out
+    assert f"Next: {program} generate --model NAME\n" in said and "Next: llama-completion -m out.gguf\n" in said

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from ..next_step import elsewhere
+from ..next_step import as_typed_here, elsewhere
 from ..stopping import say_how_to_stop
 from .needs import STATISTICS, need
 from .parsing import parse
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
     asked = {"attention": tuple(given["attention"])} if given["attention"] else {}
     question = Question(where["TEXT"], given["cache_bytes_per_token"], parameters, given["hours"], **asked)
     print(*propose(question, path, root), sep="\n")
-    again = f"mla-experiments study {path}{elsewhere(studies_dir=root)}"
+    again = as_typed_here(f"mla-experiments study {path}{elsewhere(studies_dir=root)}")
     if given["plan_only"]:
         wrote(path, "the study", again)
         return

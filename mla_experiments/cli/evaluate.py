@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from ..next_step import elsewhere
+from ..next_step import as_typed_here, elsewhere
 from .needs import STATISTICS, need
 from .parsing import parse
 from .saying import wrote
@@ -96,8 +96,8 @@ def run(argv: list[str]) -> None:
 def to_be_sure() -> str:
     """Return a command that compares over seeds and documents: the study of a clone, if this is one."""
     if (study := Path("experiments/attention.yaml")).is_file():
-        return f"mla-experiments study {study} (corpus: PATH in it takes your own text)"
-    return "mla-experiments choose TEXT --cache-bytes-per-token BYTES"
+        return f"{as_typed_here(f'mla-experiments study {study}')} (corpus: PATH in it takes your own text)"
+    return as_typed_here("mla-experiments choose TEXT --cache-bytes-per-token BYTES")
 
 
 def to_generate(given: dict) -> str:

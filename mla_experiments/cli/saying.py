@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import printable
+from ..next_step import as_typed_here
 
 
 def make_any_terminal_do() -> None:
@@ -49,4 +50,5 @@ def say_last(sentence: str, code: int, is_error: bool) -> int:
 
 def wrote(what: Path | str, details: str, following: object, say_next: bool = True) -> None:
     """Say what was written and what to run next."""
-    print(printable(f"Wrote {what} ({details})."), *([f"Next: {printable(following)}"] if say_next else []), sep="\n")
+    then = [f"Next: {as_typed_here(printable(following))}"] if say_next else []
+    print(printable(f"Wrote {what} ({details})."), *then, sep="\n")

@@ -139,7 +139,7 @@ def try_many(count: int, seed: int) -> tuple[Counter, list]:
     counts, wrong = Counter(), []
 
     @hypothesis.seed(seed)
-    @hypothesis.settings(max_examples=count, database=None, phases=[hypothesis.Phase.generate])
+    @hypothesis.settings(max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate])
     @hypothesis.given(strategies.randoms(use_true_random=True).map(configuration))
     def check(values):
         try:

@@ -63,7 +63,7 @@ def fuzz(pristine: dict[str, bytes], cases: int, seed: int, only: set[int]) -> t
     counts, finds, number = Counter(), [], iter(range(cases + 1))
 
     @hypothesis.seed(seed)
-    @hypothesis.settings(max_examples=cases, database=None, phases=[hypothesis.Phase.generate])
+    @hypothesis.settings(max_examples=cases, database=None, deadline=None, phases=[hypothesis.Phase.generate])
     @hypothesis.given(strategies.randoms(use_true_random=True).map(lambda chosen: drawn.case(chosen, pristine)))
     def check(case):
         if (place := next(number)) not in only:

@@ -28,11 +28,12 @@ class Step:
         for folder, before in ((Path(), ""), (Path(".."), "cd ..; ")):
             if (folder / name).is_file():
                 return f"{before}python {self.script}"
-        return f"mla-experiments {self.command}"
+        return f"{PROGRAM} {self.command}"
 
     def with_flags(self, flags: str) -> "Step":
         """Return the same with more flags, if there are any."""
-        return Step(f"{self.script} {flags.strip()}".strip(), f"{self.command} {flags.strip()}".strip())
+        more = f" {flags.strip()}" if flags else ""
+        return Step(self.script + more, self.command + more)
 
 
 def as_typed_here(command: str) -> str:

@@ -169,7 +169,7 @@ def convert(
         layers = studied(model, windows, request.query_rank is not None)
         size = chosen_size(request, model, layers, ready.numbers)
         for last in steps(model, layers, size, windows, request.constant, request.fit, request.query_rank):
-            found.append(measured(last.step, model, last, measuring))
+            found.append(measured(last.step, model_of(model, last), measuring))
             show(found[-1])
         curve = list(curve_of(model, layers, measuring, show)) if request.curve else []
         made = model_of(model, last).to(ready.dtype)
@@ -235,7 +235,7 @@ def heal(
         measuring = HeldOut(model.to(device()), tokenizer, ready.texts(request), length, request.probes)
         found = [original_of(model, measuring)]
         for name, run in {"converted": target, **runs}.items():
-            found.append(measured_as(name, load_model(run).to(device(), torch.float32), measuring))
+            found.append(measured(name, load_model(run).to(device(), torch.float32), measuring))
         for one in found:
             show(one)
         write_record(runs["healed"] / HEALED, {"healing": asdict(healing), "rows": [as_record(one) for one in found]})
@@ -379,12 +379,7 @@ def chosen_size(request: Request, model: DecoderForCausalLM, layers: list[Studie
     return replace(size, by_layer=by_layer)
 
 
-def measured(step: str, model: DecoderForCausalLM, made: Converted, measuring: HeldOut) -> Measured:
-    """Return how far the model after a step is from the original."""
-    return measured_as(step, model_of(model, made), measuring)
-
-
-def measured_as(name: str, model: DecoderForCausalLM, measuring: HeldOut) -> Measured:
+def measured(name: str, model: DecoderForCausalLM, measuring: HeldOut) -> Measured:
     """Return how far a model is from the original, and what it caches."""
     parts = [layer.self_attn.cache_parts() for layer in model.model.layers]
     each = sum(sum(part.values()) for part in parts) // len(parts)
@@ -406,7 +401,8 @@ def curve_of(
         numbers = max(3, round(share * whole))
         size = size_for(model, layers, numbers, constant=False)
         maps = OneByOne(converted, [(layer, list(size.kept), size.rank) for layer in layers])
-        found = measured(f"{numbers / whole:.0%} of the cache", model, Converted("", maps, size.kept), measuring)
+        made = model_of(model, Converted("", maps, size.kept))
+        found = measured(f"{numbers / whole:.0%} of the cache", made, measuring)
         show(found)
         yield found
 

@@ -101,8 +101,8 @@ static void spread_block(const stored_shape *z, const char *key, const char *val
     static const int8_t none[WIDEST] = {0};
     for (int64_t t = 0; t < tokens; t++) {
         const int8_t *row = (const int8_t *)key + t * z->key_token;
-        for (int64_t w = 0; w < width; w += 64) /* of the next block */
-            __builtin_prefetch(row + SPAN * z->key_token + w, 0, 2);
+        for (int64_t w = 0; w < width; w += LINE) /* of the next block */
+            fetch(row + SPAN * z->key_token + w);
         widen(row, width, at->keys + t * width);
         for (int64_t part = 0; part < z->key.parts; part++)
             memcpy(at->key_scales + part * SPAN + t, row + (width + 3) / 4 * 4 + 4 * part, 4);

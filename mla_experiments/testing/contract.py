@@ -318,10 +318,10 @@ def _choices_of(mechanism: type[Attention], case: Case, options: dict[str, Any])
     if name is None:
         return
     assert name in free, f"cache_option={name} is none of its options that are free: {', '.join(sorted(free))}"
-    size, others, kept = (case.hidden_size, case.num_attention_heads), options, list[int]()
+    size, kept = (case.hidden_size, case.num_attention_heads), list[int]()
     for value in range(1, 2 * case.hidden_size + 1):
         with torch.device("meta"), contextlib.suppress(UserError):
-            layer = mechanism(*size, rotary=case.positions == "rope", **others | {name: value})
+            layer = mechanism(*size, rotary=case.positions == "rope", **options | {name: value})
             kept.append(layer.cache_elements_per_token())
     assert kept and kept == sorted(kept) and kept[0] < kept[-1], f"with {name} from 1 on a token keeps {kept} numbers"
 

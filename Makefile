@@ -5,7 +5,7 @@ RUN := $(BIN)/mla-experiments
 DEMO := --config experiments/demo.yaml
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-versions test-release test-mutants docs docs-numbers clean
+.PHONY: help demo test test-exhaustive test-versions test-release test-mutants docs docs-numbers clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev  ## lint, types and the whole test suite
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --quiet -n 2 --dist worksteal
+
+test-exhaustive: $(VENV)/.installed-dev  ## what `make test` tries in part, as every config of transformers
+	$(BIN)/pytest --quiet -n 2 --dist worksteal -m exhaustive
 
 test-versions: $(VENV)/.installed-dev  ## contract, generation, training, export at the oldest and newest libraries
 	$(BIN)/python tests/versions.py

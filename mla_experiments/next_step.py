@@ -1,6 +1,7 @@
 """What to run next, or in place of something, said as the user came: scripts in a clone, else the installed command."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -8,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAM = "mla-experiments"
+COMMAND = re.compile(rf"(?<![\w/.-]){PROGRAM} (?=[a-z])")
 USUAL = {"data_dir": "data", "weights_dir": "weights", "studies_dir": "studies"}  # where commands look untold
+
+PLACES = {Path(): "", Path(".."): "cd ..; "}  # where a script of a clone may be, and how to get there
 
 
 @dataclass(frozen=True)
@@ -24,40 +28,56 @@ class Step:
     command: str
 
     def __str__(self) -> str:
+        place = self._place()
+        return f"{PROGRAM} {self.command}" if place is None else f"{PLACES[place]}python {self.script}"
+
+    def _place(self) -> Path | None:
+        """The folder of a clone in which the script is, seen from here."""
         name = self.script.split()[0]
-        for folder, before in ((Path(), ""), (Path(".."), "cd ..; ")):
-            if (folder / name).is_file():
-                return f"{before}python {self.script}"
-        return f"{PROGRAM} {self.command}"
+        return next((place for place in PLACES if (place / name).is_file()), None)
 
     def with_flags(self, flags: str) -> "Step":
         """Return the same with more flags, if there are any."""
         more = f" {flags.strip()}" if flags else ""
         return Step(self.script + more, self.command + more)
 
+    def with_folders(self, **folders: Path | str) -> "Step":
+        """Return the same with the flags that `elsewhere` gives, as they read where the script is run."""
+        return self.with_flags(elsewhere(self._place() or Path(), **folders))
 
-def as_typed_here(command: str) -> str:
-    """Return a command of ours as it is typed here, where it is not on the path.
+
+def as_typed_here(text: str) -> str:
+    """Return a text with every command of ours in it as it is typed here, where it is not on the path.
 
     That is in an environment that is not activated, as `make demo` leaves one, and in a clone that is not installed.
 
     Args:
-        command: that may begin with `mla-experiments`; others are returned as they are.
+        text: a command, or a sentence that names some.
     """
-    program, _, rest = command.partition(" ")
-    if program != PROGRAM or shutil.which(PROGRAM):
-        return command
+    return text if shutil.which(PROGRAM) else COMMAND.sub(lambda _: f"{_program_here()} ", text)
+
+
+def _program_here() -> str:
     beside = Path(sys.executable).with_name(PROGRAM)
-    if beside.is_file():
-        near = Path(os.path.relpath(beside))
-        return f"{shlex.quote(str(beside if '..' in near.parts else near))} {rest}"
-    return f"python -m mla_experiments {rest}"
+    if not beside.is_file():
+        return "python -m mla_experiments"
+    near = Path(os.path.relpath(beside))
+    return shlex.quote(str(beside if ".." in near.parts else near))
 
 
-def elsewhere(**folders: Path | str) -> str:
-    """Return the flags that a next step needs to find folders, by the names of their flags; none for the usual ones."""
-    said = {name: folder for name, folder in folders.items() if not _is_usual(Path(folder).resolve(), USUAL[name])}
-    return "".join(f" --{name} {shlex.quote(str(folder))}" for name, folder in said.items())
+def elsewhere(place: Path = Path(), **folders: Path | str) -> str:
+    """Return the flags that a next step needs to find folders; none for the usual ones.
+
+    Args:
+        place: where the next step is run, seen from here.
+        folders: by the names of their flags.
+    """
+    said = {name: Path(path) for name, path in folders.items() if not _is_usual(Path(path).resolve(), USUAL[name])}
+    return "".join(f" --{name} {shlex.quote(str(_seen_from(place, path)))}" for name, path in said.items())
+
+
+def _seen_from(place: Path, path: Path) -> Path:
+    return path if path.is_absolute() or place == Path() else Path(os.path.relpath(path, place))
 
 
 def _is_usual(place: Path, usual: str) -> bool:

@@ -64,6 +64,9 @@ def test_what_to_run_next_finds_the_folders_that_were_named(tmp_path, monkeypatc
     (tmp_path / "data/hftokenizer.py").touch()
     monkeypatch.chdir(tmp_path / "data")
     assert elsewhere(data_dir=tmp_path / "data") == "", "the scripts of a clone say this themselves"
+    (tmp_path / "train_model.py").touch()
+    following = Step("train_model.py", "train").with_folders(data_dir="mine", weights_dir=tmp_path / "w")
+    assert str(following) == f"cd ..; python train_model.py --data_dir data/mine --weights_dir {tmp_path / 'w'}"
 
 
 @pytest.mark.parametrize("what", MEASUREMENTS)

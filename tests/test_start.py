@@ -293,3 +293,5 @@ def test_what_to_run_next_can_be_typed_where_the_command_is_not_on_the_path(tmp_
     program = "python -m mla_experiments" if installed == "not" else ".venv/bin/mla-experiments"
     said = capsys.readouterr().out
     assert f"Next: {program} generate --model NAME\n" in said and "Next: llama-completion -m out.gguf\n" in said
+    assert main(["compare"]) == 2
+    assert f"give some: {program} compare A B" in capsys.readouterr().err

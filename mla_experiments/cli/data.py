@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from ..next_step import Step, elsewhere
+from ..next_step import Step
 from ..presets import PRESETS
 from ..vocabulary import vocabulary_of
 from .parsing import LARGEST_SEED, parse
@@ -69,27 +69,27 @@ def run(argv: list[str]) -> None:
     from ..data import prepare_corpus, prepare_tokenizer, prepare_tokens
 
     check_drawn(given)
-    folder, there = Path(given["data_dir"]), elsewhere(data_dir=given["data_dir"])
+    folder, there = Path(given["data_dir"]), {"data_dir": given["data_dir"]}
     corpus, tokenizer, tokens = (folder / name for name in ("corpus", "tokenizer", "tokens"))
     if "download" in chosen:
         sample = given["sample_characters"] if given["streaming"] else None
         counts = prepare_corpus(corpus, given["corpus"], given["text_column"], sample)["splits"]
         sizes = ", ".join(f"{split} {c['documents']} documents / {c['words']:,} words" for split, c in counts.items())
         sizes = sizes or "a description; its rows are drawn while training"
-        wrote(corpus, sizes, Step("hftokenizer.py", "data tokenizer").with_flags(there), len(chosen) == 1)
+        wrote(corpus, sizes, Step("hftokenizer.py", "data tokenizer").with_folders(**there), len(chosen) == 1)
     if "tokenizer" in chosen:
         manifest = prepare_tokenizer(tokenizer, corpus, entries)
         wrote(
             tokenizer,
             f"{manifest['vocab_size']:,} entries",
-            Step("construct_dataset.py", "data tokens").with_flags(there),
+            Step("construct_dataset.py", "data tokens").with_folders(**there),
             len(chosen) == 1,
         )
     if "tokens" in chosen:
         manifest = prepare_tokens(tokens, corpus, tokenizer, given["sequence_length"], given["shuffle_seed"])
         rows = ", ".join(f"{split} {counts['rows']:,}" for split, counts in manifest["splits"].items())
-        flags = (" --streaming" if "stream" in manifest else "") + shorter_rows(given) + there
-        following = Step("train_model.py", "train").with_flags(flags)
+        flags = (" --streaming" if "stream" in manifest else "") + shorter_rows(given)
+        following = Step("train_model.py", "train").with_flags(flags).with_folders(**there)
         said = f"rows of {manifest['sequence_length']} tokens: {rows}" if rows else "nothing to pack"
         wrote(tokens, said, following)
 

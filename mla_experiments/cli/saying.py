@@ -22,8 +22,8 @@ def make_any_terminal_do() -> None:
 
 
 def refusal(reason: object) -> str:
-    """Return the sentence of an error, on one line."""
-    return f"error: {printable(reason)}"
+    """Return the sentence of an error, on one line, with the commands in it as they are typed here."""
+    return f"error: {as_typed_here(printable(reason))}"
 
 
 def say_last(sentence: str, code: int, is_error: bool) -> int:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..next_step import Step, elsewhere
+from ..next_step import Step
 from ..stopping import say_how_to_stop
 from .parsing import parse
 from .saying import wrote
@@ -45,5 +45,5 @@ def run(argv: list[str]) -> None:
     draw_curves(runs, figures)
     for folder in folders:
         write_model_card(folder)
-    there = elsewhere(data_dir=arguments.data_dir, weights_dir=arguments.weights_dir)
-    wrote(", ".join(map(str, folders)), f"curves in {figures}", Step("eval_model.py", "eval").with_flags(there))
+    there = {"data_dir": arguments.data_dir, "weights_dir": arguments.weights_dir}
+    wrote(", ".join(map(str, folders)), f"curves in {figures}", Step("eval_model.py", "eval").with_folders(**there))

@@ -120,7 +120,7 @@ def prototyped() -> Callable:
     """Return the C function, its arguments declared."""
     function = loaded(NAME).few_rows
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 5 + [ctypes.c_int]
-    function.restype = None
+    function.restype = ctypes.c_int
     return function
 
 
@@ -135,7 +135,8 @@ def few_rows_linear(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     output = rows.new_empty((*rows.shape[:-1], num_out))
     pointers = (rows.data_ptr(), weight.data_ptr(), output.data_ptr())
     form = (KINDS[weight.dtype], weight.shape[1] * weight.itemsize)
-    prototyped()(*pointers, rows.numel() // num_in, num_in, num_out, *form, torch.get_num_threads())
+    if prototyped()(*pointers, rows.numel() // num_in, num_in, num_out, *form, torch.get_num_threads()):
+        raise MemoryError(f"no memory for {rows.numel() // num_in} rows of {num_in} numbers")
     return output
 
 

@@ -10,23 +10,6 @@
 #include <omp.h>
 #include <stdlib.h>
 
-#ifdef __AVX512F__
-static const bits NUMBERED = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#else
-static const bits NUMBERED = {0, 1, 2, 3, 4, 5, 6, 7};
-#endif
-
-/* sums[i] = sum of the lanes of x[i], for LANES vectors: halved, two into one, until one is left */
-static inline rows sums_across(rows *x) {
-#pragma GCC unroll 4
-    for (int count = LANES; count > 1; count /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < count; i += 2)
-            x[i / 2] = __builtin_shuffle(x[i], x[i + 1], 2 * NUMBERED) +
-                       __builtin_shuffle(x[i], x[i + 1], 2 * NUMBERED + 1);
-    return x[0];
-}
-
 static inline float largest(rows x) {
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2)

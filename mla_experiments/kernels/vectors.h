@@ -27,6 +27,36 @@ static inline rows larger(rows a, rows b) { /* b where a is NaN */
 
 static inline rows zero_if_infinite(rows top) { return (rows)((bits)top & (top > -INFINITY)); }
 
+#ifdef __AVX512F__
+static const bits NUMBERED = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+static const bits NUMBERED = {0, 1, 2, 3, 4, 5, 6, 7};
+#endif
+
+/* sums[i] = sum of the lanes of x[i], for LANES vectors: halved, two into one, until one is left */
+static inline rows sums_across(rows *x) {
+#pragma GCC unroll 4
+    for (int count = LANES; count > 1; count /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i += 2)
+            x[i / 2] = __builtin_shuffle(x[i], x[i + 1], 2 * NUMBERED) +
+                       __builtin_shuffle(x[i], x[i + 1], 2 * NUMBERED + 1);
+    return x[0];
+}
+
+/* Numbers are rounded to 16 bits by a scale, that of the largest of them. */
+enum { LARGEST = 32767 };
+
+static inline bits rounded(rows x) { /* of less than 2^22 */
+    rows shifted = x + 12582912.0f;
+    return (bits)shifted - (bits)((rows){0} + 12582912.0f);
+}
+
+static inline rows times_of(rows most) { /* LARGEST / most, 0 for zeros */
+    rows times = LARGEST / most;
+    return (rows)((bits)times & (most > 0.0f));
+}
+
 /* e^x for x <= 0: to 2 units in the last place, 0 below -87, NaN for NaN (Cephes, expf) */
 static inline rows exponential(rows x) {
     bits gone = x < -87.0f;

@@ -224,7 +224,9 @@ def test_ray_gives_the_same_and_what_is_lost_is_done_again(folder, reference, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("executor", "place"), [("local:2", "foreground"), ("ray", "background")])
+@pytest.mark.parametrize(("executor", "place"), [
+    ("local:2", "foreground"), pytest.param("ray", "background", marks=pytest.mark.exhaustive),
+])  # fmt: skip
 def test_a_stop_saves_the_runs_under_way_and_leaves_no_process(folder, executor, place):
     """In the foreground Ctrl-C reaches the whole group; in the background SIGTERM the first process alone, twice."""
     if executor == "ray":

@@ -87,6 +87,11 @@ def new_folder(folder: Path, request: dict) -> Iterator[tuple[Path, dict]]:
         write_record(scratch / MANIFEST, manifest)
 
 
+def scratch_for(path: Path) -> Path:
+    """Return where is written what will take the place of `path`: hidden, and no name that people give their own."""
+    return path.with_name(f".{path.name}{PARTIAL}")
+
+
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a scratch folder that takes the place of `folder` at the end; after an error all is as it was.
@@ -97,12 +102,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         UserError: it cannot be written.
     """
     folder = Path(folder)
-    scratch = folder.with_name(folder.name + PARTIAL)
+    scratch, replaced = scratch_for(folder), folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
         yield scratch
-        replaced = folder.with_name(folder.name + ".replaced")
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
             folder.rename(replaced)
@@ -153,7 +157,7 @@ def locked(folder: Path, patience: float = -1) -> Iterator[None]:
 
 def write_json(path: Path, content: dict | list) -> None:
     """Write JSON so that the file is always either the old one or the new one, whole."""
-    scratch = path.with_name(path.name + PARTIAL)
+    scratch = scratch_for(path)
     text = json.dumps(content, indent=2, ensure_ascii=False)
     if any("\ud800" <= sign <= "\udfff" for sign in text):  # of the name of a file that is not in UTF-8
         text = json.dumps(content, indent=2)
@@ -193,6 +197,26 @@ def read_record(path: Path) -> dict:
     if checksum != _digest(content):
         raise ValueError(f"{path} is not what was written there")
     return content
+
+
+def keep_others(record: Path, *beside: Path) -> None:
+    """Refuse to write a record where something stands that `write_record` did not write, or that was changed since.
+
+    Args:
+        record: to be written; it may be there from before.
+        beside: what is written with it, and is ours where the record is.
+
+    Raises:
+        UserError: something else stands there, which writing would lose.
+    """
+    stands = [path for path in (record, *beside) if path.exists()]
+    try:
+        if stands:
+            read_record(record)
+    except (OSError, ValueError):
+        raise UserError(
+            f"{stands[0]} is not what a command here wrote, and is kept; move it away, or choose another folder"
+        ) from None
 
 
 def _digest(content: dict) -> str:

@@ -75,8 +75,10 @@ def run(argv: list[str]) -> None:
     if tasks:
         return evaluate_on_tasks(tasks, limit, given, output_dir)
     from ..evaluation import evaluate_models, evaluate_on_task, known_rows, task_asked_for
+    from ..manifest import keep_others
     from ..report import write_model_card
 
+    keep_others(output_dir / "results.json", output_dir / "results.md")
     if task := task_asked_for(given["corpus"], Path(given["data_dir"])):
         results = evaluate_on_task(given["models"], task, given["weights_dir"])
     else:
@@ -119,14 +121,15 @@ def evaluate_on_tasks(tasks: list[str], limit: int | None, given: dict, output_d
         raise UserError(f"tasks={ours[0]} is drawn, so that {given_too} has no effect; leave it out")
     from ..evaluation import probe_models
     from ..evaluation.results import with_headings
-    from ..manifest import library_versions, write_json
+    from ..manifest import keep_others, library_versions, write_record
     from ..markdown import table
 
+    keep_others(written := output_dir / "probes.json")
     rows = probe_models(given["models"], ours, given["weights_dir"])
     print(table(with_headings(rows, but=set())))
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "probes.json", {"versions": library_versions(), "results": rows})
-    wrote(output_dir / "probes.json", f"{len(rows)} conditions", to_generate(given))
+    write_record(written, {"versions": library_versions(), "results": rows})
+    wrote(written, f"{len(rows)} conditions", to_generate(given))
 
 
 def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path) -> None:
@@ -136,11 +139,12 @@ def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path)
 
     from ..evaluation.fewer_bits import STORAGES, scored_twice
     from ..evaluation.measures import BITS
-    from ..manifest import library_versions, write_json
+    from ..manifest import keep_others, library_versions, write_record
     from ..markdown import table
     from ..study.statistics import compared
 
     rows, storage = [], STORAGES[name]
+    keep_others(written := output_dir / f"{storage.name}.json")
     for one in scored_twice(storage, dtype, **given):
         nats = [np.array([document.nats for document in score.documents]) for score in (one.exact, one.kept)]
         num_bytes = np.array([document.bytes for document in one.exact.documents])
@@ -166,20 +170,20 @@ def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path)
     ]
     print(table(shown))
     output_dir.mkdir(parents=True, exist_ok=True)
-    written = output_dir / f"{storage.name}.json"
-    write_json(written, {"versions": library_versions(), name: dtype, "results": rows})
+    write_record(written, {"versions": library_versions(), name: dtype, "results": rows})
     wrote(written, f"{len(rows)} differences, paired by documents", f"{to_generate(given)} --{name} {dtype}")
 
 
 def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
     """Run tasks of lm-evaluation-harness and write `harness.json`."""
     from ..evaluation.harness import evaluate_tasks
-    from ..manifest import library_versions, write_json
+    from ..manifest import keep_others, library_versions, write_record
     from ..markdown import table
 
+    keep_others(written := output_dir / "harness.json")
     rows = evaluate_tasks(tasks, limit=limit, **given)
     print(table([row | {"value": f"{row['value']:,.4f}"} for row in rows]))
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "harness.json", {"versions": library_versions(), "limit": limit, "results": rows})
+    write_record(written, {"versions": library_versions(), "limit": limit, "results": rows})
     following = f"mla-experiments export RUN --to hf OUT{elsewhere(weights_dir=given['weights_dir'])}"
-    wrote(output_dir / "harness.json", f"{len(rows)} values", following)
+    wrote(written, f"{len(rows)} values", following)

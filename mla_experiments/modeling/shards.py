@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError, reason_of
-from ..manifest import is_inside, write_json
+from ..manifest import is_inside, scratch_for, write_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -184,7 +184,7 @@ def repeat(copies: list[Path], name: str, again: str) -> None:
     header[again] = header[name] | {"data_offsets": [size, size + end - begin]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that numbers lie at whole addresses, as the library has it
-    scratch = path.with_name(path.name + ".partial")
+    scratch = scratch_for(path)
     with open(path, "rb") as old, open(scratch, "wb") as new:
         new.write(len(text).to_bytes(8, "little") + text)
         old.seek(data)

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..manifest import scratch_for
 from .styles import COLORS, style
 
 STYLES = [style(index, index).matplotlib for index in range(len(COLORS))]
@@ -26,8 +27,8 @@ def plain(text: str) -> str:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure in the format of its suffix, whole or not at all."""
-    scratch = path.with_name(f"{path.stem}.partial{path.suffix}")
-    figure.savefig(scratch)
+    scratch = scratch_for(path)
+    figure.savefig(scratch, format=path.suffix[1:])
     scratch.replace(path)
     return path
 

@@ -17,7 +17,7 @@ from mla_experiments.errors import UserError
 from mla_experiments.evaluation import recall
 from mla_experiments.evaluation.perplexity import score_documents
 from mla_experiments.evaluation.results import load_with_tokenizer
-from mla_experiments.manifest import file_hash
+from mla_experiments.manifest import file_hash, scratch_for
 from mla_experiments.modeling import DecoderConfig, DecoderForCausalLM, load_model
 
 SIZE = {
@@ -259,7 +259,7 @@ def test_what_cannot_be_is_refused_in_a_sentence_and_nothing_is_written(place, c
     assert convert(**flags) == 2
     message = capsys.readouterr().err
     assert said in message and len(message.strip().splitlines()) == 1
-    assert not (place / "out").exists() and not (place / "out.partial").exists()
+    assert not (place / "out").exists() and not scratch_for(place / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from conftest import synthetic_articles
 
 from mla_experiments.data import load_corpus, prepare_corpus, read_documents, sources
 from mla_experiments.errors import UserError
-from mla_experiments.manifest import locked, read_manifest
+from mla_experiments.manifest import locked, read_manifest, scratch_for
 
 TEXTS = ["Erster Text.\nZwei Zeilen.", "日本語のテキスト 🙂", "third\r\ntext\n"]
 
@@ -235,6 +235,6 @@ def test_two_that_prepare_one_folder_take_turns(tmp_path, articles, capsys):
             assert other.is_alive()
             said += capsys.readouterr().out
             time.sleep(0.01)
-        assert not folder.exists() and not folder.with_name("corpus.partial").exists()
+        assert not folder.exists() and not scratch_for(folder).exists()
     other.join(60)
     assert len(load_corpus(folder)["train"])

@@ -44,6 +44,26 @@ def test_the_cache_is_measured_and_agrees_with_the_formula(train):
         assert row["cache_bytes_per_token"] == sum(4 * layer.self_attn.cache_elements_per_token() for layer in layers)
 
 
+@pytest.mark.parametrize(
+    ("file", "more"),
+    [
+        ("results.json", []),
+        ("results.md", []),
+        ("probes.json", ["--tasks", "copy"]),
+        ("cache.json", ["--cache_dtype", "int8"]),
+        ("weights.json", ["--weight_dtype", "int8"]),
+        ("harness.json", ["--tasks", "documents"]),
+    ],
+)
+def test_what_stands_where_results_go_and_is_none_of_ours_is_kept(tmp_path, monkeypatch, capsys, file, more):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine", file).write_text('{"mine": 1}')
+    assert main(["eval", "--output_dir", "mine", *more]) == 2
+    assert f"error: mine/{file} is not what a command here wrote, and is kept; move it" in capsys.readouterr().err
+    assert Path("mine", file).read_text() == '{"mine": 1}' and len(list(Path("mine").iterdir())) == 1
+
+
 def test_what_is_known_is_not_measured_again_and_what_changed_is(train, monkeypatch):
     train("mha", "mla")
     main(["eval"])

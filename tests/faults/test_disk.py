@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from mla_experiments.cli import main
 from mla_experiments.errors import UserError
-from mla_experiments.manifest import file_hashes, whole_folder
+from mla_experiments.manifest import file_hashes, whole_folder, write_json
 from mla_experiments.training import checkpoints
 
 TRAIN = command("train", attention="mla", **TINY)
@@ -124,3 +124,19 @@ def test_a_source_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path, num
     with pytest.raises(raised) as found, whole_folder(tmp_path / "new"):
         raise OSError(number, os.strerror(number))
     assert type(found.value) is raised and not list(tmp_path.iterdir())
+
+
+def test_what_stands_beside_what_is_written_under_a_like_name_is_kept(tmp_path):
+    """A user's `out.partial` is nobody's scratch."""
+    for name in ("out.partial", "out.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.txt").write_text(name)
+    (tmp_path / "record.json.partial").write_text("own")
+    for _ in range(2):  # new, and in the place of what was there
+        with whole_folder(tmp_path / "out") as scratch:
+            (scratch / "made.txt").write_text("made")
+        write_json(tmp_path / "record.json", {})
+    assert {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {
+        "out/made.txt": "made", "record.json": "{}\n", "record.json.partial": "own",
+        "out.partial/own.txt": "out.partial", "out.replaced/own.txt": "out.replaced",
+    }  # fmt: skip

@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(train, monkeypatch, capsys):
 def test_a_run_killed_while_it_wrote_its_first_record_begins_anew(train):
     folder = Path("weights/mla")
     folder.mkdir(parents=True)
-    (folder / "run.json.partial").write_text("{")
+    (folder / ".run.json.partial").write_text("{")
     assert train(resume=True) == 0
 
 

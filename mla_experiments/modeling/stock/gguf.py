@@ -20,6 +20,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from ...errors import UserError, reason_of
+from ...manifest import scratch_for
 from ..attention.checks import require
 from ..attention.compress import LATENT_NORM_EPS
 from ..configuration import DecoderConfig
@@ -271,7 +272,7 @@ def output_file(target: Path, source: Path, overwrite: bool) -> Iterator[Path]:
         overwrite or not target.exists(),
         f"output={target} is there already and is kept; choose another name, or --overwrite",
     )
-    scratch = target.with_name(target.name + ".partial")
+    scratch = scratch_for(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield scratch

@@ -21,6 +21,7 @@ from ..modeling import DecoderConfig, DecoderForCausalLM, device
 from ..modeling.conversion import import_checkpoint, output_folder, read_config, save_around_weights
 from ..modeling.gguf_files import is_gguf
 from ..modeling.loading import load_model
+from ..training.identity import SOURCES, hash_of, own_sources
 from .calibration import Texts, beginnings, read_texts, rows_of, windows_of
 from .choosing import Studied, converted
 from .comparing import Distance, HeldOut
@@ -183,7 +184,8 @@ def convert(
             "components_that_turn": list(size.kept),
             "steps": [as_record(one) for one in found],
             "curve": [as_record(one) for one in curve],
-            "versions": library_versions(),
+            **by_what(),
+            "weights": weights_hash(scratch),
         }
         write_record(scratch / RECORD, record)
         describe(scratch, found, curve, record)
@@ -191,13 +193,20 @@ def convert(
 
 
 def stands(source: Path, target: Path, request: Request) -> bool:
-    """Return whether a folder holds, whole, what this very request makes of the weights of the source."""
+    """Return whether a folder holds, whole, what this very request makes of the weights of the source, by this code."""
     try:
         record = read_record(Path(target) / RECORD)
     except (OSError, ValueError):
         return False
     with ours(source) as folder:
-        return record["request"] == asdict(request) and record["original"]["sha256"] == weights_hash(folder)
+        of_source = record["request"] == asdict(request) and record["original"]["sha256"] == weights_hash(folder)
+    made = {**by_what(), "weights": weights_hash(Path(target))}
+    return of_source and made == {name: record.get(name) for name in made}
+
+
+def by_what() -> dict:
+    """Return by what code models are converted and healed."""
+    return {"sources": hash_of(own_sources((*SOURCES, "conversion"))), "versions": library_versions()}
 
 
 def heal(
@@ -227,7 +236,8 @@ def heal(
         check_texts(target, ready)
         model, tokenizer, length = ready.model, ready.tokenizer, ready.length
         windows = rows_of(ready.calibration, tokenizer, length + 1)
-        identity = {"original": weights_hash(folder), "converted": weights_hash(target), **about(ready.calibration)}
+        texts = about(ready.calibration)
+        identity = {"original": weights_hash(folder), "converted": weights_hash(target), **texts, **by_what()}
         runs = {
             "healed": train_on(target, beside(target, "healed"), windows, healing, model, tokenizer, identity),
             "control": train_on(folder, beside(target, "control"), windows, healing, None, tokenizer, identity),

@@ -172,10 +172,34 @@ def load_tokens(folder: Path, tokenizer_folder: Path) -> tuple[DatasetDict, dict
         UserError: there are none, or another tokenizer than the one in `tokenizer_folder` made them.
     """
     manifest = read_whole(folder, MADE_BY)
-    tokenizer_hash = read_manifest(tokenizer_folder, TOKENIZER_MADE_BY)["hash"]
-    if manifest["tokenizer_hash"] != tokenizer_hash:
-        raise UserError(
-            f"{folder} was made by tokenizer {manifest['tokenizer_hash'][:12]}, but {tokenizer_folder} holds "
-            f"{tokenizer_hash[:12]}; pack again with: {MADE_BY}"
-        )
+    check_tokenizer(tokenizer_folder, manifest, folder)
     return DatasetDict({split: load_split(Path(folder) / split) for split in manifest["splits"]}), manifest
+
+
+def load_tokenizer_of(manifest: dict, folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that made packed tokens.
+
+    Args:
+        manifest: of the tokens.
+        folder: of the tokenizer; another one may have taken its place since the tokens were loaded.
+
+    Raises:
+        UserError: another one is there.
+    """
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(folder, manifest, "the text that is trained on")
+    return tokenizer
+
+
+def check_tokenizer(folder: Path, manifest: dict, tokens: Path | str) -> None:
+    """Refuse a folder whose tokenizer is not the one that made tokens, which are called so.
+
+    Raises:
+        UserError: it is another.
+    """
+    found = read_manifest(folder, TOKENIZER_MADE_BY)["hash"]
+    if manifest["tokenizer_hash"] != found:
+        raise UserError(
+            f"{tokens} was made by tokenizer {manifest['tokenizer_hash'][:12]}, but {folder} holds {found[:12]}; pack "
+            f"again with: {MADE_BY}"
+        )

@@ -102,6 +102,8 @@ def evaluate_models(
         UserError: no models, no text, or a model that cannot be loaded.
     """
     folders = find_models(models, Path(weights_dir))
+    if corpus is None or is_prepared(corpus, Path(data_dir) / "corpus"):
+        check_held_out(folders, read_manifest(Path(data_dir) / "corpus", CORPUS_MADE_BY))
     name, splits = held_out_texts(corpus, text_column, Path(data_dir))
     earlier = {(row["weights_sha256"], row["text_sha256"]): row for row in known}
     hashes = {split: texts_hash(texts) for split, texts in splits.items()}
@@ -227,6 +229,26 @@ def held_out_texts(corpus: str | None, text_column: str, data_dir: Path) -> tupl
         )
     prepared = load_corpus(folder)
     return manifest["corpus"], {split: list(prepared[split]["text"]) for split in HELD_OUT}
+
+
+def check_held_out(folders: list[Path], prepared: dict) -> None:
+    """Refuse a run on the held-out text of its corpus as that is now, where it was trained on it as it was then.
+
+    Args:
+        folders: of models; what none of our runs made is not known to have seen any of it.
+        prepared: the manifest of the corpus.
+
+    Raises:
+        UserError: there is one.
+    """
+    for folder in folders:
+        run = read_run(folder)
+        was = run.get("identity", {}).get("tokens", {}).get("corpus_hash")
+        if run.get("corpus") == prepared["corpus"] and was not in (None, prepared["hash"]):
+            raise UserError(
+                f"model={folder} was trained on corpus={prepared['corpus']} before that was prepared again, and "
+                "may have seen what is held out now; train it again, or give other text with --corpus"
+            )
 
 
 def _row(folder: Path, model: DecoderForCausalLM, score: Score) -> dict:

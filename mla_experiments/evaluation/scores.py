@@ -106,6 +106,6 @@ def scores_of(folder: Path, cache_dtype: str | None = None) -> dict[str, SplitSc
     if scores is None:
         raise UserError(
             f"{scores_file(folder, cache_dtype)} is not there or not what was written there; score the run "
-            f"again, by the same `mla-experiments study FILE` or: mla-experiments eval {folder}"
+            f"again, by the same `mla-experiments study FILE`, or outside of studies: mla-experiments eval {folder}"
         )
     return scores

@@ -188,7 +188,7 @@ def read_findings(folder: Path) -> Findings:
         found |= {name: tries} if tries else {}
         if runs := compared_runs(content, name, root):
             kept = cache_dtype_of(variant)
-            tests = {seed: scores_of(run, kept)["test"] for seed, run in runs.items()}
+            tests = {seed: own_scores(content, run, kept)["test"] for seed, run in runs.items()}
             check_one_text(texts, {runs[seed]: test for seed, test in tests.items()})
             first = next(iter(tests.values()))
             measure = measure or measure_of(first)
@@ -204,11 +204,33 @@ def read_findings(folder: Path) -> Findings:
         scores, weights, lambda a, b: one_apart(parts[a], parts[b]) and of_rows[a] != of_rows[b], measure
     )
     partial = [
-        Partial(run["variant"], run["settings"], bits_of(root / run["folder"], "validation"), **run["halved"])
+        Partial(run["variant"], run["settings"], validation_of(content, root / run["folder"]), **run["halved"])
         for run in content["runs"]
         if run.get("halved")
     ]
     return Findings(content, rows, compared, found, partial, measure)
+
+
+def own_scores(content: dict, run: Path, cache_dtype: str | None = None) -> dict[str, SplitScores]:
+    """Return a run's scores by split, on the texts of the study that is recorded.
+
+    Raises:
+        UserError: there are none, or they are of other text, on which `eval` may have scored it since.
+    """
+    scores = scores_of(run, cache_dtype)
+    for split, digest in content.get("texts", {}).items():  # which older records do not have
+        if split in scores and scores[split].text_sha256 != digest:
+            raise UserError(
+                f"{run} has been scored on other text since than the study's; the same `mla-experiments study FILE` "
+                "scores it anew"
+            )
+    return scores
+
+
+def validation_of(content: dict, run: Path) -> float:
+    """Return a run's bits per byte on validation, or what else it is measured by."""
+    part = own_scores(content, run)["validation"]
+    return measure_of(part).of(part)
 
 
 def check_one_text(texts: dict[str, Path], tests: dict[Path, SplitScores]) -> None:
@@ -266,7 +288,7 @@ def tried(content: dict, name: str, root: Path) -> Tuned | None:
         return None
     space = content["stated"].get("space") or {"factors": {}}
     factors = {name: Factor(tuple(part["values"]), part["is_range"]) for name, part in space["factors"].items()}
-    values = [(run["settings"], bits_of(root / run["folder"], "validation")) for run in done]
+    values = [(run["settings"], validation_of(content, root / run["folder"])) for run in done]
     return tuned(values, factors, [run["settings"] for run in tuning])
 
 

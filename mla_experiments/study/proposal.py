@@ -5,6 +5,7 @@ latents at the budget, multi-head attention beside them for comparison; equal tu
 """
 
 import json
+import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from .trials import Trials
 
 HEADING = """# Proposed by `mla-experiments choose`; edit it and run it with `mla-experiments study`.
 # Question: """
+OF_TEXT = "# Text: "
 SEEDS, TRIALS = (0, 1, 2), 3
 SEQUENCE_LENGTH, BATCH_SIZE = 256, 8
 LEAST_TOKENS = 100_000  # of a training, below which models have hardly begun to differ
@@ -76,19 +78,41 @@ def propose(question: Question, path: Path, root: Path) -> list[str]:
     """
     heading = HEADING + json.dumps(asdict(question), ensure_ascii=False) + "\n"
     if path.exists():
-        if path.read_text(encoding="utf-8").startswith(heading):
-            return [f"{path} stands for this question, and is gone on with as it is."]
-        raise UserError(f"{path} is there for another question, and is kept; move it away, or give --studies-dir")
+        if not (before := path.read_text(encoding="utf-8")).startswith(heading):
+            raise UserError(f"{path} is there for another question, and is kept; move it away, or give --studies-dir")
+        check_same_text(question, path, before, root)
+        return [f"{path} stands for this question, and is gone on with as it is."]
     with tempfile.TemporaryDirectory() as scratch:  # nothing stands here before the question has an answer
         draft = Path(scratch) / path.name
-        sentences = drafted(question, draft, root)
+        sentences, text = drafted(question, draft, root)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(heading + draft.read_text(encoding="utf-8"), encoding="utf-8")
+        stated = draft.read_text(encoding="utf-8")
+        path.write_text(f"{heading}{OF_TEXT}{text}\n{stated}", encoding="utf-8")
     return sentences
 
 
-def drafted(question: Question, path: Path, root: Path) -> list[str]:
-    """Prepare the text, and write what `propose` writes; arguments and errors are its own."""
+def check_same_text(question: Question, path: Path, stands: str, root: Path) -> None:
+    """Refuse to go on with a study whose sizes and tokens were chosen for the text as it was.
+
+    Args:
+        question: what is asked.
+        path: of the study's file.
+        stands: what it says.
+        root: folder of studies.
+
+    Raises:
+        UserError: the text has changed.
+    """
+    was = re.search(rf"^{OF_TEXT}(\w+)$", stands, re.MULTILINE)
+    if was and prepared(read_study(path), root)["corpus"]["hash"] != was[1]:
+        raise UserError(
+            f"corpus={question.corpus} has changed since {path} was proposed for it; move that away to ask anew, or "
+            f"run it as it is with: mla-experiments study {path}"
+        )
+
+
+def drafted(question: Question, path: Path, root: Path) -> tuple[list[str], str]:
+    """Prepare the text, and write what `propose` writes; return the text's hash too. Arguments and errors as there."""
     stated = {
         "corpus": question.corpus,
         "vocab_size": "auto",
@@ -118,7 +142,7 @@ def drafted(question: Question, path: Path, root: Path) -> list[str]:
     written(path, stated)
     hours = runs * sum(tokens / speed for speed in speeds) / HOUR / FOR_TRAINING
     passes = tokens / data["tokens"]["splits"]["train"]["tokens"]
-    return [
+    sentences = [
         f"Text: {data['corpus']['splits']['train']['characters']:,} characters to train on, vocabulary {vocab_size:,}.",
         f"Model: {solved[0].parameters:,} parameters, {stated['num_hidden_layers']} layers, "
         f"{stated['hidden_size']} wide.",
@@ -127,6 +151,7 @@ def drafted(question: Question, path: Path, root: Path) -> list[str]:
         f"best. That takes about {hours:.1f} hours on this machine.",
         *([few_passes(passes, hours)] if passes < ONE_PASS else []),
     ]
+    return sentences, data["corpus"]["hash"]
 
 
 def lasting_name(name: str) -> str:

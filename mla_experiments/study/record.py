@@ -8,8 +8,9 @@ from ..benchmark.measure import interleaved, machine, spread
 from ..benchmark.training import training_step
 from ..evaluation.generation import continuation
 from ..evaluation.results import load_with_tokenizer
-from ..manifest import locked, read_manifest, read_record, write_record
+from ..manifest import library_versions, locked, read_manifest, read_record, write_record
 from ..modeling import DecoderConfig, DecoderForCausalLM, device, set_cache_dtype
+from ..training.identity import sources_hash
 from .matching import Matched, config_of
 from .trials import Task, Trials
 
@@ -44,11 +45,17 @@ def record(trials: Trials, failures: dict[str, str], beside: bool = False) -> No
 
 
 def timed(recorded: dict) -> list:
-    """Return of which models and steps the speeds in a record are: after the study's file was edited, of others."""
+    """Return of which models, steps and code the speeds in a record are: after a study was edited, of others."""
     of_model = ("name", "options", "intermediate_size")  # of which older records may lack one
     models = [[variant.get(name) for name in of_model] for variant in recorded["variants"]]
     stated = [recorded["stated"].get(name) for name in ("preset", "settings")]
-    return json.loads(json.dumps([recorded.get("vocab_size"), stated, models]))
+    return json.loads(json.dumps([recorded.get("vocab_size"), recorded.get("code"), stated, models]))
+
+
+def code_of(trials: Trials) -> dict:
+    """Return by what code speeds are measured: versions, and the hash of the sources of each mechanism."""
+    names = sorted({matched.variant.attention for matched in trials.variants})
+    return {"versions": library_versions(), "sources": {name: sources_hash(name) for name in names}}
 
 
 def content(trials: Trials) -> dict:
@@ -63,6 +70,8 @@ def content(trials: Trials) -> dict:
         "corpus_hash": corpus["hash"],
         "vocab_size": trials.manifest["vocab_size"],
         "tokenizer_hash": trials.manifest["tokenizer_hash"],
+        "texts": {} if "task" in corpus else trials.text_hashes,
+        "code": code_of(trials),
         "variants": [
             asdict(trials.chosen(number)) | {"name": matched.variant.name, "variant": asdict(matched.variant)}
             for number, matched in enumerate(trials.variants)

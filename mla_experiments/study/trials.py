@@ -4,6 +4,8 @@ Runs are found by the hash of what determines them, so that studies share them. 
 a seed of its own tries them all, and the seeds of the study take the ones that validate best.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +15,13 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from ..data import load_corpus, load_tokens
+from ..data.corpora import MADE_BY
+from ..data.sources import NAMED
 from ..data.synthetic import is_synthetic
 from ..errors import UserError
 from ..evaluation.results import HELD_OUT
 from ..evaluation.scores import read_scores, scores_of, texts_hash
+from ..manifest import read_manifest
 from ..training import PRESETS
 from ..training.run import Run
 from .description import Study, Variant
@@ -126,7 +131,7 @@ class Trials:
         given = self.study.data
         if is_synthetic(corpus):
             return self.root / "data" / re.sub(r"[^A-Za-z0-9.=-]+", "-", corpus)
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(corpus).stem).strip("-")
+        slug = named_so(corpus, given["text_column"])
         length = self.study.row_length
         return self.root / "data" / f"{slug}-{given['vocab_size']}-{length}-{given['shuffle_seed']}"
 
@@ -165,6 +170,10 @@ class Trials:
     def texts(self) -> dict[str, list[str]]:
         """The held-out documents, by split."""
         corpus = load_corpus(self.data / "corpus")
+        if read_manifest(self.data / "corpus", MADE_BY)["hash"] != self.manifest["corpus_hash"]:
+            raise UserError(
+                f"{self.data} has been prepared from other text since this study began; run the study again"
+            )
         return {split: list(corpus[split]["text"]) for split in HELD_OUT}
 
     @cached_property
@@ -303,6 +312,14 @@ class Trials:
         return (
             self.variants[variant] if number is None else self.trial(Task(variant, self.study.seeds[0], number)).matched
         )
+
+
+def named_so(corpus: str, text_column: str) -> str:
+    """Return a corpus's name for a folder; of what is not known by that name with a number, which says what it is."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(corpus).stem).strip("-")
+    if corpus in NAMED or corpus == "auto":
+        return slug
+    return f"{slug}-{hashlib.sha256(json.dumps([corpus, text_column]).encode()).hexdigest()[:8]}"  # as stated, anywhere
 
 
 def rung_before(task: Task) -> int:

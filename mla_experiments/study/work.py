@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..allocator import keep_freed_memory
-from ..data import load_tokenizer
+from ..data import load_tokenizer_of
 from ..errors import InUse, Stopped, UserError, reason_of
 from ..evaluation.perplexity import score_documents
 from ..evaluation.recall import score_task
@@ -83,8 +83,9 @@ def train_and_score(trials: Trials, trial: Trial) -> None:
     if not trial.run.is_finished:
         trial.run.check_same("delete its folder to train it again")
         variant = trial.matched.variant
-        tokenizer = load_tokenizer(trials.data_of(trials.study.corpus_of(variant)) / "tokenizer")
-        trial.run.train(trials.loaded(variant)[0], tokenizer, lambda _: None)
+        tokens, manifest = trials.loaded(variant)
+        tokenizer = load_tokenizer_of(manifest, trials.data_of(trials.study.corpus_of(variant)) / "tokenizer")
+        trial.run.train(tokens, tokenizer, lambda _: None)
     model, tokenizer = load_with_tokenizer(trial.run.folder)
     set_cache_dtype(model, trial.cache_dtype)
     if trial.run.task:

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from ..errors import UserError
 from ..manifest import library_versions
 from ..modeling import DecoderConfig
-from ..modeling.attention import Attention, mechanisms_of
+from ..modeling.attention import Attention, mechanisms_of, plugins
 from ..modeling.attention.checks import COMMON
 from .flags import REFUSED, STEERED_BY_VALIDATION
 from .imported import imported_files
@@ -244,16 +244,26 @@ def sources_hash(attention: str) -> str:
     for name, mechanism in mechanisms_of(attention).items():
         path = file_of(name, mechanism)
         if PACKAGE not in path.parents:
+            plugins.check_unchanged(path, mechanism.__module__)
             imported = imported_files(path, mechanism.__module__)
             files = {f"mechanism {name}": path, **{f"mechanism {name}: {one}": imported[one] for one in imported}}
             content = content | {named: code_of(files[named]) for named in files}
+    return hash_of(content)
+
+
+def hash_of(content: dict[str, str]) -> str:
+    """Return a hash of what sources say, by name."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
-def own_sources() -> dict[str, str]:
-    """Return what our own sources say that decide the arithmetic, by name: read once, since it takes a second."""
-    found = [path for name in SOURCES for path in (PACKAGE / name, *(PACKAGE / name).rglob("*")) if path.is_file()]
+def own_sources(names: tuple[str, ...] = SOURCES) -> dict[str, str]:
+    """Return what our own sources say that decide the arithmetic, by name: read once, since it takes a second.
+
+    Args:
+        names: of files and folders of this package.
+    """
+    found = [path for name in names for path in (PACKAGE / name, *(PACKAGE / name).rglob("*")) if path.is_file()]
     files = {path.relative_to(PACKAGE).as_posix(): path for path in found if path.suffix in (".py", ".c")}
     return {name: code_of(path) for name, path in files.items()}
 

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import SchedulerType
 
-from ..data import DocumentStream, load_tokenizer, load_tokens, open_stream
+from ..data import DocumentStream, load_tokenizer_of, load_tokens, open_stream
 from ..data.synthetic import task_of
 from ..errors import InUse, Stopped, UserError, unknown
 from ..every_reader import tokenizer_for_every_reader
@@ -55,9 +55,12 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], o
             nothing has been changed then.
         Stopped: the user asked to stop; a checkpoint is saved.
     """
+    if arguments.overwrite and arguments.resume:
+        raise UserError("overwrite begins anew where a run stands, and resume goes on with it; leave one of them out")
     arguments.attention = [find(name) for name in arguments.attention]
     data_dir, root = Path(arguments.data_dir), Path(arguments.weights_dir) / arguments.run
     tokens, manifest = load_tokens(data_dir / "tokens", data_dir / "tokenizer")
+    tokenizer = load_tokenizer_of(manifest, data_dir / "tokenizer")  # later other data may stand there
     check_streaming(arguments.streaming, manifest, trainer_flags)
     runs = [Run(root / name, name, arguments, trainer_flags, manifest) for name in dict.fromkeys(arguments.attention)]
     if arguments.resume and not any(run.folder.exists() for run in runs):
@@ -77,7 +80,7 @@ def train(arguments: RunArguments, trainer_flags: dict, draw: Callable[[Path], o
             tokens = {**tokens, "train": stream}
         for run in runs:
             if run in todo:
-                run.train(tokens, load_tokenizer(data_dir / "tokenizer"), draw)
+                run.train(tokens, tokenizer, draw)
             elif run.is_main_process:
                 print(f"{run.folder} is already trained{run.as_recorded()}; nothing to do.")
     return [run.folder for run in runs]
@@ -241,14 +244,19 @@ class Run:
         if step < self.trainer_arguments.max_steps or trainer.left_validation:
             raise Stopped(
                 f"Stopped at step {step} of {self.trainer_arguments.max_steps}; {self.folder}/checkpoint-{step} is "
-                "saved. Go on with the same command and --resume."
+                f"saved. {self._how_to_go_on}"
             )
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all take part where weights are sharded
         if self.is_main_process:
             self._finish(trainer.accelerator.unwrap_model(trainer.model), weights, tokenizer, clock)
             draw(self.folder.parent)
         if any(gather_object([stop.asked])):  # in the last step, or while what belongs to it was saved
-            raise Stopped(f"Stopped; {self.folder} is finished. Go on with the same command and --resume.")
+            raise Stopped(f"Stopped; {self.folder} is finished. {self._how_to_go_on}")
+
+    @property
+    def _how_to_go_on(self) -> str:
+        without = ", without --overwrite" if self.arguments.overwrite else ""
+        return f"Go on with the same command and --resume{without}."
 
     def _begin(self) -> Path | None:
         """Make the folder, replace what may be replaced, and record the run; return the checkpoint to go on from."""

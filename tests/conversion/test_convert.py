@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mla_experiments.cli import main
+from mla_experiments.conversion import job
 from mla_experiments.conversion.calibration import check_apart, read_texts, runs_of
 from mla_experiments.data.synthetic import TASKS
 from mla_experiments.errors import UserError
@@ -319,7 +320,9 @@ def test_the_sample_serves_both_without_what_its_documents_share(capsys):
     assert left_out and f"that held-out documents have too: {left_out}." in capsys.readouterr().out
 
 
-def test_healing_follows_the_conversion_beside_a_control_and_the_command_goes_on_where_it_was(place, capsys):
+def test_healing_follows_the_conversion_beside_a_control_and_the_command_goes_on_where_it_was(
+    place, capsys, monkeypatch
+):
     flags = {"cache_bytes": ORIGINAL // 2, "heal_tokens": 8 * 4 * 32, "heal_batch": 4, "heal_learning_rate": 0.01}
     assert convert(**flags) == 0
     rows = json.loads((place / "out-healed/healing.json").read_text())["rows"]
@@ -332,6 +335,10 @@ def test_healing_follows_the_conversion_beside_a_control_and_the_command_goes_on
     assert convert(**flags) == 0
     said = capsys.readouterr().out
     assert "already holds this conversion" in said and said.count("already trained") == 2
+    assert (place / "out/model.safetensors").stat().st_mtime_ns == before
+    monkeypatch.setattr(job, "library_versions", lambda: {"torch": "99"})
+    assert convert(**flags) == 2
+    assert "out" in capsys.readouterr().err, "what other code made is no part of this"
     assert (place / "out/model.safetensors").stat().st_mtime_ns == before
 
 

@@ -132,6 +132,23 @@ def test_the_corpus_of_training_is_known_by_its_files_not_by_how_they_are_called
     assert f"corpus=text/source.txt has {source}, which data/corpus was prepared from" in capsys.readouterr().err
 
 
+def test_text_that_an_older_run_may_have_seen_is_not_held_out_of_it(train, tmp_path, capsys):
+    """Paragraphs that are put in move the borders between what is trained on and what is held out."""
+    Path("book.txt").write_text("".join(synthetic_articles(40, seed=1)))
+    data = command("data", corpus="book.txt", vocab_size=300, sequence_length=32)
+    assert main(data) == 0
+    assert train("mha") == 0 and main(["eval"]) == 0
+    Path("book.txt").write_text("".join(synthetic_articles(3, seed=9) + synthetic_articles(40, seed=1)))
+    assert main(data) == 0
+    assert train("mha", run="second") == 0
+    capsys.readouterr()
+    assert main(["eval"]) == 2
+    assert "model=weights/mha was trained on corpus=book.txt before that was prepared again" in capsys.readouterr().err
+    assert main(["eval", "second/mha"]) == 0
+    Path("new.txt").write_text("".join(synthetic_articles(3, seed=11)))
+    assert main(["eval", "mha", "--corpus", "new.txt"]) == 0
+
+
 def test_real_wikitext_is_evaluated_by_article(train):
     path = wikitext_file("wikitext-2.valid.txt")
     train()

@@ -39,6 +39,11 @@ def test_a_question_becomes_a_study_and_an_answer(place, capsys, monkeypatch):
     assert main([*asked.replace("256", "512").split(), "--plan-only"]) == 2
     assert "choose-own.yaml is there for another question, and is kept" in capsys.readouterr().err
     assert Path("studies/choose-own.yaml").read_text() == edited
+    Path("own.txt").write_text("".join(synthetic_articles(500)))
+    assert main([*asked.split(), "--plan-only"]) == 2
+    said = capsys.readouterr().err
+    assert "corpus=own.txt has changed since studies/choose-own.yaml was proposed for it" in said
+    assert "mla-experiments study studies/choose-own.yaml" in said
     report = Path("studies/choose-own/report.md").read_text()
     assert report.splitlines()[2].startswith("**At 256 bytes of cache a token, take m")
 

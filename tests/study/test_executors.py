@@ -366,8 +366,10 @@ def test_the_slurm_script_of_the_documentation_names_every_shard_once(tmp_path):
 
 def test_data_prepared_beforehand_are_those_of_the_study(folder, capsys):
     flags = ["--corpus", "text.txt", "--vocab_size", "300", "--sequence_length", "32"]
-    assert main(["data", *flags, "--data_dir", "studies/data/text-300-32-0"]) == 0
-    capsys.readouterr()
     study = read_study(folder / "sweep.yaml")
+    place = Trials(study, Path("studies")).data
+    assert re.fullmatch(r"studies/data/text-[0-9a-f]{8}-300-32-0", str(place))
+    assert main(["data", *flags, "--data_dir", str(place)]) == 0
+    capsys.readouterr()
     prepare_data(study, *study.corpora, Trials(study, Path("studies")).data)
     assert capsys.readouterr().out.count("nothing to do") == 3

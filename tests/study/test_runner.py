@@ -9,12 +9,14 @@ import yaml
 from conftest import command, synthetic_articles
 
 from mla_experiments.cli import main
-from mla_experiments.errors import Stopped
+from mla_experiments.errors import Stopped, UserError
 from mla_experiments.evaluation.scores import read_scores
 from mla_experiments.manifest import write_record
 from mla_experiments.report import study as report_of_study
 from mla_experiments.run_files import read_run
-from mla_experiments.study import read_study, record
+from mla_experiments.study import read_study, record, work
+from mla_experiments.study.runner import prepare_data
+from mla_experiments.study.trials import Trials
 from mla_experiments.study.tuning import Factor, Space, design
 from mla_experiments.training.identity import RECORDED_FIRST
 from mla_experiments.training.run import Run
@@ -306,6 +308,34 @@ def test_speeds_are_measured_anew_where_the_study_states_other_models(state, tmp
     for count, more in ((1, {}), (1, {}), (1, {"seeds": [0, 1]}), (2, {"hidden_size": 32}), (3, {"positions": "none"})):
         assert main(["study", state("edited", attention="mha", match="none", **more)]) == 0
         assert len(measured) == count
+    for what, other in (("library_versions", {"torch": "99"}), ("sources_hash", "other")):
+        monkeypatch.setattr(record, what, lambda *_, other=other: other)
+        count += 1
+        assert main(["study", state("edited", attention="mha", match="none", **more)]) == 0
+        assert len(measured) == count, "by other code they are other speeds"
+
+
+def test_texts_of_one_name_have_each_a_folder_and_one_that_is_prepared_anew_is_none_of_a_study_under_way(
+    state, tmp_path, monkeypatch
+):
+    """Else one study would train, score and save with the tokenizer of the other."""
+    folders = set()
+    for number, place in enumerate(("a", "b", "чтиво", "読")):
+        path = tmp_path / place / f"{'text' if number < 2 else place}.txt"
+        path.parent.mkdir()
+        path.write_text("".join(synthetic_articles(40, seed=number)))
+        study = read_study(state(f"of-{number}", attention="mha", corpus=str(path)))
+        folders.add(Trials(study, tmp_path / "studies").data)
+    assert len(folders) == 4
+    trials = Trials(study, tmp_path / "studies")
+    prepare_data(study, *study.corpora, trials.data)
+    (task, *_) = trials.tasks()
+    trial = trials.trial(task)  # as it begins
+    path.write_text("".join(synthetic_articles(60, seed=9)))
+    prepare_data(study, *study.corpora, trials.data)
+    with pytest.raises(UserError, match=r"was made by tokenizer|prepared from other text"):
+        work.train_and_score(trials, trial)
+    assert not (trial.run.folder / "model.safetensors").exists()
 
 
 def test_a_run_that_eval_scored_on_other_text_is_scored_again_and_not_reported_till_then(
@@ -320,7 +350,7 @@ def test_a_run_that_eval_scored_on_other_text_is_scored_again_and_not_reported_t
     assert main(data) == main(["eval", str(scores.parent)]) == 0
     assert scores.read_bytes() != before
     assert main(["report", "studies/mixed"]) == 2
-    assert "were scored on different texts, which do not compare" in capsys.readouterr().err
+    assert "has been scored on other text since than the study's; the same" in capsys.readouterr().err
     begun = trained(monkeypatch)
     assert main(["study", path]) == 0
     assert scores.read_bytes() == before and not begun

@@ -19,9 +19,9 @@ from mla_experiments.data import load_tokenizer, load_tokens
 from mla_experiments.errors import UserError
 from mla_experiments.manifest import write_record
 from mla_experiments.modeling import DecoderForCausalLM
-from mla_experiments.modeling.attention import MHA
+from mla_experiments.modeling.attention import MHA, find
 from mla_experiments.run_files import read_metrics, read_run
-from mla_experiments.training import PRESETS, RunArguments, identity, trainer_defaults
+from mla_experiments.training import PRESETS, RunArguments, identity, imported, trainer_defaults
 from mla_experiments.training.flags import REFUSED
 from mla_experiments.training.run import Run
 
@@ -247,6 +247,33 @@ def test_the_code_of_a_mechanism_counts_and_its_comments_do_not(tmp_path, monkey
     c.write_text(c.read_text().replace("+", "-", 1))
     assert hashed("mla") != now
     identity.own_sources.cache_clear()
+
+
+def test_all_that_a_mechanism_imports_counts_but_what_is_installed_for_good(tmp_path, monkeypatch):
+    """A package that is installed to be edited does, and so do the packages around a module."""
+    place, installed = tmp_path / "own", tmp_path / "site-packages"
+    for path, text in {
+        place / "mine/__init__.py": "", place / "mine/parts/__init__.py": "", place / "mine/parts/helper.py": "",
+        installed / "theirs/__init__.py": "", place / "mine-1.dist-info/METADATA": "Name: mine\nVersion: 1\n",
+        place / "mine-1.dist-info/top_level.txt": "mine\n",
+        tmp_path / "mechanism.py": "import json, theirs, torch\nimport mine.parts.helper\n",
+    }.items():  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for folder in (place, installed):
+        monkeypatch.syspath_prepend(folder)
+    found = imported.imported_files(tmp_path / "mechanism.py", "mechanism")
+    assert set(found) == {"mine", "mine.parts", "mine.parts.helper"}
+
+
+def test_a_mechanism_s_file_that_is_edited_while_a_command_runs_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from mla_experiments import MHA\n\nclass Mine(MHA):\n    description = 'mine'\n")
+    name = find(f"{path}:Mine")
+    assert identity.sources_hash.__wrapped__(name)
+    path.write_text(path.read_text() + "    scale = 2\n")
+    with pytest.raises(UserError, match=r"mine\.py was edited while this command ran"):
+        identity.sources_hash.__wrapped__(name)
 
 
 def test_a_study_finds_the_folders_of_runs_that_recorded_less(make):

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import command, synthetic_articles
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+from mla_experiments.cli import main
 from mla_experiments.manifest import write_record
 from mla_experiments.modeling import load_model
 from mla_experiments.run_files import read_run
+from mla_experiments.training.run import Run
 from mla_experiments.training.settings import mixed_precision
 
 
@@ -199,3 +202,30 @@ def test_automatic_precision_is_what_the_device_does_well(monkeypatch):
     for native, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, n=native: n)
         assert mixed_precision("auto") == {"bf16": expected == "bf16", "fp16": expected == "fp16"}
+
+
+def test_a_run_is_saved_with_the_tokenizer_of_its_own_tokens_whatever_is_prepared_meanwhile(
+    train, monkeypatch, tmp_path
+):
+    first, real = Path("data/tokenizer/tokenizer.json").read_bytes(), Run.train
+    Path("other.txt").write_text("".join(synthetic_articles(60, seed=3)))
+
+    def then_other_data(self, *args):
+        real(self, *args)
+        assert main(command("data", corpus="other.txt", vocab_size=290, sequence_length=32)) == 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", then_other_data)
+        assert train("mha", "mqa") == 0
+    assert Path("data/tokenizer/tokenizer.json").read_bytes() != first
+    saved = [json.loads(Path(f"weights/{name}/tokenizer.json").read_text())["model"] for name in ("mha", "mqa")]
+    assert saved == [json.loads(first)["model"]] * 2
+    assert train("mqa") == 2, "another text makes another run"
+
+
+def test_going_on_and_beginning_anew_are_not_asked_for_at_once(train, capsys):
+    assert train() == 0
+    before = weights()
+    assert train(overwrite=True, resume=True, seed=1) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    assert_same_weights(weights(), before)

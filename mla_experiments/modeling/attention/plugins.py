@@ -29,6 +29,7 @@ VARIABLE = "MLA_EXPERIMENTS_ATTENTION"
 FROM_A_FILE = re.compile(r"(.+\.py):(\w+)")
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 OWN = __name__.split(".")[0]
+FROM = f"{OWN}_from_"  # begins the names of modules that are files
 
 
 def check_mechanism(mechanism: object, name: str) -> None:
@@ -60,9 +61,29 @@ def class_from_file(path: Path, name: str) -> type[Attention]:
 _modules: dict[Path, ModuleType] = {}
 
 
+def check_unchanged(path: Path, module: str) -> None:
+    """Refuse a file that says something else by now than what was run of it.
+
+    Args:
+        path: of the file.
+        module: the name that it was run by; any other's, of a package, says nothing of its content.
+
+    Raises:
+        UserError: it was edited since.
+    """
+    require(
+        not module.startswith(FROM) or module == _module_name(path),
+        f"attention={path} was edited while this command ran by what it said before; run the command again",
+    )
+
+
+def _module_name(path: Path) -> str:
+    return f"{FROM}{path.stem}_{file_hash(path)[:8]}"
+
+
 def _imported(path: Path) -> ModuleType:
     require(path.is_file(), f"attention={path} is no file; give path/to/file.py:Class")
-    name = f"{OWN}_from_{path.stem}_{file_hash(path)[:8]}"
+    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:  # for no file that ends in .py
         raise UserError(f"attention={path} is no file of Python; give path/to/file.py:Class")

@@ -40,6 +40,15 @@ def unknown(field: str, name: object, known: Iterable[str], cutoff: float = 0.5)
     return UserError(f"{field}={name} is unknown; {hint}")
 
 
+def shortened(value: object) -> str:
+    """Return a value as Python writes it, or the beginning of that; some numbers are longer than Python writes any."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def printable(text: object) -> str:
     """Return what a terminal can take on one line: line breaks and controls in what somebody typed are escaped."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))

@@ -219,6 +219,19 @@ def keep_others(record: Path, *beside: Path) -> None:
         ) from None
 
 
+def check_folder(folder: Path, field: str) -> None:
+    """Refuse, before work is done, a folder that cannot be written to, by the name of its field.
+
+    Raises:
+        UserError: a file stands there or in its way, or one may not write there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{field}={folder} cannot be a folder, since {there} is a file; choose another place")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{field}={folder} cannot be written, since {there} may not be; choose another place")
+
+
 def _digest(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..kernels.stored import STORED
 from ..manifest import write_json
 from ..markdown import table
 from ..modeling import device
+from ..modeling.attention import find
 from .costs import training_flops_per_token
 from .decode import bytes_per_token, cache_bytes, decode_step, timed_steps
 from .measure import ceilings, flag, interleaved, interleaved_on_the_card, machine, roofline, spread
@@ -77,6 +78,7 @@ def measure(given: Arguments, sizes: Sizes | None = None) -> list[dict]:
     folder, kind = Path(given.out), device().type
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"out={folder} is there already and is kept; choose another name")
+    given = replace(given, attention=[find(name) for name in given.attention])
     folder.mkdir(parents=True, exist_ok=True)
     sizes = sizes or (GPU if kind == "cuda" else CPU)
     keep_freed_memory()

@@ -1,6 +1,7 @@
 """Fair timing: contestants take turns, medians are compared, and the machine is written down."""
 
 import datetime
+import itertools
 import multiprocessing
 import os
 import platform
@@ -179,11 +180,13 @@ def machine() -> dict:
 
 
 def save(name: str, content: dict, folder: Path) -> Path:
-    """Write a result as JSON, named by what was measured, the date and the hardware."""
+    """Write a result as JSON, named by what was measured, date and hardware; an earlier one by that name is kept."""
     facts = machine()
     hardware = re.sub(r"[^a-z0-9]+", "-", (facts["gpu"] or f"cpu-{facts['cores']}-cores").lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{facts['date']}-{hardware}-{name}.json"
+    stem = f"{facts['date']}-{hardware}-{name}"
+    names = (f"{stem}{f'-{number}' if number > 1 else ''}.json" for number in itertools.count(1))
+    path = next(path for path in map(folder.joinpath, names) if not path.exists())
     write_json(path, {"measured": name, "machine": facts, **content})
     return path
 

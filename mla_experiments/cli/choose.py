@@ -12,6 +12,7 @@ from .needs import STATISTICS, need
 from .parsing import parse
 from .saying import wrote
 
+LARGEST = 1e12
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 EXAMPLES = """examples:
@@ -86,6 +87,6 @@ def size_of(stated: str) -> int:
         UserError: it is none.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmb]?)", stated.strip().lower())
-    if not found or not (number := int(float(found[1]) * UNITS[found[2]])):
+    if not found or not 1 <= (number := float(found[1]) * UNITS[found[2]]) <= LARGEST:
         raise UserError(f"params={stated} must be a number of parameters, such as 5M or 800k")
-    return number
+    return int(number)

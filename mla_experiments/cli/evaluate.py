@@ -6,7 +6,8 @@ With `--cache_dtype` or `--weight_dtype`: what a cache or weights in fewer bits 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, unknown
+from ..manifest import check_folder
 from ..next_step import as_typed_here, elsewhere
 from .needs import STATISTICS, need
 from .parsing import parse
@@ -63,6 +64,7 @@ def run(argv: list[str]) -> None:
     output_dir, tasks, limit = Path(given.pop("output_dir")), given.pop("tasks"), given.pop("limit")
     if limit and not tasks:
         raise UserError(f"limit={limit} is of the documents of tasks, and has no effect without --tasks; leave it out")
+    check_folder(output_dir, "output_dir")
     fewer = {name: dtype for name in ("cache_dtype", "weight_dtype") if (dtype := given.pop(name))}
     if fewer:
         (name, dtype), *others = *fewer.items(), *([("tasks", tasks[0])] if tasks else [])
@@ -139,11 +141,14 @@ def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path)
 
     from ..evaluation.fewer_bits import STORAGES, scored_twice
     from ..evaluation.measures import BITS
+    from ..kernels.stored import STORED
     from ..manifest import keep_others, library_versions, write_record
     from ..markdown import table
     from ..study.statistics import compared
 
     rows, storage = [], STORAGES[name]
+    if dtype not in STORED:
+        raise unknown(name, dtype, STORED)
     keep_others(written := output_dir / f"{storage.name}.json")
     for one in scored_twice(storage, dtype, **given):
         nats = [np.array([document.nats for document in score.documents]) for score in (one.exact, one.kept)]

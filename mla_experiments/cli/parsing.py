@@ -17,7 +17,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, shortened
 from ..yaml_files import read_yaml
 
 FROM_A_FILE = re.compile(r"(.+\.py):(\w+)")  # a mechanism: path/to/file.py:Class
@@ -274,7 +274,9 @@ def as_strings(value: object, where: str) -> list[str]:
     try:
         return [json.dumps(value) if isinstance(value, dict) else str(value)]
     except (TypeError, ValueError):
-        raise UserError(f"{where}={value}, which is no JSON; give texts, numbers and lists of them") from None
+        raise UserError(
+            f"{where}={shortened(value)}, which is no JSON; give texts, numbers and lists of them"
+        ) from None
 
 
 def flags_of_all_commands() -> set[str]:

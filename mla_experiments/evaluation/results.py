@@ -19,6 +19,7 @@ from ..modeling import DecoderForCausalLM, device, device_name, load_model
 from ..modeling.named import named_folder
 from ..next_step import Step
 from ..run_files import RUN_FILE, read_run
+from ..texts import write_text
 from ..training.identity import sources_hash
 from .perplexity import PROTOCOL, Score, score_documents
 from .scores import ANSWERS, read_scores, texts_hash, write_scores
@@ -65,7 +66,7 @@ class Results:
         facts = ", ".join(f"{name} {value}" for name, value in self.context["versions"].items())
         heading, made = f"# Evaluation on {escaped(self.context['corpus'])}", f"{self.context['device']}; {facts}."
         text = f"{heading}\n\n{self.table(escaped)}\n\n{made}\n"
-        (folder / "results.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(folder / "results.md", text)
         return [folder / "results.json", folder / "results.md"]
 
 

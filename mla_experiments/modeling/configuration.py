@@ -12,7 +12,16 @@ from transformers.utils import logging
 
 from ..errors import UserError
 from .attention import ATTENTION, Attention, find
-from .attention.checks import COMMON, check_common, check_options, require, require_number, require_whole
+from .attention.checks import (
+    COMMON,
+    LARGEST,
+    MOST_LAYERS,
+    check_common,
+    check_options,
+    require,
+    require_number,
+    require_whole,
+)  # fmt: skip
 from .attention.hybrid import asked_for, is_hybrid, names_in, options_for, pattern_of
 from .attention.plugins import how_to_get, source_of
 from .attention.rope import check_rope
@@ -114,7 +123,8 @@ class DecoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         for name in SIZES:
-            require_whole(name, getattr(self, name))
+            most = MOST_LAYERS if name == "num_hidden_layers" else LARGEST
+            require_whole(name, getattr(self, name), most)
         if self.intermediate_size is None:
             self.intermediate_size = -(-8 * self.hidden_size // 3 // 64) * 64
         require_whole("intermediate_size", self.intermediate_size)
@@ -211,7 +221,7 @@ class DecoderConfig(PreTrainedConfig):
         """Refuse windows that cannot be, and say of each layer whether it has one."""
         if self.sliding_window is None:
             types = self.layer_types
-            none = types is None or (isinstance(types, list) and set(types) <= {FULL})
+            none = types is None or (isinstance(types, list) and all(kind == FULL for kind in types))
             require(none, f"layer_types={types!r} asks for windows; give sliding_window, or leave it out.")
             self.layer_types = [FULL] * self.num_hidden_layers  # which the library looks for once there is such a field
             return

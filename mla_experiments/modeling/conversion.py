@@ -24,7 +24,7 @@ from ..every_reader import config_for_every_reader, tokenizer_for_every_reader
 from ..manifest import whole_folder
 from ..run_files import check_files, check_finished
 from . import fused, granite
-from .attention.checks import require
+from .attention.checks import LARGEST, MOST_LAYERS, require
 from .configuration import DecoderConfig
 from .decoder import DecoderForCausalLM
 from .export import (
@@ -55,8 +55,6 @@ SIZES = (
     "n_embd", "n_head", "d_model", "num_heads", "max_position_embeddings", *LAYER_COUNTS,
 )  # fmt: skip
 SIZES_BY_ENDING = ("_size", "_dim", "_heads", "_rank", "_experts", "_per_tok")  # these may be 0 where there is nothing
-LARGEST = 10**9
-MOST_LAYERS = 1000  # no model has as many; a config that asks for more would be built for hours
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of these
 
 
@@ -198,6 +196,10 @@ def check_description(path: Path, described: object) -> None:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         own = "; auto_map names code of its own, which is never run here" if "auto_map" in described else ""
         raise UserError(f"{path}: model_type={kind} is none that transformers {transformers.__version__} knows{own}")
+    for name in ("dtype", "torch_dtype"):
+        value = described.get(name)
+        if value is not None and not isinstance(getattr(torch, str(value).removeprefix("torch."), None), torch.dtype):
+            raise UserError(f"{path}: {name}={value!r} is no dtype of torch, such as float32 or bfloat16; mend it")
     for name, value in sizes_in(described):
         least, most = int(name in SIZES), MOST_LAYERS if name in LAYER_COUNTS else LARGEST
         require(least <= value <= most, f"{path}: {name}={value} must lie between {least} and {most:,}")
@@ -260,7 +262,7 @@ def save_around_weights(source: Path, target: Path, config: PreTrainedConfig) ->
     """
     config.save_pretrained(target)
     if (source / GENERATION_CONFIG_NAME).is_file():
-        read(source / GENERATION_CONFIG_NAME, GenerationConfig.from_pretrained, source)
+        check_tokens_named(source / GENERATION_CONFIG_NAME)
         shutil.copyfile(source / GENERATION_CONFIG_NAME, target / GENERATION_CONFIG_NAME)
     else:
         GenerationConfig.from_model_config(config).save_pretrained(target)
@@ -275,6 +277,20 @@ def save_around_weights(source: Path, target: Path, config: PreTrainedConfig) ->
         )
     tokenizer.save_pretrained(target)
     tokenizer_for_every_reader(target)
+
+
+def check_tokens_named(path: Path) -> None:
+    """Refuse a generation config that cannot be read, or whose tokens are no numbers of tokens.
+
+    Raises:
+        UserError: it is one.
+    """
+    described = read(path, GenerationConfig.from_pretrained, path.parent).to_dict()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
+        values = described.get(name)
+        for value in values if isinstance(values, list) else [values]:
+            if value is not None and (type(value) is not int or value < 0):
+                raise UserError(f"{path}: {name}={value!r} is no number of a token; mend it or copy it again")
 
 
 def read(path: Path, reader: Callable, *arguments: Any, **options: Any) -> Any:

@@ -5,7 +5,7 @@ No model is made and no tensor is read but the few that change.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from ..errors import UserError, reason_of
 from ..manifest import is_inside, scratch_for, write_json
 
+NUMBERS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -32,6 +33,7 @@ def checked_shards(folder: Path, expected: dict[str, tuple[int, ...]], left_out:
     lacking = dict(expected)
     shards = shard_paths(folder)
     for shard in shards:
+        check_numbers(shard, expected)
         for name, shape in shapes_in(shard).items():
             wanted = lacking.pop(name, None)
             if wanted != shape and wanted is not None:
@@ -41,6 +43,21 @@ def checked_shards(folder: Path, expected: dict[str, tuple[int, ...]], left_out:
     if lacking:
         raise UserError(f"model={folder} lacks {next(iter(lacking))} ({len(lacking)} weights in all); copy it again")
     return shards
+
+
+def check_numbers(shard: Path, names: Container[str]) -> None:
+    """Refuse weights of these names that are no floating-point numbers, or of 8 bits, which need scales.
+
+    Raises:
+        UserError: there are some, or the file is damaged.
+    """
+    shapes_in(shard)  # says what is wrong with the file
+    with safe_open(shard, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if name in names and (dtype := file.get_slice(name).get_dtype()) not in NUMBERS:
+                raise UserError(
+                    f"{shard} holds {name} in {dtype}, and weights are read in {', '.join(NUMBERS)}; save them so"
+                )
 
 
 def ignorable(name: str) -> bool:
@@ -57,7 +74,7 @@ def shard_paths(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [name for name in names if not is_inside(name)]
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise UserError(f"{folder / INDEX} is damaged; copy it again") from None
     if outside:
         raise UserError(f"{folder / INDEX} names {outside[0]}, which is not in its folder; copy the checkpoint again")

@@ -12,7 +12,7 @@ from ..evaluation.scores import SplitScores, read_scores
 from ..manifest import file_hash
 from ..markdown import table
 from ..modeling import DecoderConfig
-from ..run_files import RUN_FILE, read_run
+from ..run_files import RUN_FILE, check_files, read_run
 from ..study.record import STUDY
 from ..study.statistics import compare, estimate, perplexity_per_word
 from .findings import Findings, Runs, read_findings
@@ -70,6 +70,8 @@ def compared(places: list[str], weights_dir: Path) -> str:
     for place in places:
         folders.setdefault(folder_of(place, weights_dir).resolve(), place)
     contestants = [one for place in folders.values() for one in contestants_of(place, weights_dir)]
+    for one in contestants:
+        check_runs(one)
     check_texts(contestants)
     tokenizers = {file_hash(folder / "tokenizer.json") for one in contestants for folder in one.runs.values()}
     rows = [row(one, per_word=len(tokenizers) == 1) for one in contestants]
@@ -79,6 +81,18 @@ def compared(places: list[str], weights_dir: Path) -> str:
     differences = compare(amounts, measure.weights(first), measure=measure)
     said = [*reservations(contestants, len(tokenizers)), *(f"- {difference.sentence}" for difference in differences)]
     return "\n".join([table(rows), "", *said, *([HOW_TOLD_APART] if differences else [])])
+
+
+def check_runs(one: Contestant) -> None:
+    """Refuse runs of which something is gone or changed that a comparison reads.
+
+    Raises:
+        UserError: there is one.
+    """
+    for folder in one.runs.values():
+        if not read_run(folder):
+            raise UserError(f"{folder / RUN_FILE} is missing or damaged; copy the folder again, or train it again")
+        check_files(folder, "*.json")
 
 
 def check_texts(contestants: list[Contestant]) -> None:

@@ -9,6 +9,7 @@ from ..conversion.job import Measured
 from ..evaluation.measures import BITS, ratio
 from ..markdown import escaped, table
 from ..study.statistics import CONFIDENCE, LEAST_DOCUMENTS, contributions, spread_of
+from ..texts import read_text, write_text
 from .figures import STYLES, new_figure, save
 from .model_card import write_model_card
 
@@ -103,7 +104,7 @@ def write_conversion(folder: Path, steps: list[Measured], curve: list[Measured],
         draw_loss_against_cache(curve, steps, folder / FIGURE)
         text += f"\n\n![Loss against cache]({FIGURE})"
     card = write_model_card(folder)
-    card.write_text(f"{card.read_text(encoding='utf-8')}\n{text}\n", encoding="utf-8")
+    write_text(card, f"{read_text(card)}\n{text}")
 
 
 def about(steps: list[Measured], curve: list[Measured], record: dict) -> str:

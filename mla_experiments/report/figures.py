@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from ..manifest import scratch_for
 from .styles import COLORS, style
 
+OURS = "mla-experiments"  # what a PNG says that it was drawn by
+
 STYLES = [style(index, index).matplotlib for index in range(len(COLORS))]
 
 
@@ -28,9 +30,15 @@ def plain(text: str) -> str:
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure in the format of its suffix, whole or not at all."""
     scratch = scratch_for(path)
-    figure.savefig(scratch, format=path.suffix[1:])
+    figure.savefig(scratch, format=path.suffix[1:], metadata={"Software": OURS} if path.suffix == ".png" else None)
     scratch.replace(path)
     return path
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a PNG was drawn here: it says so at its beginning."""
+    with open(path, "rb") as file:
+        return f"Software\0{OURS}".encode() in file.read(1024)
 
 
 def draw_rows(rows: list[dict], path: Path, *, x: str, y: str, line: str, panel: str | None, title: str) -> Path:

@@ -14,6 +14,7 @@ from ..modeling.attention.hybrid import is_hybrid, names_in
 from ..modeling.attention.plugins import how_to_get
 from ..modeling.export import native_config
 from ..run_files import RUN_FILE, read_run
+from ..texts import write_text
 
 METRICS = {
     "perplexity_per_token": "perplexity per token",
@@ -60,9 +61,7 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
         describe_results(rows),
         "## Load it\n\n" + LOADING.format(path=json.dumps(str(shown_as or folder)), imports=imports if native else ""),
     ]
-    path = folder / "README.md"
-    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
-    return path
+    return write_text(folder / "README.md", "\n\n".join(part for part in parts if part))
 
 
 def attention_of(config: PreTrainedConfig) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ..manifest import scratch_for
+from ..texts import write_text
 from .charts import Chart, to_plotly
 from .styles import LINE_WIDTH, Style
 from .templates import fill
@@ -50,10 +50,7 @@ def write_page(path: Path, text: Text, charts: dict[str, list[Chart]], variants:
         },
         scripts=[Markup(script) for script in scripts],
     )
-    scratch = scratch_for(path)
-    scratch.write_text(page, encoding="utf-8")
-    scratch.replace(path)
-    return path
+    return write_text(path, page)
 
 
 def hashes(scripts: list[str]) -> str:

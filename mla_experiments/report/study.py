@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..texts import write_text
 from .charts import Chart, draw
 from .findings import Findings, read_findings
 from .page import write_page
@@ -27,8 +28,7 @@ def write_findings(folder: Path, found: Findings) -> list[Path]:
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
     files = [path for section in sections.values() for chart in section for path in draw(chart, figures)]
-    markdown = folder / "report.md"
-    markdown.write_text(to_markdown(text, sections), encoding="utf-8")
+    markdown = write_text(folder / "report.md", to_markdown(text, sections))
     variants = {name: look for name, (_, look) in drawn(found).items()}
     page = write_page(folder / "report.html", text, sections, variants)
     return [page, markdown, write_summary(folder / SUMMARY, found), *files]

@@ -15,6 +15,7 @@ import yaml
 
 from ..benchmark.costs import num_parameters
 from ..data.corpora import MADE_BY
+from ..data.synthetic import is_synthetic
 from ..errors import UserError
 from ..manifest import read_manifest
 from ..modeling import DecoderConfig, device
@@ -78,7 +79,7 @@ def propose(question: Question, path: Path, root: Path) -> list[str]:
     """
     heading = HEADING + json.dumps(asdict(question), ensure_ascii=False) + "\n"
     if path.exists():
-        if not (before := path.read_text(encoding="utf-8")).startswith(heading):
+        if not (before := path.read_text(encoding="utf-8", errors="replace")).startswith(heading):
             raise UserError(f"{path} is there for another question, and is kept; move it away, or give --studies-dir")
         check_same_text(question, path, before, root)
         return [f"{path} stands for this question, and is gone on with as it is."]
@@ -113,6 +114,11 @@ def check_same_text(question: Question, path: Path, stands: str, root: Path) -> 
 
 def drafted(question: Question, path: Path, root: Path) -> tuple[list[str], str]:
     """Prepare the text, and write what `propose` writes; return the text's hash too. Arguments and errors as there."""
+    if is_synthetic(question.corpus):
+        raise UserError(
+            f"corpus={question.corpus} is a task, and this chooses by how well text is predicted; state a study of it "
+            "(docs/recall.md), or give text"
+        )
     stated = {
         "corpus": question.corpus,
         "vocab_size": "auto",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from ..data.synthetic import is_synthetic
-from ..errors import Missing, UserError, repeated, unknown
+from ..errors import Missing, UserError, repeated, shortened, unknown
 from ..modeling.attention import MISSION, find
 from ..modeling.attention.hybrid import is_hybrid
 from ..training import PRESETS
@@ -330,7 +330,7 @@ def sentence_of(problem: dict) -> UserError:
         shown = value if kind == "model_type" else dict(value)
         return UserError(f"tuning={shown} must state trials and what is tuned, such as learning_rate: [1.0e-3, 1.0e-2]")
     must = f"must be {MUST_BE[kind].format(**context)}" if kind in MUST_BE else f"cannot be: {problem['msg']}"
-    return UserError(f"{name}={value} {must}")
+    return UserError(f"{name}={value if isinstance(value, str) else shortened(value)} {must}")
 
 
 def listed(model: type[Fields] = StudyFile, before: str = "") -> Iterator[tuple[str, str]]:

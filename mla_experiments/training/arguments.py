@@ -68,6 +68,8 @@ def steps_of(run: RunArguments, flags: dict) -> dict[str, int | float]:
     steps = -(-run.train_tokens // tokens) if given == -1 else given
     if steps * tokens > MOST:
         asked = f"train_tokens={run.train_tokens}" if given == -1 else f"max_steps={given}"
+        if tokens > MOST:
+            asked = f"batch_size={run.batch_size} of sequence_length={run.sequence_length}"
         raise UserError(f"{asked} is more than anything trains on; lower it")
     warmup = flags.get("warmup_steps", min(-(-run.warmup_tokens // tokens), steps - 1))
     found = {"max_steps": steps, "warmup_steps": warmup}

@@ -66,3 +66,9 @@ def test_a_folder_in_use_is_kept(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is there already and is kept"):
         measure(Arguments(out=str(tmp_path)), TINY)
+
+
+def test_a_mechanism_that_is_unknown_is_said_before_anything_is_measured(tmp_path):
+    with pytest.raises(UserError, match="attention=foo is unknown"):
+        measure(Arguments(attention=["foo"], out=str(tmp_path / "out")), TINY)
+    assert not (tmp_path / "out").exists()

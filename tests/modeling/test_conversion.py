@@ -537,6 +537,24 @@ def garbled_generation(folder):
     (folder / "generation_config.json").write_text("{")
 
 
+def deep_index(folder):
+    (folder / "model.safetensors.index.json").write_text('{"a": ' + "[" * 100_000)
+
+
+def token_that_is_no_number(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["y"]}')
+
+
+def dtype_that_is_none(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": 0}))
+
+
+def whole_numbers(folder):
+    path = folder / "model-00001-of-00003.safetensors"
+    save_file({name: (100 * weight).to(torch.int8) for name, weight in load_file(path).items()}, path)
+
+
 def only_a_pickle(folder):
     for path in folder.glob("model*"):
         path.unlink()
@@ -557,7 +575,11 @@ def only_a_pickle(folder):
         (too_few_layers, "lacks model.layers.2"),
         (say_that_the_head_is_tied, "lm_head.weight is stored and is not model.embed_tokens.weight"),
         (garbled_index, "model.safetensors.index.json is damaged"),
+        (deep_index, "model.safetensors.index.json is damaged"),
         (garbled_generation, "generation_config.json cannot be read"),
+        (token_that_is_no_number, "eos_token_id='y' is no number of a token"),
+        (dtype_that_is_none, "dtype=0 is no dtype of torch"),
+        (whole_numbers, "in I8, and weights are read in F64, F32, F16, BF16"),
         (only_a_pickle, "holds no model.safetensors"),
     ],
 )

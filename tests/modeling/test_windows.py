@@ -96,6 +96,7 @@ def test_unequal_prompts_write_what_each_does_alone(attention, tokens):
             "must be a list of full_attention and sl",
         ),
         ({"layer_types": ["sliding_attention"] * 2}, "asks for windows; give sliding_window"),
+        ({"layer_types": [{"a": 1}, []]}, "asks for windows; give sliding_window"),
         ({"sliding_window": 1}, "sliding_window=1 sees no token but itself"),
         ({"sliding_window": 2.5}, "sliding_window=2.5 must be a positive integer"),
     ],

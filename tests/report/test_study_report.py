@@ -28,6 +28,7 @@ from mla_experiments.report.study_charts import charts, drawn, looks
 from mla_experiments.report.styles import style
 from mla_experiments.report.text import matched, text_of
 from mla_experiments.study.description import Variant
+from mla_experiments.texts import read_text
 from mla_experiments.training import RunArguments
 
 
@@ -141,8 +142,8 @@ def test_a_verdict_that_the_recipe_turns_is_never_given_as_one(tmp_path):
 def test_an_unfinished_study_shows_what_is_there_marked(tmp_path):
     folder = fake_study(tmp_path, done=lambda run: run["variant"] != "mqa" and run["seed"] != 3)
     write_report(folder)
-    text = (folder / "report.md").read_text()
-    assert text == markdown_of(folder) and "\n| mqa" not in text and "\n| mha" in text
+    text = read_text(folder / "report.md")
+    assert text == markdown_of(folder).rstrip("\n") + "\n" and "\n| mqa" not in text and "\n| mha" in text
     for written in (text, (folder / "report.html").read_text()):
         assert "Unfinished: 11 of 32 runs are still to do" in written
 

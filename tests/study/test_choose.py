@@ -70,6 +70,17 @@ def test_a_text_too_small_says_how_much_is_needed(place, capsys):
     assert "to test on, and a verdict takes 10; give about" in capsys.readouterr().err
 
 
+def test_a_task_and_a_file_that_is_none_of_ours_are_refused(place, capsys):
+    assert main(["choose", "synthetic:mqar", "--cache-bytes-per-token", "256", "--plan-only"]) == 2
+    assert "corpus=synthetic:mqar is a task, and this chooses by how well text is predicted" in capsys.readouterr().err
+    Path("studies").mkdir(exist_ok=True)
+    Path("studies/choose-own.yaml").write_bytes("# für mich".encode("latin-1"))
+    assert main(["choose", "own.txt", "--cache-bytes-per-token", "256", "--plan-only"]) == 2
+    assert "choose-own.yaml is there for another question, and is kept" in capsys.readouterr().err
+    assert main(["choose", "own.txt", "--cache-bytes-per-token", "256", "--params", "9" * 400]) == 2
+    assert "must be a number of parameters" in capsys.readouterr().err
+
+
 def test_a_size_is_met_by_the_nearest_model():
     for wanted in (300_000, 2_000_000, 20_000_000):
         shape = shape_for(wanted, 2000)

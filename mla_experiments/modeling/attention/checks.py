@@ -5,7 +5,7 @@ import sys
 from types import NoneType
 from typing import TYPE_CHECKING, get_args
 
-from ...errors import UserError
+from ...errors import UserError, shortened
 
 if TYPE_CHECKING:
     from .base import Attention
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 COMMON: dict[str, tuple[str | bool | None, ...]] = {
     "output_gate": (None, "element", "head"), "qk_norm": (False, True, "whole"), "attention_bias": (False, True),
 }  # fmt: skip
+LARGEST = 10**9
+MOST_LAYERS = 1000  # no model has as many; what asks for more would be built for hours
 KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}
 
 
@@ -22,10 +24,11 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def require_whole(name: str, value: object) -> None:
-    """Raise `UserError` unless `value` is a whole number of at least 1."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    require(whole, f"{name}={value!r} must be a positive integer.")
+def require_whole(name: str, value: object, most: int = LARGEST) -> None:
+    """Raise `UserError` unless `value` is a whole number from 1 to what no model exceeds."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name}={shortened(value)} must be a positive integer.")
+    require(value <= most, f"{name}={shortened(value)} is more than any model has; give at most {most:,}.")
 
 
 def require_number(name: str, value: object, above: float = 0) -> None:
@@ -57,7 +60,11 @@ def check_option(name: str, value: object, declared: type) -> None:
     else:
         fits = float in kinds and type(value) is int
     said = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS)
-    require(fits, f"{name}={value!r} must be {said}.")
+    require(fits, f"{name}={shortened(value)} must be {said}.")
+    if isinstance(value, int):
+        require(
+            abs(value) <= LARGEST, f"{name}={shortened(value)} is more than any model has; give {LARGEST:,} or less."
+        )
 
 
 def check_common(mechanism: "type[Attention]", given: dict[str, object]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..allocator import keep_freed_memory
+from ..errors import UserError
 from .needs import STATISTICS, need
 from .parsing import ConversionArguments, parse
 from .saying import wrote
@@ -74,7 +75,13 @@ def run(argv: list[str]) -> None:
 
     overwrite, weights_dir = given.pop("overwrite"), Path(given.pop("weights_dir"))
     source, target = find_model(where["MODEL"], weights_dir), Path(where["OUT"])
-    healing = Healing(*(given.pop(f"heal_{name}") for name in ("tokens", "learning_rate", "distillation", "batch")))
+    how = {name: given.pop(f"heal_{name}") for name in ("tokens", "learning_rate", "distillation", "batch")}
+    idle = [name for name in how if not how["tokens"] and how[name] != getattr(ConvertArguments, f"heal_{name}")]
+    if idle:
+        raise UserError(
+            f"heal_{idle[0]}={how[idle[0]]} has no effect without heal_tokens; leave it out, or say on how many to heal"
+        )
+    healing = Healing(**how)
     healing.check()
     request = Request(**given)
     if healing.tokens and not overwrite and stands(source, target, request):

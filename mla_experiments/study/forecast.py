@@ -30,7 +30,7 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
     """
     if utilisation > 1:
         raise UserError(f"utilisation={utilisation:g} is a share of the best rate, at most 1")
-    check_trials(study)
+    check_trials(study, here=False)
     rows = []
     solved = match(study, study.planned_vocab_size)
     same = same_runs(study, solved)

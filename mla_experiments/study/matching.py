@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..benchmark.costs import (
     BYTES,
@@ -25,7 +26,9 @@ from ..modeling.attention import ATTENTION, mechanisms_of
 from ..modeling.attention.hybrid import spread
 from ..modeling.export import stock_config
 from ..training import RunArguments
+from ..training.arguments import trainer_arguments
 from ..training.muon import check_optimizer
+from ..training.run import check_loss
 from .description import Study, Variant, with_settings
 from .fields import BUDGET, CORPUS
 from .tuning import Settings
@@ -55,8 +58,12 @@ class Matched:
     cache_residual: float | None
 
 
-def check_trials(study: Study) -> None:
-    """Refuse what a trial cannot be, model or optimizer, as long as nothing is prepared yet.
+def check_trials(study: Study, here: bool = True) -> None:
+    """Refuse what a trial cannot be, model or training, as long as nothing is prepared yet.
+
+    Args:
+        study: what is stated.
+        here: whether it is to run on this machine, and not to be planned for another.
 
     Raises:
         UserError: see there.
@@ -64,8 +71,11 @@ def check_trials(study: Study) -> None:
     for variant in study.variants:
         for settings in study.designs[variant.attention]:
             trial = with_settings(variant, settings)
-            run = run_arguments(study, trial, trial.options)
-            check_optimizer(run.optimizer, study.arguments(trial)[1])
+            run, flags = run_arguments(study, trial, trial.options), study.arguments(trial)[1]
+            check_optimizer(run.optimizer, flags)
+            if here:
+                trainer_arguments(run, flags, Path())
+            check_loss(run, study.corpus_of(variant), study.task_of(variant))
             config_of(study, trial, trial.options, study.planned_vocab_size)
 
 

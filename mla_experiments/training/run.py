@@ -19,6 +19,7 @@ from transformers.trainer_utils import SchedulerType
 
 from ..data import DocumentStream, load_tokenizer_of, load_tokens, open_stream
 from ..data.synthetic import task_of
+from ..data.synthetic.task import Task
 from ..errors import InUse, Stopped, UserError, unknown
 from ..every_reader import tokenizer_for_every_reader
 from ..manifest import file_hash, flush, library_versions, locked, write_record
@@ -96,6 +97,22 @@ def leave_others_in_order(kind: type[BaseException] | None, *_) -> None:
         atexit.register(PartialState().destroy_process_group)
 
 
+def check_loss(arguments: RunArguments, corpus: str, task: Task | None) -> None:
+    """Refuse what cannot be trained on of a corpus.
+
+    Raises:
+        UserError: a loss that is unknown, or on the answers of text; or rows that are too short for a task.
+    """
+    if task:
+        task.check_length(arguments.sequence_length)
+    if arguments.loss_on not in LOSSES:
+        raise unknown("loss_on", arguments.loss_on, LOSSES)
+    if arguments.loss_on != "all" and not task:
+        raise UserError(
+            f"loss_on={arguments.loss_on} is for synthetic corpora, but {corpus} has no answers; leave it out"
+        )
+
+
 class Run:
     """One mechanism to train into one folder."""
 
@@ -106,20 +123,9 @@ class Run:
         self.config = arguments.model_config(attention, manifest["vocab_size"], manifest["end_of_document"])
         self.corpus = manifest["corpus"]
         self.task = task_of(self.corpus) if "task" in manifest else None
-        self._check_loss()
+        check_loss(arguments, self.corpus, self.task)
         self.identity = identity_of(arguments, self.trainer_arguments, self.config, manifest, attention)
         self.before: list[dict] = []  # other code by which it was trained before this
-
-    def _check_loss(self):
-        if self.task:
-            self.task.check_length(self.arguments.sequence_length)
-        if self.arguments.loss_on not in LOSSES:
-            raise unknown("loss_on", self.arguments.loss_on, LOSSES)
-        if self.arguments.loss_on != "all" and not self.task:
-            raise UserError(
-                f"loss_on={self.arguments.loss_on} is for synthetic corpora, but {self.corpus} has no answers; leave "
-                "it out"
-            )
 
     @property
     def is_main_process(self) -> bool:

@@ -252,6 +252,7 @@ REFUSED = [
     ({"cache_bytes": 192, "held_out": "text.txt"}, "share a passage"),
     ({"cache_bytes": 192, "corpus": "nowhere"}, "corpus=nowhere"),
     ({"cache_bytes": 192, "probes": "sums"}, "probes=sums is unknown"),
+    ({"cache_bytes": 192, "heal_batch": 3}, "heal_batch=3 has no effect without heal_tokens"),
 ]
 
 

@@ -386,6 +386,11 @@ def test_runs_by_other_code_are_named_and_taken_only_where_that_is_accepted(stat
         ({"adam_beta2": [0.9, 2.0]}, "adam_beta2=2.0 must be a number from 0 and below 1"),
         ({"lr_scheduler_type": ["linear", "sawtooth"]}, "lr_scheduler_type=sawtooth cannot be"),
         ({"seeds": [2**32]}, "seeds=4294967296 must be below 4,294,967,296"),
+        ({"loss_on": "foo"}, "loss_on=foo is unknown"),
+        ({"loss_on": "answers"}, "loss_on=answers is for synthetic corpora, but "),
+        ({"lr_scheduler_kwargs": 5}, "lr_scheduler_kwargs"),
+        ({"report_to": "foo"}, "report_to"),
+        ({"batch_size": 2**62}, "batch_size=4611686018427387904 of sequence_length=32 is more than anything trains on"),
     ],
 )
 def test_fields_of_the_trainer_are_refused_before_anything_is_prepared(state, tmp_path, capsys, more, said):

@@ -13,16 +13,20 @@ WRITTEN = "<!-- mla-experiments wrote this: {} -->\n"
 LAST_LINE = re.compile(WRITTEN.format(r"(\w{16})") + r"\Z")
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a text, whole or not at all, unless another one stands there that was not written so, which is said."""
+def write_text(path: Path, text: str) -> list[Path]:
+    """Write a text, whole or not at all, unless another one stands there that was not written so, which is said.
+
+    Returns:
+        The path, where it was written.
+    """
     if path.exists() and not is_as_written(path):
         print(f"{path} is not as a command here wrote it, and is kept; move it away to have it written anew.")
-        return path
+        return []
     text = text.rstrip("\n") + "\n"
     scratch = scratch_for(path)
     scratch.write_text(text + WRITTEN.format(_digest(text)), encoding="utf-8", errors="backslashreplace")
     scratch.replace(path)
-    return path
+    return [path]
 
 
 def is_as_written(path: Path) -> bool:

@@ -12,13 +12,13 @@ from mla_experiments.texts import is_as_written, read_text, write_text
 @pytest.mark.parametrize("text", ["# A\n\nline\n", "no end", "", "<html></html>\n\n\n", "\udcff and Ü\n"])
 def test_a_text_is_replaced_as_it_was_written_and_kept_as_it_was_edited(tmp_path, capsys, text):
     path = tmp_path / "report.md"
-    assert write_text(path, text) == path and is_as_written(path)
+    assert write_text(path, text) == [path] and is_as_written(path)
     assert read_text(path).rstrip("\n") == text.rstrip("\n").encode(errors="backslashreplace").decode()
     write_text(path, "another")
     assert read_text(path) == "another\n" and not capsys.readouterr().out
     edited = path.read_text() + "a thought\n"
     path.write_text(edited)
-    write_text(path, text)
+    assert write_text(path, text) == []
     assert path.read_text() == edited and list(tmp_path.iterdir()) == [path]
     assert f"{path} is not as a command here wrote it, and is kept" in capsys.readouterr().out
 

@@ -60,14 +60,13 @@ class Results:
         return shown + ("\n\nTokenizers differ, so perplexities per token would not compare." if mixed else "")
 
     def save(self, folder: Path) -> list[Path]:
-        """Write `results.json` and `results.md`; return their paths."""
+        """Write `results.json` and `results.md`; return the paths of what was written."""
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder / "results.json", {**self.context, "results": self.rows})
         facts = ", ".join(f"{name} {value}" for name, value in self.context["versions"].items())
         heading, made = f"# Evaluation on {escaped(self.context['corpus'])}", f"{self.context['device']}; {facts}."
         text = f"{heading}\n\n{self.table(escaped)}\n\n{made}\n"
-        write_text(folder / "results.md", text)
-        return [folder / "results.json", folder / "results.md"]
+        return [folder / "results.json", *write_text(folder / "results.md", text)]
 
 
 def with_headings(rows: list[dict], but: set[str]) -> list[dict[str, str | None]]:

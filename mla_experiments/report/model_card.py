@@ -61,7 +61,9 @@ def write_model_card(folder: Path, run_folder: Path | None = None, shown_as: Pat
         describe_results(rows),
         "## Load it\n\n" + LOADING.format(path=json.dumps(str(shown_as or folder)), imports=imports if native else ""),
     ]
-    return write_text(folder / "README.md", "\n\n".join(part for part in parts if part))
+    path = folder / "README.md"
+    write_text(path, "\n\n".join(part for part in parts if part))
+    return path
 
 
 def attention_of(config: PreTrainedConfig) -> str:

@@ -17,8 +17,8 @@ from .templates import fill
 from .text import HOW_TOLD_APART, Text
 
 
-def write_page(path: Path, text: Text, charts: dict[str, list[Chart]], variants: dict[str, Style]) -> Path:
-    """Write the page; return its path.
+def write_page(path: Path, text: Text, charts: dict[str, list[Chart]], variants: dict[str, Style]) -> list[Path]:
+    """Write the page; return its path, unless somebody has edited the one that stands there.
 
     Args:
         path: of the page.

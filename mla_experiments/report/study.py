@@ -31,7 +31,7 @@ def write_findings(folder: Path, found: Findings) -> list[Path]:
     markdown = write_text(folder / "report.md", to_markdown(text, sections))
     variants = {name: look for name, (_, look) in drawn(found).items()}
     page = write_page(folder / "report.html", text, sections, variants)
-    return [page, markdown, write_summary(folder / SUMMARY, found), *files]
+    return [*page, *markdown, write_summary(folder / SUMMARY, found), *files]
 
 
 def to_markdown(text: Text, charts: dict[str, list[Chart]]) -> str:

@@ -197,7 +197,8 @@ def compare(
 
     A difference is real when it would be there with other documents and with other seeds (the same seed means the same
     order of the data). Bonferroni's method corrects for the number of pairs tested: its intervals hold together, and
-    say what its verdicts say.
+    say what its verdicts say. A pair of the same runs under other names, as at several budgets that a mechanism cannot
+    meet, is one test.
 
     Args:
         scores: what is summed of a measure, `[documents]`, by variant and seed.
@@ -210,8 +211,11 @@ def compare(
         for a, b in itertools.combinations(scores, 2)
         if compares(a, b)
     ]
-    tested = sum(comparison.both is not None for comparison in found)
-    return [replace(comparison, pairs=max(1, tested)) for comparison in found]
+    of_model = {
+        name: tuple((seed, amounts.tobytes()) for seed, amounts in runs.items()) for name, runs in scores.items()
+    }
+    tested = {frozenset((of_model[one.a], of_model[one.b])) for one in found if one.both is not None}
+    return [replace(comparison, pairs=max(1, len(tested))) for comparison in found]
 
 
 def compared(

@@ -224,3 +224,15 @@ def test_more_seeds_see_smaller_differences_as_such_studies_do():
         assert few.with_seeds(4).detectable == pytest.approx(few.detectable, rel=0.35)
         assert few.with_seeds(12).detectable <= few.with_seeds(5).detectable
     assert np.median(seen[4]) == pytest.approx(np.median(seen[12]), rel=0.15)
+
+
+def test_a_pair_of_the_same_runs_under_other_names_is_one_test():
+    """Mechanisms that meet no budget stand at each of them; their pairs are no further chances to be wrong."""
+    generator, size = np.random.default_rng(17), np.full(40, 1000)
+    runs = {name: {seed: generator.normal(700, 20, 40) for seed in range(3)} for name in ("mha", "gqa", "mla")}
+    once = compare(runs, size)
+    again = compare({**runs, "mha at 512": runs["mha"], "gqa at 512": runs["gqa"]}, size, lambda a, b: a[:3] != b[:3])
+    assert len(once) == 3 and len(again) == 8
+    assert {one.pairs for one in (*once, *again)} == {3}
+    intervals = {(one.a, one.b): one.interval for one in once}
+    assert all(one.interval == intervals.get((one.a[:3], one.b[:3]), one.interval) for one in again)

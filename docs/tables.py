@@ -194,15 +194,14 @@ def cpu_speed() -> str:
 
 def rankings() -> str:
     """Mechanisms at a quarter of MHA's cache, or as near as they come, by perplexity and by recall, in `recall.md`."""
-    studies = ("attention-cache", "recall-copy", "recall-needle", "recall-hops", "recall-mqar")
-    text, copies, needles, hops, pairs = (reported(study) for study in studies)
+    studies = ("attention-cache", "recall-copy", "recall-needle", "recall-mqar")
+    text, copies, needles, pairs = (reported(study) for study in studies)
     told = [name for name in text if name in copies]
     columns = {
         "bits/byte": {name: text[name]["quality"]["mean"] for name in told},
         "copying: wrong": {name: copies[name]["quality"]["mean"] for name in told},
         "at 24 characters": {name: 1 - copies[name]["recall"]["longest=24"]["mean"] for name in told},
         "needles: wrong": {name: needles[name]["quality"]["mean"] for name in told},
-        "hops: wrong": {name: hops[name]["quality"]["mean"] for name in told},
         "keys and values: wrong": {name: pairs[name]["quality"]["mean"] for name in told},
     }
     ranks = {column: ranked(values) for column, values in columns.items()}

@@ -6,7 +6,7 @@ With `--cache_dtype` or `--weight_dtype`: what a cache or weights in fewer bits 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..manifest import check_folder
 from ..next_step import as_typed_here, elsewhere
 from .needs import STATISTICS, need
@@ -148,7 +148,7 @@ def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path)
 
     rows, storage = [], STORAGES[name]
     if dtype not in STORED:
-        raise unknown(name, dtype, STORED)
+        raise UserError(f"{name}={dtype} is unknown; choose one of {', '.join(STORED)}")
     keep_others(written := output_dir / f"{storage.name}.json")
     for one in scored_twice(storage, dtype, **given):
         nats = [np.array([document.nats for document in score.documents]) for score in (one.exact, one.kept)]

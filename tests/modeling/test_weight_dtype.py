@@ -45,7 +45,8 @@ def test_a_model_computes_with_what_its_weights_were_rounded_to(attention, kind,
     calls = []
     monkeypatch.setattr(linear, "few_rows_linear", lambda *args: (calls.append(args[1].dtype), in_c(*args))[1])
     step = model(ids[:, 20:], past_key_values=cache).logits[:, -1].double()
-    torch.testing.assert_close(step, expected[:, -1], atol=1e-4, rtol=1e-4)
+    off = 1e-3 if kind == "int8" else 1e-4  # whose states are rounded to 16 bits
+    torch.testing.assert_close(step, expected[:, -1], atol=off, rtol=off)
     assert 0 < (expected - exact).abs().max() / exact.std() < 0.3
     assert calls.count(STORED[kind]) > len(calls) / 2 or not calls, "where C is, the step goes through it"
 

@@ -84,7 +84,7 @@ def test_another_recipe_or_other_text_by_the_same_name_is_said(compare, trained)
     assert main(f"data --corpus a.txt --vocab_size 300 {data}".split()) == 0
     flags = " ".join(f"--{name} {value}" for name, value in TINY.items() if name != "sequence_length")
     assert main(f"train --run more --attention gqa {flags} {data} --weight_decay 0.5".split()) == 0
-    assert main(["eval", "same/gqa", "more/gqa", "--data_dir", "data-more", "--output_dir", "more"]) == 0
+    assert main(["eval", "same/gqa", "more/gqa", "--data_dir", "data-other", "--output_dir", "more"]) == 0
     code, out, _ = compare("same/gqa", "more/gqa")
     assert main(["eval", "same/gqa", "--data_dir", "data-same", "--output_dir", "same"]) == 0
     assert code == 0 and "Training differs in corpus_hash (" in out and "weight_decay (0.1, 0.5): what follows" in out

@@ -33,6 +33,7 @@ INSTALLATION = {  # not run: the tests have their environment
 }
 SMALL = {  # what a page says: what is run in its place
     "--params 1M": "--params 150k",
+    "--params 500k": "--params 150k",
     "--cache-bytes-per-token 1024": "--cache-bytes-per-token 256",
     "smollm2-135m": "original",  # a Llama of random weights
     "--cache_bytes 23040": "--cache_bytes 192",  # half of its cache, too

@@ -9,6 +9,7 @@ from .description import Study
 from .matching import Matched, check_trials, config_of, match, same_models
 
 HOUR = 3600
+MOST_TOKENS = 4096  # of a step that is measured
 
 
 def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dict]:
@@ -18,7 +19,7 @@ def study_plan(study: Study, hardware: Hardware, utilisation: float) -> list[dic
     earlier one is and differs from it in its budget or in how its cache is kept.
 
     The hours at best are the FLOPs at the hardware's best rate, which no training reaches; beside them are those at a
-    share of it. On the machine at hand what is expected is measured by steps of one sequence in each variant.
+    share of it. On the machine at hand what is expected is measured by steps of each variant.
 
     Args:
         study: what would be run.
@@ -74,8 +75,14 @@ def same_runs(study: Study, solved: list[Matched]) -> dict[str, str]:
 
 
 def tokens_per_second(study: Study, matched: Matched, device: str) -> float:
-    """Measure training steps of one sequence."""
+    """Measure training steps on the batch that is trained, or as much of it as a moment takes.
+
+    A single sequence would not do: what calls take is most of a small model's step, and less of a batch's.
+    """
     config = config_of(study, matched.variant, matched.options, study.planned_vocab_size, matched.intermediate_size)
-    step = training_step(DecoderForCausalLM(config).to(device), config.max_position_embeddings, 1)
+    own, flags = study.arguments(matched.variant)
+    length = own["sequence_length"]
+    sequences = max(1, min(own["batch_size"], flags["per_device_train_batch_size"], MOST_TOKENS // length))
+    step = training_step(DecoderForCausalLM(config).to(device), length, sequences)
     seconds = interleaved({"step": step}, rounds=3, warmup=1)["step"]
-    return 1e3 * config.max_position_embeddings / spread(seconds)["ms"]
+    return 1e3 * sequences * length / spread(seconds)["ms"]

@@ -131,6 +131,7 @@ def drafted(question: Question, path: Path, root: Path) -> tuple[list[str], str]
     vocab_size = data["tokens"]["vocab_size"]
     stated |= shape_for(question.parameters, vocab_size)
     stated |= {"match": "cache", "cache_bytes_per_token": question.cache_bytes_per_token}
+    stated |= {"batch_size": BATCH_SIZE, "per_device_train_batch_size": BATCH_SIZE}
     study = written(path, stated)
     solved = match(study, vocab_size)
     runs = TRIALS + len(SEEDS)
@@ -138,8 +139,6 @@ def drafted(question: Question, path: Path, root: Path) -> tuple[list[str], str]
     stated |= {
         "train_tokens": tokens,
         "warmup_tokens": tokens // 20,
-        "batch_size": BATCH_SIZE,
-        "per_device_train_batch_size": BATCH_SIZE,
         "optimizer": "muon",
         "initialization": "zero",
         "tuning": {"trials": TRIALS, "learning_rate": [2.0e-3, 2.0e-2]},

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
-from ..manifest import check_folder
+from ..manifest import check_folder, keep_others, library_versions, write_record
 from ..next_step import as_typed_here, elsewhere
 from .needs import STATISTICS, need
 from .parsing import parse
@@ -77,7 +77,6 @@ def run(argv: list[str]) -> None:
     if tasks:
         return evaluate_on_tasks(tasks, limit, given, output_dir)
     from ..evaluation import evaluate_models, evaluate_on_task, known_rows, task_asked_for
-    from ..manifest import keep_others
     from ..report import write_model_card
 
     keep_others(output_dir / "results.json", output_dir / "results.md")
@@ -123,7 +122,6 @@ def evaluate_on_tasks(tasks: list[str], limit: int | None, given: dict, output_d
         raise UserError(f"tasks={ours[0]} is drawn, so that {given_too} has no effect; leave it out")
     from ..evaluation import probe_models
     from ..evaluation.results import with_headings
-    from ..manifest import keep_others, library_versions, write_record
     from ..markdown import table
 
     keep_others(written := output_dir / "probes.json")
@@ -142,7 +140,6 @@ def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path)
     from ..evaluation.fewer_bits import STORAGES, scored_twice
     from ..evaluation.measures import BITS
     from ..kernels.stored import STORED
-    from ..manifest import keep_others, library_versions, write_record
     from ..markdown import table
     from ..study.statistics import compared
 
@@ -182,7 +179,6 @@ def evaluate_in_fewer_bits(name: str, dtype: str, given: dict, output_dir: Path)
 def evaluate_by_harness(tasks: list[str], limit: int | None, given: dict, output_dir: Path) -> None:
     """Run tasks of lm-evaluation-harness and write `harness.json`."""
     from ..evaluation.harness import evaluate_tasks
-    from ..manifest import keep_others, library_versions, write_record
     from ..markdown import table
 
     keep_others(written := output_dir / "harness.json")

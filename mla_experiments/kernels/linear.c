@@ -113,12 +113,7 @@ enum { TWICE = 2 * LANES, MOST_STEPS = 256 }; /* so many pairs of products of 7 
 
 /* A row of x in 16 bits, zeros up to `room`; returns its scale, NaN where a number is not finite. */
 static float rounded_row(const float *x, int64_t in, int64_t room, int16_t *to) {
-    float most = 0;
-    for (int64_t k = 0; k < in; k++) {
-        float size = fabsf(x[k]);
-        most = size > most || size != size ? size : most;
-    }
-    float times = most > 0 && most < INFINITY ? LARGEST / most : 0;
+    float most = largest_size(x, in), times = most > 0 && most < INFINITY ? LARGEST / most : 0;
     for (int64_t k = 0; k < in; k++) to[k] = (int16_t)lrintf(x[k] * times);
     memset(to + in, 0, sizeof(int16_t) * (room - in));
     return most < INFINITY ? most / LARGEST : NAN;
@@ -150,7 +145,8 @@ SPECIALISED void product_in_pairs(const matrix *m, const int16_t *x, const float
     }
     for (int r = 0; r < count; r++) {
         rows all = sums_across(sums[r]);
-        for (int o = 0; o < outputs; o++) y[r * m->out + o] = all[o] * (scales[r] * scale_of(OCTETS, w + o * m->step, m->in));
+        for (int o = 0; o < outputs; o++)
+            y[r * m->out + o] = all[o] * (scales[r] * scale_of(OCTETS, w + o * m->step, m->in));
     }
 }
 
@@ -164,11 +160,12 @@ static int few_rows_in_pairs(const float *x, const char *w, float *y, int64_t nu
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t o = 0; o < m->out; o += LANES) {
         int outputs = m->out - o < LANES ? m->out - o : LANES;
+        const char *here = w + o * m->step;
         int64_t r = 0;
         for (; r + ROWS <= num_rows; r += ROWS)
-            product_in_pairs(m, rounded_x + r * room, scales + r, room, w + o * m->step, y + r * m->out + o, ROWS, outputs);
+            product_in_pairs(m, rounded_x + r * room, scales + r, room, here, y + r * m->out + o, ROWS, outputs);
         for (; r < num_rows; r++)
-            product_in_pairs(m, rounded_x + r * room, scales + r, room, w + o * m->step, y + r * m->out + o, 1, outputs);
+            product_in_pairs(m, rounded_x + r * room, scales + r, room, here, y + r * m->out + o, 1, outputs);
     }
     free(rounded_x);
     return 0;

@@ -44,7 +44,17 @@ static inline bits add_pairs(bits sum, bits two, const two_numbers *with) {
 #endif
 }
 
+static inline bits rounded(rows x) { /* of less than 2^22 */
+    rows shifted = x + 12582912.0f;
+    return (bits)shifted - (bits)((rows){0} + 12582912.0f);
+}
+
 static inline bits paired(bits first, bits second) { return (first & 0xffff) | (second << 16); }
+
+static inline rows times_of(rows most) { /* LARGEST / most, 0 for zeros */
+    rows times = LARGEST / most;
+    return (rows)((bits)times & (most > 0.0f));
+}
 
 /* LANES rows of queries, from first on; query [rows, step] scaled, zeros beyond its width */
 static void turn_pairs(const stored_shape *z, const float *query, int64_t step, int64_t first, bits *turned,

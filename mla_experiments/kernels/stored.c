@@ -181,11 +181,7 @@ int attend_stored(const stored_shape *z, const float *query, const char *key, co
 static void pack_row(const form *f, const float *from, char *to) {
     char *scales = to + (f->width + 3) / 4 * 4;
     for (int64_t part = 0, begin = 0; part < f->parts; begin = f->ends[part++]) {
-        float most = 0;
-        for (int64_t i = begin; i < f->ends[part]; i++) {
-            float size = fabsf(from[i]);
-            most = size > most || size != size ? size : most;
-        }
+        float most = largest_size(from + begin, f->ends[part] - begin);
         float scale = most < INFINITY ? most / 127 : NAN, times = most > 0 && most < INFINITY ? 127 / most : 0;
         for (int64_t i = begin; i < f->ends[part]; i++) to[i] = times ? (int8_t)lrintf(from[i] * times) : (most != 0);
         memcpy(scales + 4 * part, &scale, 4);

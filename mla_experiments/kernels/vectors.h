@@ -44,17 +44,16 @@ static inline rows sums_across(rows *x) {
     return x[0];
 }
 
-/* Numbers are rounded to 16 bits by a scale, that of the largest of them. */
-enum { LARGEST = 32767 };
+enum { LARGEST = 32767 }; /* to which the largest number of a row is scaled, where it is rounded to 16 bits */
 
-static inline bits rounded(rows x) { /* of less than 2^22 */
-    rows shifted = x + 12582912.0f;
-    return (bits)shifted - (bits)((rows){0} + 12582912.0f);
-}
-
-static inline rows times_of(rows most) { /* LARGEST / most, 0 for zeros */
-    rows times = LARGEST / most;
-    return (rows)((bits)times & (most > 0.0f));
+/* The largest size among numbers; NaN where one is NaN, and else infinite where one is. */
+static inline float largest_size(const float *from, int64_t count) {
+    float most = 0;
+    for (int64_t i = 0; i < count; i++) {
+        float size = fabsf(from[i]);
+        most = size > most || size != size ? size : most;
+    }
+    return most;
 }
 
 /* e^x for x <= 0: to 2 units in the last place, 0 below -87, NaN for NaN (Cephes, expf) */

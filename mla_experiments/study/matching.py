@@ -72,9 +72,10 @@ def check_trials(study: Study, here: bool = True) -> None:
         for settings in study.designs[variant.attention]:
             trial = with_settings(variant, settings)
             run, flags = run_arguments(study, trial, trial.options), study.arguments(trial)[1]
-            check_optimizer(run.optimizer, flags)
             if here:
                 trainer_arguments(run, flags, Path())
+            else:
+                check_optimizer(run.optimizer, flags)
             check_loss(run, study.corpus_of(variant), study.task_of(variant))
             config_of(study, trial, trial.options, study.planned_vocab_size)
 
